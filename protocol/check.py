@@ -1,0 +1,521 @@
+"""A check, told once: the requester asks, the service relays and evaluates blind, four custodians garble.
+
+Read `run_check` at the end first: it is the whole check in memory, and what the live processes do with sockets and
+databases between the same calls. Step numbers are those of SPEC.md, section 6.
+"""
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from protocol import kdf, signing, voprf
+from protocol.committee import excluded_slot, preferred_choice
+from protocol.committee_keys import CommitteeKey, KeyName
+from protocol.comparison import Disagreement, LaneInput, Part, Seed, evaluate, garble, tags
+from protocol.custody import Admission, Charge, Custody, CustodyView, Reading
+from protocol.encoding import decode, encode
+from protocol.errors import ProtocolError
+from protocol.group import Element
+from protocol.identity import Identity, shard_of
+from protocol.manifest import SUM_INSURED, Manifest, Rule, china_day
+from protocol.messages import (
+    FRESHNESS_SECONDS,
+    MAX_ATTEMPTS,
+    CheckAnswer,
+    CheckCall,
+    CheckEnvelope,
+    CheckOutcome,
+    CheckRequest,
+    CheckStatement,
+    EnvelopeHash,
+    Header,
+    Lane,
+    SealedLane,
+    SignedCheck,
+    envelope_hash,
+)
+from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
+from protocol.secret import Secret
+from protocol.sharing import CHOSEN, SHARE_BYTES, Chosen, Label, Share, group_sums, held_labels, share
+from protocol.stamps import acceptable_as_of, as_of_tick
+from protocol.token import IndexKey, Pseudonym, Token, blind, index_key, unblind, verify_unblinder
+
+PURPOSE = "check"
+
+
+class Verdict(Enum):
+    """What a check says of one lane. Everything that cannot be answered is `INDETERMINATE`, never `WITHIN`."""
+
+    EXCEEDS = "exceeds"
+    WITHIN = "within"
+    INDETERMINATE = "indeterminate"
+
+
+class Void(Enum):
+    """Why a check is indeterminate: one public reason for every kind of disagreement, because reasons are oracles."""
+
+    TIMEOUT = "timeout"
+    TOO_FEW_CUSTODIANS = "too-few-custodians"
+    DISAGREEMENT = "disagreement"
+    BUDGET_EXHAUSTED = "budget-exhausted"
+    SERVICE_UNAVAILABLE = "service-unavailable"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One lane as the requester means it: a person, a rule, and the cover that would be added, in fen."""
+
+    identity: Identity
+    rule: Rule
+    proposed: int = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PendingCheck:
+    """What the requester keeps while it waits: s, to derive the tags, and what an answer must fit."""
+
+    check_id: bytes
+    seed: Secret
+    lanes: int
+    slots: tuple[int, ...]
+    as_of: int
+    deadline: float
+
+
+# --- step 1: the requester -----------------------------------------------------------------------------------------
+
+
+def shard_of_person(party: Party, identity: Identity) -> int:
+    """Return the shard that a person's deposits and checks belong to."""
+    return shard_of(party.keys.salt, identity, party.manifest.terms.shards)
+
+
+def check_context(requester: str, check_id: bytes, lane: int) -> bytes:
+    """Return what the Schnorr proof of a lane is bound to, besides B."""
+    return kdf.join(b"check", requester.encode(), check_id, lane.to_bytes(2, "big"))
+
+
+def ask(
+    party: Party, questions: list[Question], now: float, deadline: float, random: RandomBytes
+) -> tuple[PendingCheck, CheckRequest]:
+    """Step 1: blind each person, share each proposal, seal one envelope per custodian, sign.
+
+    All questions are about one shard; `deadline` is in Unix seconds. Nothing is sent to the requester's own group.
+    """
+    shards = {shard_of_person(party, question.identity) for question in questions}
+    if len(shards) != 1:
+        raise ProtocolError("mixed-shards", "the lanes of one check are in one shard")
+    (shard,) = shards
+    manifest, check_id, seed, as_of = party.manifest, random(16), random(32), china_day(now)
+    slots = manifest.committee(shard).slots
+    own = manifest.slot_of_group(shard, party.id)
+    excluded = excluded_slot(shard, own, len(slots), check_id)
+
+    tokens, proposals = [], []
+    for lane, question in enumerate(questions):
+        scalars = (random_scalar(random), random_scalar(random))
+        context = check_context(party.id, check_id, lane)
+        tokens.append(blind(party.keys.salt, question.identity, manifest.blinding_key, context, scalars))
+        amount = question.proposed if question.rule.measure == SUM_INSURED else min(question.proposed, 1)
+        proposals.append(share(amount, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES)))
+
+    hashes, envelopes = [], []
+    for slot, custodian in enumerate(slots):
+        if slot == own:
+            continue
+        held = held_labels(len(slots), excluded, slot)
+        body = CheckEnvelope(
+            check_id=check_id,
+            seed=seed,
+            lanes=tuple(
+                SealedLane(
+                    blinded=token.blinded,
+                    unblinder=token.unblinder,
+                    proof=token.proof,
+                    rule_id=question.rule.id,
+                    rule_version=question.rule.version,
+                    proposal=tuple(proposal[name] for name in held),
+                )
+                for question, token, proposal in zip(questions, tokens, proposals, strict=True)
+            ),
+            shard=shard,
+            manifest_hash=manifest.hash,
+            as_of=as_of,
+            issued_at=int(now),
+        )
+        envelopes.append(party.channel(custodian).seal(PURPOSE, check_id, encode(body), random(32)))
+        hashes.append(EnvelopeHash(slot=slot, hash=envelope_hash(envelopes[-1])))
+    statement = CheckStatement(
+        requester=party.id,
+        check_id=check_id,
+        lanes=tuple(
+            Lane(blinded=token.blinded, rule_id=question.rule.id, rule_version=question.rule.version)
+            for question, token in zip(questions, tokens, strict=True)
+        ),
+        shard=shard,
+        manifest_hash=manifest.hash,
+        as_of=as_of,
+        issued_at=int(now),
+        envelopes=tuple(hashes),
+    )
+    signature = signing.sign(party.keys.signing, PURPOSE, encode(statement))
+    pending = PendingCheck(
+        check_id, Secret(seed), len(questions), tuple(entry.slot for entry in hashes), as_of, deadline
+    )
+    return pending, CheckRequest(
+        signed=SignedCheck(statement=statement, signature=signature), envelopes=tuple(envelopes)
+    )
+
+
+# --- step 5: the requester reads the answer ------------------------------------------------------------------------
+
+
+def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> list[tuple[Verdict, Void | None]]:
+    """Step 5: return per lane the verdict, with the reason where it is indeterminate.
+
+    A late answer, one with an A or an attempt that cannot be, or a tag that is neither of the lane's two, is
+    indeterminate.
+    """
+
+    def void(reason: Void) -> list[tuple[Verdict, Void | None]]:
+        return [(Verdict.INDETERMINATE, reason)] * pending.lanes
+
+    if now > pending.deadline:
+        return void(Void.TIMEOUT)
+    if outcome.void is not None:
+        known = {reason.value: reason for reason in Void}
+        return void(known.get(outcome.void, Void.REFUSED))
+    plausible = (
+        outcome.check_id == pending.check_id
+        and 1 <= outcome.attempt <= MAX_ATTEMPTS
+        and len(outcome.chosen) == CHOSEN
+        and list(outcome.chosen) == sorted(set(outcome.chosen) & set(pending.slots))
+        and len(outcome.tags) == pending.lanes
+    )
+    if not plausible:
+        return void(Void.DISAGREEMENT)
+    expected = tags(pending.seed.reveal(), pending.check_id, outcome.attempt, outcome.chosen, pending.lanes)
+    verdicts: list[tuple[Verdict, Void | None]] = []
+    for tag, (within, exceeds) in zip(outcome.tags, expected, strict=True):
+        if hmac.compare_digest(tag, exceeds):
+            verdicts.append((Verdict.EXCEEDS, None))
+        elif hmac.compare_digest(tag, within):
+            verdicts.append((Verdict.WITHIN, None))
+        else:
+            verdicts.append((Verdict.INDETERMINATE, Void.DISAGREEMENT))
+    return verdicts
+
+
+# --- steps 2 and 4: the service ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A request that the service accepted, with C and the proof over its lanes alone."""
+
+    request: CheckRequest
+    evaluated: tuple[Element, ...]
+    proof: voprf.DleqProof
+
+
+def accept_request(service: ServiceParty, request: CheckRequest, now: float, random: RandomBytes) -> Evaluation:
+    """Step 2, first half: authenticate the requester and evaluate its blinded persons."""
+    statement, manifest = request.signed.statement, service.manifest
+    _verify_statement(manifest, request.signed, now)
+    own = manifest.slot_of_group(statement.shard, statement.requester)
+    expected = [slot for slot in range(len(manifest.committee(statement.shard).slots)) if slot != own]
+    if [entry.slot for entry in statement.envelopes] != expected:
+        raise ProtocolError("bad-envelopes", "there is one envelope per custodian outside the requester's group")
+    if [entry.hash for entry in statement.envelopes] != [envelope_hash(item) for item in request.envelopes]:
+        raise ProtocolError("bad-envelopes", "an envelope is not the one that was signed")
+    blinded = [Element(lane.blinded) for lane in statement.lanes]
+    evaluated = [voprf.blind_evaluate(service.keys.blinding, point) for point in blinded]
+    proof = voprf.prove(service.keys.blinding, manifest.blinding_key, blinded, evaluated, random_scalar(random))
+    return Evaluation(request, tuple(evaluated), proof)
+
+
+def call_for(evaluation: Evaluation, attempt: int, chosen: tuple[int, ...], tick: int, slot: int) -> CheckCall:
+    """Step 2, second half: what one custodian of A is sent."""
+    request = evaluation.request
+    slots = [entry.slot for entry in request.signed.statement.envelopes]
+    return CheckCall(
+        signed=request.signed,
+        attempt=attempt,
+        chosen=chosen,
+        tick=tick,
+        evaluated=evaluation.evaluated,
+        proof=evaluation.proof,
+        envelope=request.envelopes[slots.index(slot)],
+    )
+
+
+def conclude(
+    service: ServiceParty,
+    evaluation: Evaluation,
+    attempt: int,
+    chosen: tuple[int, ...],
+    tick: int,
+    answers: Mapping[int, CheckAnswer],
+) -> CheckOutcome:
+    """Step 4: compare the four answers, evaluate, and return the tags; raise `Disagreement` where they differ."""
+    statement = evaluation.request.signed.statement
+    committee_size = len(service.manifest.committee(statement.shard).slots)
+    names = [answers[slot].committee_key for slot in chosen]
+    odd = tuple(slot for slot, name in zip(chosen, names, strict=True) if names.count(name) < CHOSEN - 1)
+    if len(set(names)) != 1:
+        raise Disagreement(odd, "committee key")
+    header = encode(_header(service.manifest, statement, attempt, chosen, tick, names[0]))
+    parts: dict[int, Part] = {slot: answers[slot].part for slot in chosen}
+    opened = evaluate(parts, _chosen(chosen, committee_size), len(statement.lanes), header)
+    return CheckOutcome(check_id=statement.check_id, attempt=attempt, chosen=chosen, tags=tuple(opened), void=None)
+
+
+def void_outcome(check_id: bytes, reason: Void) -> CheckOutcome:
+    """Return the outcome of a check that cannot be answered."""
+    return CheckOutcome(check_id=check_id, attempt=0, chosen=(), tags=(), void=reason.value)
+
+
+# --- step 3: a custodian -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AcceptedLane:
+    """A lane whose proofs held: the pseudonym, this custodian's index of it, the rule, the proposal's shares."""
+
+    pseudonym: Pseudonym = field(repr=False)
+    index: IndexKey = field(repr=False)
+    rule: Rule
+    proposal: Mapping[Label, Share] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class AcceptedCheck:
+    """A call that a custodian may answer once it has recorded the attempt and charged the budget."""
+
+    statement: CheckStatement
+    statement_hash: bytes
+    requester_group: str
+    slot: int
+    chosen: Chosen
+    omitted: int | None
+    attempt: int
+    tick: int
+    seed: Secret
+    epoch: int
+    today: int
+    lanes: tuple[AcceptedLane, ...]
+
+    def admission(self) -> Admission:
+        """Return what must be recorded, durably, before the answer leaves."""
+        statement = self.statement
+        charges = tuple(
+            Charge(lane.index, lane.rule.id, lane.rule.budget, lane.rule.budget_days) for lane in self.lanes
+        )
+        return Admission(
+            statement.requester,
+            self.requester_group,
+            statement.check_id,
+            self.statement_hash,
+            self.attempt,
+            self.today,
+            charges,
+        )
+
+    def reading(self) -> Reading:
+        """Return what must be read, in one snapshot."""
+        lanes = tuple((lane.index, lane.rule.window_start(self.statement.as_of)) for lane in self.lanes)
+        return Reading(self.statement.shard, self.epoch, self.tick, lanes)
+
+
+def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
+    """Step 3, first half: verify signature, envelope, freshness, manifest, A, both proofs, and that every field
+    that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
+    """
+    statement, manifest = call.signed.statement, party.manifest
+    _verify_statement(manifest, call.signed, now)
+    if abs(statement.as_of - china_day(now)) > 1:
+        raise ProtocolError("bad-day", "the as-of day is not within a day of the custodian's clock")
+    if not acceptable_as_of(call.tick, now, manifest.terms.tick_seconds):
+        raise ProtocolError("bad-tick", "the tick is not closed yet or more than 60 s old")
+    slot = manifest.own_slot(statement.shard, party.id)
+    slots = manifest.committee(statement.shard).slots
+    chosen = _chosen(call.chosen, len(slots))
+    omitted = manifest.slot_of_group(statement.shard, statement.requester)
+    if slot not in chosen.slots or omitted in chosen.slots:
+        raise ProtocolError("bad-choice", "A has this custodian in it and nobody of the requester's group")
+
+    hashes = {entry.slot: entry.hash for entry in statement.envelopes}
+    if hashes.get(slot) != envelope_hash(call.envelope):
+        raise ProtocolError("bad-envelopes", "the envelope is not the one that was signed")
+    opened = party.channel(statement.requester).open(PURPOSE, statement.check_id, call.envelope)
+    body = decode(CheckEnvelope, opened)
+    _require_equal_fields(statement, body)
+
+    blinded = [Element(lane.blinded) for lane in statement.lanes]
+    evaluated = [Element(point) for point in call.evaluated]
+    if len(evaluated) != len(blinded) or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof):
+        raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
+    excluded = excluded_slot(statement.shard, omitted, len(slots), statement.check_id)
+    held = held_labels(len(slots), excluded, slot)
+    lanes = []
+    for place, (sealed, point) in enumerate(zip(body.lanes, evaluated, strict=True)):
+        token = Token(Element(sealed.blinded), Element(sealed.unblinder), sealed.proof)
+        context = check_context(statement.requester, statement.check_id, place)
+        if not verify_unblinder(token, manifest.blinding_key, context):
+            raise ProtocolError("bad-unblinder", "the requester's proof of its unblinding element does not hold")
+        if len(sealed.proposal) != len(held):
+            raise ProtocolError("bad-proposal", "the proposal is not shared as this committee shares")
+        pseudonym = unblind(point, token.unblinder)
+        rule = manifest.current_rule(sealed.rule_id, statement.as_of)
+        if rule.version != sealed.rule_version:
+            raise ProtocolError("other-rule", "another version of the rule is in force on that day")
+        shares = {name: Share(piece) for name, piece in zip(held, sealed.proposal, strict=True)}
+        lanes.append(AcceptedLane(pseudonym, index_key(party.keys.index, pseudonym), rule, shares))
+    return AcceptedCheck(
+        statement,
+        envelope_hash(encode(call.signed)),
+        manifest.member(statement.requester).group,
+        slot,
+        chosen,
+        omitted,
+        call.attempt,
+        call.tick,
+        Secret(body.seed),
+        manifest.terms.epoch,
+        china_day(now),
+        tuple(lanes),
+    )
+
+
+def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: CustodyView) -> CheckAnswer:
+    """Step 3, second half: sum labels over the window, add the proposal, garble.
+
+    `key` is the committee key without the requester's group; `view` is one snapshot of the store.
+    """
+    statement = accepted.statement
+    if (key.name.shard, key.name.omitted) != (statement.shard, accepted.omitted):
+        raise ProtocolError("other-key", "the committee key is not the one for this requester")
+    header = encode(
+        _header(party.manifest, statement, accepted.attempt, accepted.chosen.slots, accepted.tick, key.name)
+    )
+    seed = Seed.derive(
+        accepted.seed.reveal(), key.secret.reveal(), header, tuple(lane.pseudonym for lane in accepted.lanes)
+    )
+    inputs = []
+    for lane, rows in zip(accepted.lanes, view.lanes, strict=True):
+        sums = rows.sums(lane.rule, statement.as_of, accepted.chosen.committee_size, accepted.slot, lane.proposal)
+        inputs.append(LaneInput(tuple(group_sums(accepted.chosen, accepted.slot, sums)), lane.rule.limit))
+    lane_tags = tags(accepted.seed.reveal(), statement.check_id, accepted.attempt, accepted.chosen.slots, len(inputs))
+    part = garble(seed, lane_tags, inputs, accepted.chosen, accepted.slot, view.stamp_sums)
+    return CheckAnswer(committee_key=key.name, part=part)
+
+
+# --- shared by the steps -------------------------------------------------------------------------------------------
+
+
+def _verify_statement(manifest: Manifest, signed: SignedCheck, now: float) -> None:
+    statement = signed.statement
+    member = manifest.member(statement.requester)
+    signing.verify(member.signing_key, signed.signature, PURPOSE, encode(statement))
+    manifest.require_current(statement.manifest_hash, now)
+    if abs(now - statement.issued_at) > FRESHNESS_SECONDS:
+        raise ProtocolError("stale", "the request is more than 60 s from this clock; check both clocks")
+
+
+def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> None:
+    same = (
+        body.check_id == statement.check_id
+        and body.shard == statement.shard
+        and body.manifest_hash == statement.manifest_hash
+        and body.as_of == statement.as_of
+        and body.issued_at == statement.issued_at
+        and tuple((lane.blinded, lane.rule_id, lane.rule_version) for lane in body.lanes)
+        == tuple((lane.blinded, lane.rule_id, lane.rule_version) for lane in statement.lanes)
+    )
+    if not same:
+        raise ProtocolError("unequal-fields", "the envelope and the signed statement say different things")
+
+
+def _chosen(slots: tuple[int, ...], committee_size: int) -> Chosen:
+    if len(slots) != CHOSEN:
+        raise ProtocolError("bad-choice", "a check takes four custodians")
+    return Chosen((slots[0], slots[1], slots[2], slots[3]), committee_size)
+
+
+def _header(
+    manifest: Manifest,
+    statement: CheckStatement,
+    attempt: int,
+    chosen: tuple[int, ...],
+    tick: int,
+    key: KeyName,
+) -> Header:
+    return Header(
+        check_id=statement.check_id,
+        attempt=attempt,
+        chosen=chosen,
+        requester=statement.requester,
+        shard=statement.shard,
+        manifest_hash=statement.manifest_hash,
+        epoch=manifest.terms.epoch,
+        committee_key=key,
+        as_of=statement.as_of,
+        tick=tick,
+        lanes=statement.lanes,
+    )
+
+
+# --- the whole check in memory -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemberInMemory:
+    """A member with its custody and committee keys in memory, by (shard, omitted slot)."""
+
+    party: Party
+    custody: Custody
+    committee_keys: dict[tuple[int, int | None], CommitteeKey] = field(repr=False)
+
+
+def run_check(
+    requester: Party,
+    service: ServiceParty,
+    members: Mapping[str, MemberInMemory],
+    questions: list[Question],
+    now: float,
+    random: RandomBytes,
+) -> list[tuple[Verdict, Void | None]]:
+    """Run a check from question to verdict, every party in this process. `members` are those that can be reached."""
+    # 1. The requester blinds, shares, seals and signs.
+    pending, request = ask(requester, questions, now, now + 2, random)
+
+    # 2. The service evaluates the blinded persons, picks A among the custodians it can reach, names a tick.
+    evaluation = accept_request(service, request, now, random)
+    statement = request.signed.statement
+    slots = service.manifest.committee(statement.shard).slots
+    reachable = [entry.slot for entry in statement.envelopes if slots[entry.slot] in members]
+    chosen = preferred_choice(statement.check_id, reachable)
+    if chosen is None:
+        return read_outcome(pending, void_outcome(statement.check_id, Void.TOO_FEW_CUSTODIANS), now)
+    tick = as_of_tick(now, service.manifest.terms.tick_seconds)
+
+    # 3. Each custodian of A verifies, records and charges, reads one snapshot, and garbles.
+    answers = {}
+    for slot in chosen:
+        custodian = members[slots[slot]]
+        accepted = accept_call(custodian.party, call_for(evaluation, 1, chosen, tick, slot), now)
+        custodian.custody.admit(accepted.admission())
+        view = custodian.custody.view(accepted.reading())
+        key = custodian.committee_keys[statement.shard, accepted.omitted]
+        answers[slot] = answer_call(custodian.party, accepted, key, view)
+
+    # 4. The service compares, evaluates, and returns one tag a lane that it cannot read.
+    try:
+        outcome = conclude(service, evaluation, 1, chosen, tick, answers)
+    except Disagreement:
+        outcome = void_outcome(statement.check_id, Void.DISAGREEMENT)
+
+    # 5. The requester, who knows s, tells the two tags apart.
+    return read_outcome(pending, outcome, now)

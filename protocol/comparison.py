@@ -1,0 +1,319 @@
+"""The blind comparison: garbled alike by four custodians, evaluated by the service (SPEC.md, section 6.1).
+
+Common-seed garbling after Mohassel, Rosulek, Zhang (CCS 2015). From one label seed `g` all four of A garble the same
+circuit. Each of the six groups (pairs of positions in A) is one input; its lower slot, the *sender*, sends the active
+labels and the pair's stamp; its higher, the *voucher*, sends `K ^ H'(labels, stamp)` of what it holds itself, and
+a digest of the same that only tells the service whom an alarm names. The output of a lane is one of two 16-byte tags
+that the requester can derive; it is masked by SHA-256 over all six K, so it opens only if each sender and its
+voucher agreed, whatever the service does. The mask is a hash and never the XOR of the K: that would be malleable, and
+a custodian, who knows both tags, would flip the verdict.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+
+from protocol import kdf
+from protocol.circuit import INPUTS, Wires, plain_bits
+from protocol.encoding import HASH, Blob, Fixed, Maybe, Nested, Seq, message
+from protocol.garbling import (
+    AES_KEY_BYTES,
+    LABEL_BYTES,
+    ActiveLabels,
+    Block,
+    Evaluator,
+    Garbler,
+    Table,
+    ZeroLabels,
+)
+from protocol.sharing import CHOSEN, GROUPS, RING, RING_BITS, Chosen
+from protocol.stamps import pair_stamp
+from protocol.token import Pseudonym
+
+MAX_LANES = 1024
+TAG_BYTES = 16
+K_BYTES = 32
+_LABELS_A_LANE = RING_BITS * LABEL_BYTES
+_TABLE_BYTES = 321 * 2 * LABEL_BYTES
+
+
+@message("garbled circuit", version=1)
+class Garbled:
+    """What the first of A sends and the others hash: table, AES key, encrypted outputs of all lanes."""
+
+    table: Annotated[bytes, Blob(MAX_LANES * _TABLE_BYTES)]
+    aes_key: Annotated[bytes, Fixed(AES_KEY_BYTES)]
+    outputs: Annotated[bytes, Blob(MAX_LANES * 2 * TAG_BYTES)]
+
+    def digest(self) -> bytes:
+        """Return the hash by which the other three of A confirm all three parts."""
+        parts = kdf.join(b"cover-lookup/v1 garbled circuit", self.table, self.aes_key, self.outputs)
+        return hashlib.sha256(parts).digest()
+
+
+@message("sent group", version=1)
+class Sent:
+    """A sender's part of one group: active labels of all lanes (lanes x 48 x 16 bytes) and the pair's stamp."""
+
+    labels: Annotated[bytes, Blob(MAX_LANES * _LABELS_A_LANE)]
+    stamp: Annotated[bytes, HASH]
+
+
+@message("vouched group", version=1)
+class Vouched:
+    """A voucher's part of one group: per lane the masked K and the digest, 32 bytes each, concatenated."""
+
+    masked: Annotated[bytes, Blob(MAX_LANES * K_BYTES)]
+    digests: Annotated[bytes, Blob(MAX_LANES * K_BYTES)]
+
+
+@message("comparison part", version=1)
+class Part:
+    """All that one custodian of A sends: position 0 sends three groups, 1 two, 2 one; vouching mirrors it."""
+
+    session_check: Annotated[bytes, HASH]
+    garbled: Annotated[Garbled | None, Maybe(Nested(Garbled))]
+    garbled_digest: Annotated[bytes, HASH]
+    sent: Annotated[tuple[Sent, ...], Seq(Nested(Sent), most=CHOSEN - 1)]
+    vouched: Annotated[tuple[Vouched, ...], Seq(Nested(Vouched), most=CHOSEN - 1)]
+
+
+@dataclass(frozen=True)
+class LaneInput:
+    """One lane at one custodian: its group sums in group order (None where it holds no share) and the limit."""
+
+    groups: tuple[int | None, ...] = field(repr=False)
+    limit: int
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The label seed g with what it was derived from; equal at all of A or nothing opens."""
+
+    secret: bytes = field(repr=False)
+    header: bytes
+
+    @classmethod
+    def derive(
+        cls, request_seed: bytes, committee_key: bytes, header: bytes, pseudonyms: tuple[Pseudonym, ...]
+    ) -> "Seed":
+        """Derive g = HKDF(s, committee key of C without the requester's group, header, all P)."""
+        context = hashlib.sha512(kdf.join(header, *pseudonyms)).digest()
+        return cls(kdf.derive(request_seed, "label seed", context, salt=committee_key), header)
+
+    def key(self, label: str, size: int = 32) -> bytes:
+        """Return the sub-key of that label."""
+        return kdf.derive(self.secret, label, size=size)
+
+
+def tags(
+    request_seed: bytes, check_id: bytes, attempt: int, chosen: tuple[int, ...], lanes: int
+) -> list[tuple[bytes, bytes]]:
+    """Return per lane (tag of "within", tag of "exceeds"), 16 bytes each.
+
+    They follow from s, check id, attempt, A and the lane alone: the requester, told attempt and A with the answer,
+    derives them without knowing header or pseudonyms.
+    """
+    key = kdf.derive(request_seed, "tags", check_id, bytes([attempt]), bytes(chosen))
+    data = kdf.stream(key, lanes * 2 * TAG_BYTES)
+    pieces = [data[at : at + TAG_BYTES] for at in range(0, len(data), TAG_BYTES)]
+    return list(zip(pieces[0::2], pieces[1::2], strict=True))
+
+
+def garble(
+    seed: Seed,
+    lane_tags: list[tuple[bytes, bytes]],
+    lanes: list[LaneInput],
+    chosen: Chosen,
+    slot: int,
+    stamp_sums: Mapping[int, int],
+) -> Part:
+    """Return one custodian's part of the comparison; `stamp_sums` maps excluded slot to running sum."""
+    position, count = chosen.position(slot), len(lanes)
+    wires = ZeroLabels(
+        _blocks(
+            kdf.stream(seed.key("wire labels"), count * INPUTS * RING_BITS * LABEL_BYTES),
+            count,
+            INPUTS,
+            RING_BITS,
+        ),
+        _offsets(seed, count),
+    )
+    aes_key = seed.key("AES key", AES_KEY_BYTES)
+    garbler = Garbler(aes_key, wires)
+    vouchers = np.frombuffer(kdf.stream(seed.key("K"), count * INPUTS * K_BYTES), dtype=np.uint8)
+    vouchers = vouchers.reshape(count, INPUTS, K_BYTES)
+    outputs = _masked_outputs(seed, garbler, lane_tags, [row.tobytes() for row in vouchers])
+    garbled = Garbled(table=garbler.table.encode(), aes_key=aes_key, outputs=outputs)
+
+    active = wires.activate(_input_bits(lanes))
+    session = seed.key("session")
+    sent, vouched = [], []
+    for place, pair in enumerate(GROUPS):
+        if position not in pair:
+            continue
+        slots = (chosen.slots[pair[0]], chosen.slots[pair[1]])
+        stamp = pair_stamp(session, slots, chosen.committee_size, stamp_sums)
+        labels = active.labels[:, place].tobytes()
+        if position == pair[0]:
+            sent.append(Sent(labels=labels, stamp=stamp))
+        else:
+            vouched.append(_vouch(labels, stamp, place, vouchers[:, place].tobytes()))
+    return Part(
+        session_check=hmac.digest(session, b"session check", "sha256"),
+        garbled=garbled if position == 0 else None,
+        garbled_digest=garbled.digest(),
+        sent=tuple(sent),
+        vouched=tuple(vouched),
+    )
+
+
+def _vouch(labels: bytes, stamp: bytes, place: int, vouchers: bytes) -> Vouched:
+    masked, digests = bytearray(), bytearray()
+    for lane in range(len(labels) // _LABELS_A_LANE):
+        piece = labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
+        masked += _xor(vouchers[lane * K_BYTES : (lane + 1) * K_BYTES], _voucher_pad(piece, stamp, place, lane))
+        digests += _voucher_digest(piece, stamp, place, lane)
+    return Vouched(masked=bytes(masked), digests=bytes(digests))
+
+
+@dataclass(frozen=True)
+class Disagreement(Exception):  # noqa: N818  it names what happened, and is no fault of this program
+    """Custodians of A sent parts that do not belong together; `slots` are those an alarm names."""
+
+    slots: tuple[int, ...]
+    what: str
+
+
+def evaluate(parts: Mapping[int, Part], chosen: Chosen, lanes: int, header: bytes) -> list[bytes]:
+    """Compare the four parts and return one 16-byte tag a lane; raise `Disagreement` where they do not match.
+
+    The service learns nothing from a tag; where parts disagreed in a way that it does not notice, the tag is noise.
+    """
+    ordered = [parts[slot] for slot in chosen.slots]
+    _compare(ordered, chosen, lanes)
+    garbled = ordered[0].garbled
+    assert garbled is not None  # _compare refused otherwise
+    inputs: list[Wires] = []
+    vouchers: list[list[bytes]] = [[] for _ in range(lanes)]
+    for place, sent, vouched in _groups(ordered):
+        inputs.append(_blocks(sent.labels, lanes, RING_BITS))
+        for lane in range(lanes):
+            labels = sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
+            masked = vouched.masked[lane * K_BYTES : (lane + 1) * K_BYTES]
+            vouchers[lane].append(_xor(masked, _voucher_pad(labels, sent.stamp, place, lane)))
+    evaluator = Evaluator(garbled.aes_key, ActiveLabels(np.stack(inputs, axis=1)), Table.decode(garbled.table, lanes))
+    opened = evaluator.open_outputs(_blocks(garbled.outputs, lanes, 2))
+    return [_xor(opened[lane].tobytes(), _output_mask(header, lane, b"".join(vouchers[lane]))) for lane in range(lanes)]
+
+
+def _groups(parts: list[Part]) -> list[tuple[int, Sent, Vouched]]:
+    """Return (group index, sender's part, voucher's part) of the six groups."""
+    return [
+        (place, parts[sender].sent[voucher - sender - 1], parts[voucher].vouched[sender])
+        for place, (sender, voucher) in enumerate(GROUPS)
+    ]
+
+
+def _compare(parts: list[Part], chosen: Chosen, lanes: int) -> None:
+    slots = chosen.slots
+    for position, part in enumerate(parts):
+        if not _well_shaped(part, position, lanes):
+            raise Disagreement((slots[position],), "a part is malformed")
+    first = parts[0].garbled
+    assert first is not None  # _well_shaped
+    # The slots that an alarm names are those outside the majority; with no majority, all.
+    for what, values in (
+        ("session", [part.session_check for part in parts]),
+        ("garbled circuit", [part.garbled_digest for part in parts]),
+    ):
+        odd = _outside_majority(values)
+        if odd:
+            raise Disagreement(tuple(slots[position] for position in odd), what)
+    if not hmac.compare_digest(first.digest(), parts[0].garbled_digest):
+        raise Disagreement((slots[0],), "garbled circuit")
+    pairs = []
+    for place, sent, vouched in _groups(parts):
+        expected = b"".join(
+            _voucher_digest(sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE], sent.stamp, place, lane)
+            for lane in range(lanes)
+        )
+        if not hmac.compare_digest(expected, vouched.digests):
+            pairs.append(GROUPS[place])
+    if pairs:
+        common = set(pairs[0]).intersection(*pairs[1:]) if len(pairs) > 1 else set(pairs[0])
+        raise Disagreement(tuple(sorted(slots[position] for position in common or {0, 1, 2, 3})), "shares or stamps")
+
+
+def _outside_majority(values: list[bytes]) -> list[int]:
+    """Return the positions whose value is not the one that at least three hold; all when there is no such value."""
+    for value in values:
+        if values.count(value) >= len(values) - 1:
+            return [position for position, other in enumerate(values) if other != value]
+    return list(range(len(values)))
+
+
+def _well_shaped(part: Part, position: int, lanes: int) -> bool:
+    return (
+        (part.garbled is not None) == (position == 0)
+        and (part.garbled is None or len(part.garbled.table) == lanes * _TABLE_BYTES)
+        and (part.garbled is None or len(part.garbled.outputs) == lanes * 2 * TAG_BYTES)
+        and len(part.sent) == CHOSEN - 1 - position
+        and len(part.vouched) == position
+        and all(len(sent.labels) == lanes * _LABELS_A_LANE for sent in part.sent)
+        and all(len(vouched.masked) == lanes * K_BYTES for vouched in part.vouched)
+        and all(len(vouched.digests) == lanes * K_BYTES for vouched in part.vouched)
+    )
+
+
+def _input_bits(lanes: list[LaneInput]) -> Wires:
+    """Return the bits of limit - x_1, -x_2, ..., -x_6; groups that this custodian does not hold count as zero."""
+    values = [
+        [((lane.limit if place == 0 else 0) - (value or 0)) % RING for place, value in enumerate(lane.groups)]
+        for lane in lanes
+    ]
+    return plain_bits(np.array(values, dtype=np.uint64).reshape(len(lanes), INPUTS))
+
+
+def _offsets(seed: Seed, lanes: int) -> Block:
+    offsets = _blocks(kdf.stream(seed.key("offsets"), lanes * LABEL_BYTES), lanes).copy()
+    offsets[:, 0] |= np.uint64(1)
+    return offsets
+
+
+def _masked_outputs(seed: Seed, garbler: Garbler, lane_tags: list[tuple[bytes, bytes]], vouchers: list[bytes]) -> bytes:
+    masks = [_output_mask(seed.header, lane, joined) for lane, joined in enumerate(vouchers)]
+    within, exceeding = (
+        _blocks(b"".join(_xor(pair[bit], mask) for pair, mask in zip(lane_tags, masks, strict=True)), len(masks))
+        for bit in (0, 1)
+    )
+    return garbler.encrypt_outputs(within, exceeding).tobytes()
+
+
+def _output_mask(header: bytes, lane: int, vouchers: bytes) -> bytes:
+    data = kdf.join(b"cover-lookup/v1 output mask", header, lane.to_bytes(2, "big"), vouchers)
+    return hashlib.sha256(data).digest()[:TAG_BYTES]
+
+
+def _voucher_pad(labels: bytes, stamp: bytes, place: int, lane: int) -> bytes:
+    return hashlib.sha256(
+        b"cover-lookup/v1 voucher pad" + bytes([place]) + lane.to_bytes(2, "big") + stamp + labels
+    ).digest()
+
+
+def _voucher_digest(labels: bytes, stamp: bytes, place: int, lane: int) -> bytes:
+    return hashlib.sha256(
+        b"cover-lookup/v1 voucher digest" + bytes([place]) + lane.to_bytes(2, "big") + stamp + labels
+    ).digest()
+
+
+def _blocks(data: bytes, *shape: int) -> Block:
+    return np.frombuffer(data, dtype="<u8").reshape(*shape, 2)
+
+
+def _xor(left: bytes, right: bytes) -> bytes:
+    return (int.from_bytes(left, "little") ^ int.from_bytes(right, "little")).to_bytes(len(left), "little")

@@ -1,0 +1,269 @@
+"""Wire encoding: one description per message, from which encoder and decoder both follow.
+
+A message is a frozen dataclass whose fields are annotated with their codec::
+
+    @message("schnorr proof", version=1)
+    class Proof:
+        challenge: Annotated[bytes, SCALAR]
+        response: Annotated[bytes, SCALAR]
+
+    data = encode(proof)
+    proof = decode(Proof, data)
+
+Every encoding starts with a digest of the message's name and version and goes on with its fields in order, each of
+fixed length or with its length before it. So it is injective over all messages, and no message reads as another.
+Decoding refuses trailing bytes, wrong lengths and values out of range with `ProtocolError("malformed", ...)`.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import (
+    Annotated,
+    Any,
+    Protocol,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from protocol import group
+from protocol.errors import ProtocolError
+
+M = TypeVar("M")
+
+
+def malformed(what: str) -> ProtocolError:
+    """Return the error for bytes that are no encoding; `what` names the place, never the bytes."""
+    return ProtocolError("malformed", f"the message cannot be decoded: {what}")
+
+
+class Reader:
+    """A cursor over the bytes of one message."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """Return the next `count` bytes; refuse when fewer are left."""
+        end = self._at + count
+        if end > len(self._data):
+            raise malformed("it ends early")
+        piece = self._data[self._at : end]
+        self._at = end
+        return piece
+
+    def finish(self) -> None:
+        """Refuse bytes left over."""
+        if self._at != len(self._data):
+            raise malformed("bytes are left over")
+
+
+class Codec(Protocol):
+    """How one field is written and read. `write` checks what `read` would refuse."""
+
+    def write(self, value: Any, out: bytearray) -> None:
+        """Append the encoding of `value`."""
+
+    def read(self, reader: Reader) -> Any:
+        """Read one value."""
+
+
+class UInt:
+    """An unsigned big-endian integer of 8 to 256 bits, no greater than `most`."""
+
+    def __init__(self, bits: int, *, least: int = 0, most: int | None = None) -> None:
+        self._size = bits // 8
+        self._least = least
+        self._most = (1 << bits) - 1 if most is None else most
+
+    def _check(self, value: int) -> int:
+        if not self._least <= value <= self._most:
+            raise malformed("a number is out of range")
+        return value
+
+    def write(self, value: int, out: bytearray) -> None:
+        """Append `value` in big-endian order."""
+        out += self._check(value).to_bytes(self._size, "big")
+
+    def read(self, reader: Reader) -> int:
+        """Read a number and check its range."""
+        return self._check(int.from_bytes(reader.take(self._size), "big"))
+
+
+class Fixed:
+    """Exactly `size` bytes, which `check` (if given) must accept."""
+
+    def __init__(self, size: int, check: Callable[[bytes], bool] | None = None) -> None:
+        self.size = size
+        self._check = check
+
+    def _checked(self, value: bytes) -> bytes:
+        if len(value) != self.size:
+            raise malformed("a field has the wrong length")
+        if self._check is not None and not self._check(value):
+            raise malformed("a point or scalar is not canonical")
+        return value
+
+    def write(self, value: bytes, out: bytearray) -> None:
+        """Append the bytes."""
+        out += self._checked(value)
+
+    def read(self, reader: Reader) -> bytes:
+        """Read and check the bytes."""
+        return self._checked(reader.take(self.size))
+
+
+class Blob:
+    """Up to `most` bytes, their count (4 bytes) before them."""
+
+    def __init__(self, most: int) -> None:
+        self._count = UInt(32, most=most)
+
+    def write(self, value: bytes, out: bytearray) -> None:
+        """Append count and bytes."""
+        self._count.write(len(value), out)
+        out += value
+
+    def read(self, reader: Reader) -> bytes:
+        """Read count and bytes."""
+        return reader.take(self._count.read(reader))
+
+
+class Text:
+    """1 to `most` bytes of UTF-8, their count (1 byte) before them."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._count = UInt(8, least=1, most=most)
+
+    def write(self, value: str, out: bytearray) -> None:
+        """Append count and bytes."""
+        data = value.encode()
+        self._count.write(len(data), out)
+        out += data
+
+    def read(self, reader: Reader) -> str:
+        """Read count and text."""
+        try:
+            return reader.take(self._count.read(reader)).decode()
+        except UnicodeDecodeError:
+            raise malformed("a text is not UTF-8") from None
+
+
+class Maybe:
+    """A value or None, told apart by one byte."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+
+    def write(self, value: Any, out: bytearray) -> None:
+        """Append 0, or 1 and the value."""
+        out.append(value is not None)
+        if value is not None:
+            self._codec.write(value, out)
+
+    def read(self, reader: Reader) -> Any:
+        """Read 0, or 1 and the value."""
+        flag = reader.take(1)[0]
+        if flag > 1:
+            raise malformed("a flag is neither 0 nor 1")
+        return self._codec.read(reader) if flag else None
+
+
+class Seq:
+    """`least` to `most` values of one codec as a tuple, their count (4 bytes) before them."""
+
+    def __init__(self, codec: Codec, *, least: int = 0, most: int) -> None:
+        self._codec = codec
+        self._count = UInt(32, least=least, most=most)
+
+    def write(self, values: tuple[Any, ...], out: bytearray) -> None:
+        """Append count and values."""
+        self._count.write(len(values), out)
+        for value in values:
+            self._codec.write(value, out)
+
+    def read(self, reader: Reader) -> tuple[Any, ...]:
+        """Read count and values."""
+        return tuple(self._codec.read(reader) for _ in range(self._count.read(reader)))
+
+
+class Nested:
+    """A message within a message."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        self._kind = kind
+
+    def write(self, value: Any, out: bytearray) -> None:
+        """Append the message with its own prefix."""
+        if type(value) is not self._kind:
+            raise malformed("a nested message is of another kind")
+        _write(value, out)
+
+    def read(self, reader: Reader) -> Any:
+        """Read a message of the kind."""
+        return _read(self._kind, reader)
+
+
+ID = Fixed(16)
+HASH = Fixed(32)
+POINT = Fixed(group.POINT_BYTES, group.is_element)
+SCALAR = Fixed(group.SCALAR_BYTES, group.is_scalar)
+NAME = Text(64)
+
+PREFIX_BYTES = 8
+
+
+@dataclass_transform(frozen_default=True)
+def message(name: str, *, version: int) -> Callable[[type[M]], type[M]]:
+    """Make a class a frozen dataclass with a wire form. Fields cannot be reordered or changed within a version."""
+
+    def apply(cls: type[M]) -> type[M]:
+        made = dataclasses.dataclass(frozen=True)(cls)
+        fields = []
+        for field_name, hint in get_type_hints(made, include_extras=True).items():
+            if get_origin(hint) is not Annotated:
+                raise TypeError(f"{cls.__name__}.{field_name} has no codec")
+            fields.append((field_name, get_args(hint)[1]))
+        prefix = hashlib.sha256(f"cover-lookup/{name}/{version}".encode()).digest()[:PREFIX_BYTES]
+        made._wire = (prefix, tuple(fields))  # type: ignore[attr-defined]  # noqa: SLF001  read by _write and _read alone
+        return made
+
+    return apply
+
+
+def _wire(kind: type[Any]) -> tuple[bytes, tuple[tuple[str, Codec], ...]]:
+    return cast("tuple[bytes, tuple[tuple[str, Codec], ...]]", kind._wire)  # noqa: SLF001  set by @message
+
+
+def _write(value: Any, out: bytearray) -> None:
+    prefix, fields = _wire(type(value))
+    out += prefix
+    for name, codec in fields:
+        codec.write(getattr(value, name), out)
+
+
+def _read(kind: type[M], reader: Reader) -> M:
+    prefix, fields = _wire(kind)
+    if reader.take(PREFIX_BYTES) != prefix:
+        raise malformed("it is another message or another version")
+    return kind(**{name: codec.read(reader) for name, codec in fields})
+
+
+def encode(value: object) -> bytes:
+    """Return the wire form of a message."""
+    out = bytearray()
+    _write(value, out)
+    return bytes(out)
+
+
+def decode(kind: type[M], data: bytes) -> M:
+    """Return the message of that kind that `data` encodes; refuse everything else."""
+    reader = Reader(data)
+    value = _read(kind, reader)
+    reader.finish()
+    return value

@@ -1,0 +1,168 @@
+"""Half-gates garbling over arrays of labels (Zahur, Rosulek, Evans 2015), with free XOR and point-and-permute.
+
+The algebra, said once: a wire has a zero label `W0` and, with the lane's secret offset `R` (whose last bit is 1), the
+label of bit v is `W0 ^ v*R`. The last bit of a label is its select bit. The evaluator holds one active label a wire.
+
+The hash is `H(x, i) = pi(pi(x) ^ i) ^ pi(x)` with pi = AES-128 under a key of this garbling alone (tweakable circular
+correlation robust: Guo, Katz, Wang, Yu 2020, section 7.4). Each AND takes two tweaks that nothing else takes.
+
+Garbler and evaluator run the same circuit (`protocol.circuit`); `Garbler.land` and `Evaluator.land` are mirror images.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from protocol.circuit import ANDS, Wires, exceeds
+from protocol.errors import ProtocolError
+
+LABEL_BYTES = 16
+AES_KEY_BYTES = 16
+TWEAKS_PER_LANE = np.uint64(1024)
+"""Two a gate (642), then one for the outputs: each lane has a range of tweaks of its own."""
+_OUTPUT_TWEAK = np.uint64(1023)
+_ONE = np.uint64(1)
+
+Block = NDArray[np.uint64]
+"""128 bits as two little-endian uint64; the last axis."""
+
+
+@dataclass(frozen=True)
+class ZeroLabels:
+    """The garbler's: labels of bit 0, (lanes, ..., 2), and the offset of each lane, (lanes, 2). Secret."""
+
+    labels: Wires = field(repr=False)
+    offsets: Wires = field(repr=False)
+
+    def activate(self, bits: Wires) -> "ActiveLabels":
+        """Return the labels of these bits, shape of `labels` with a last axis of 1."""
+        spread = self.offsets.reshape(self.offsets.shape[0], *([1] * (self.labels.ndim - 2)), 2)
+        return ActiveLabels(self.labels ^ (spread * bits))
+
+
+@dataclass(frozen=True)
+class ActiveLabels:
+    """The evaluator's: one label a wire, (lanes, ..., 2). Says nothing about the bits."""
+
+    labels: Wires = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A garbled circuit's gates, (lanes, 321, 2, 2): per gate the generator's and the evaluator's half."""
+
+    rows: Wires = field(repr=False)
+
+    def encode(self) -> bytes:
+        """Return 10,272 bytes a lane."""
+        return self.rows.tobytes()
+
+    @classmethod
+    def decode(cls, data: bytes, lanes: int) -> "Table":
+        """Read a table for that many lanes; refuse another length."""
+        if len(data) != lanes * ANDS * 2 * LABEL_BYTES:
+            raise ProtocolError("malformed", "a garbled table has the wrong length")
+        return cls(np.frombuffer(data, dtype="<u8").reshape(lanes, ANDS, 2, 2))
+
+
+class _Hash:
+    """H(x, i) for arrays of labels, under one AES key."""
+
+    def __init__(self, key: bytes) -> None:
+        # ECB over independent blocks is the fixed-key permutation itself, not a mode of encryption here.
+        self._permute = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305
+
+    def __call__(self, labels: Wires, tweaks: NDArray[np.uint64]) -> Wires:
+        once = self._pi(labels)
+        tweaked = once.copy()
+        tweaked[..., 0] ^= tweaks
+        return self._pi(tweaked) ^ once
+
+    def _pi(self, blocks: Wires) -> Wires:
+        return np.frombuffer(self._permute.update(blocks.tobytes()), dtype="<u8").reshape(blocks.shape)
+
+
+def _select(labels: Wires) -> Wires:
+    """Return the select bit of each label as 0 or 1, keeping the last axis (of 1)."""
+    return labels[..., :1] & _ONE
+
+
+def _gate_tweaks(lanes: int, first: int, gates: int) -> NDArray[np.uint64]:
+    """Return the generator's tweak of each gate, (lanes, gates); the evaluator's is one more."""
+    per_lane = np.arange(lanes, dtype=np.uint64)[:, None] * TWEAKS_PER_LANE
+    return per_lane + np.arange(2 * first, 2 * (first + gates), 2, dtype=np.uint64)[None, :]
+
+
+def _output_tweaks(lanes: int) -> NDArray[np.uint64]:
+    return np.arange(lanes, dtype=np.uint64) * TWEAKS_PER_LANE + _OUTPUT_TWEAK
+
+
+class Garbler:
+    """Garbles the comparison circuit for all lanes at once."""
+
+    def __init__(self, aes_key: bytes, inputs: ZeroLabels) -> None:
+        self._hash = _Hash(aes_key)
+        self._offsets = inputs.offsets[:, None, :]
+        self._gates = 0
+        lanes = inputs.labels.shape[0]
+        self._rows = np.empty((lanes, ANDS, 2, 2), dtype=np.uint64)
+        self._output = exceeds(inputs.labels, self.land)
+        self.table = Table(self._rows)
+
+    def land(self, left: Wires, right: Wires) -> Wires:
+        """Garble one layer of ANDs: zero labels in, zero labels out, (lanes, gates, 2)."""
+        lanes, gates, _ = left.shape
+        offset = self._offsets
+        tweak = _gate_tweaks(lanes, self._gates, gates)
+        hashed = self._hash(
+            np.stack([left, left ^ offset, right, right ^ offset]),
+            np.stack([tweak, tweak, tweak + _ONE, tweak + _ONE]),
+        )
+        left_0, left_1, right_0, right_1 = hashed
+        generator = left_0 ^ left_1 ^ _select(right) * offset
+        evaluator = right_0 ^ right_1 ^ left
+        rows = self._rows[:, self._gates : self._gates + gates]
+        rows[:, :, 0], rows[:, :, 1] = generator, evaluator
+        self._gates += gates
+        zero: Wires = left_0 ^ _select(left) * generator ^ right_0 ^ _select(right) * (evaluator ^ left)
+        return zero
+
+    def encrypt_outputs(self, when_zero: Block, when_one: Block) -> Block:
+        """Return two blocks a lane, (lanes, 2, 2), ordered by select bit: each opens under one output label."""
+        lanes = self._output.shape[0]
+        tweaks = _output_tweaks(lanes)
+        rows = np.empty((lanes, 2, 2), dtype=np.uint64)
+        lane = np.arange(lanes)
+        for bit, block in ((0, when_zero), (1, when_one)):
+            active = self._output ^ np.uint64(bit) * self._offsets[:, 0]
+            rows[lane, _select(active)[:, 0].astype(np.intp)] = self._hash(active, tweaks) ^ block
+        return rows
+
+
+class Evaluator:
+    """Evaluates a garbled comparison: one active label a wire, nothing learnt but which output row opens."""
+
+    def __init__(self, aes_key: bytes, inputs: ActiveLabels, table: Table) -> None:
+        self._hash = _Hash(aes_key)
+        self._rows = table.rows
+        self._gates = 0
+        self._output = exceeds(inputs.labels, self.land)
+
+    def land(self, left: Wires, right: Wires) -> Wires:
+        """Evaluate one layer of ANDs: active labels in, active labels out, (lanes, gates, 2)."""
+        lanes, gates, _ = left.shape
+        tweak = _gate_tweaks(lanes, self._gates, gates)
+        hashed = self._hash(np.stack([left, right]), np.stack([tweak, tweak + _ONE]))
+        rows = self._rows[:, self._gates : self._gates + gates]
+        generator, evaluator = rows[:, :, 0], rows[:, :, 1]
+        self._gates += gates
+        active: Wires = hashed[0] ^ _select(left) * generator ^ hashed[1] ^ _select(right) * (evaluator ^ left)
+        return active
+
+    def open_outputs(self, rows: Block) -> Block:
+        """Return the block that each lane's active output label opens, (lanes, 2)."""
+        lanes = self._output.shape[0]
+        chosen = rows[np.arange(lanes), _select(self._output)[:, 0].astype(np.intp)]
+        return chosen ^ self._hash(self._output, _output_tweaks(lanes))

@@ -1,0 +1,21 @@
+"""Key derivation: HKDF-SHA256 with a label for each use, and the stream that long random arrays are cut from."""
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+
+def join(*parts: bytes) -> bytes:
+    """Join byte strings injectively: each with its length (4 bytes) before it."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def derive(secret: bytes, label: str, *context: bytes, salt: bytes = b"", size: int = 32) -> bytes:
+    """Return `size` bytes: HKDF-SHA256 (RFC 5869) with the label and context, injectively joined, as info."""
+    info = join(b"cover-lookup/v1", label.encode(), *context)
+    return HKDF(algorithm=SHA256(), length=size, salt=salt, info=info).derive(secret)
+
+
+def stream(key: bytes, size: int) -> bytes:
+    """Return `size` pseudorandom bytes: AES-256-CTR from zero under a 32-byte key that is used for this alone."""
+    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))

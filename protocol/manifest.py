@@ -1,0 +1,279 @@
+"""The manifest: what the alliance's admins have agreed on and signed (SPEC.md, section 7).
+
+Every agent and the service act on one manifest and refuse messages made under another. It is encoded with the strict
+codec of `protocol.encoding` rather than as JSON, so that what is signed has one reading only; `describe` in
+`service.admin` shows it to people.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from functools import cached_property
+from typing import Annotated
+
+from protocol import signing
+from protocol.encoding import HASH, NAME, POINT, Blob, Fixed, Nested, Seq, Text, UInt, decode, encode, message
+from protocol.errors import ProtocolError
+from protocol.group import Element
+from protocol.secret import Secret
+from protocol.sharing import HALF_RING, MAX_SLOTS, MIN_SLOTS
+
+PERSONS_A_SHARD = 10_000
+MAX_WINDOW_DAYS = 366
+SUM_INSURED = "sum_insured"
+POLICY_COUNT = "policy_count"
+DAY = UInt(32, least=1, most=date.max.toordinal())
+FLAG = UInt(8, most=1)
+_PURPOSE = "manifest"
+
+
+@message("member", version=1)
+class Member:
+    """An insurer: its ownership group (affiliated members share one), public keys and where its agent answers."""
+
+    id: Annotated[str, NAME]
+    group: Annotated[str, NAME]
+    url: Annotated[str, Text(200)]
+    signing_key: Annotated[bytes, Fixed(32)]
+    sealing_key: Annotated[bytes, Fixed(32)]
+
+
+@message("rule", version=1)
+class Rule:
+    """A threshold: is the sum over `products` in the last `window_days` days, with the proposal, above `limit`?
+
+    `limit` is in fen for `sum_insured`, in policies for `policy_count`. A requester's group gets `budget` answers for
+    one person in `budget_days` days from each custodian. Days are proleptic Gregorian ordinals.
+    """
+
+    id: Annotated[str, NAME]
+    version: Annotated[int, UInt(32, least=1)]
+    products: Annotated[tuple[str, ...], Seq(NAME, least=1, most=64)]
+    window_days: Annotated[int, UInt(16, least=1, most=MAX_WINDOW_DAYS)]
+    measure: Annotated[str, NAME]
+    limit: Annotated[int, UInt(48)]
+    currency: Annotated[str, NAME]
+    budget: Annotated[int, UInt(32, least=1)]
+    budget_days: Annotated[int, UInt(16, least=1, most=MAX_WINDOW_DAYS)]
+    valid_from: Annotated[int, DAY]
+
+    def window_start(self, as_of: int) -> int:
+        """Return the first day of the window, an ordinal; the as-of day is its last, and later days count too."""
+        return as_of - (self.window_days - 1)
+
+
+@message("committee", version=1)
+class Committee:
+    """The custodians of a shard, by slot."""
+
+    shard: Annotated[int, UInt(32)]
+    version: Annotated[int, UInt(32, least=1)]
+    slots: Annotated[tuple[str, ...], Seq(NAME, least=MIN_SLOTS, most=MAX_SLOTS)]
+
+
+@message("manifest", version=1)
+class Terms:
+    """The signed body of a manifest. `serial` grows with every manifest; times are Unix seconds."""
+
+    alliance: Annotated[str, NAME]
+    serial: Annotated[int, UInt(64, least=1)]
+    local: Annotated[int, FLAG]
+    issued_at: Annotated[int, UInt(64)]
+    valid_until: Annotated[int, UInt(64)]
+    tick_seconds: Annotated[int, UInt(16, least=1, most=60)]
+    shards: Annotated[int, UInt(32, least=1, most=4096)]
+    expected_persons: Annotated[int, UInt(64)]
+    deposit_cap: Annotated[int, UInt(48, least=1)]
+    salt_check: Annotated[bytes, HASH]
+    service_url: Annotated[str, Text(200)]
+    service_signing_key: Annotated[bytes, Fixed(32)]
+    blinding_key: Annotated[bytes, POINT]
+    epoch: Annotated[int, UInt(32, least=1)]
+    products: Annotated[tuple[str, ...], Seq(NAME, least=1, most=256)]
+    rules: Annotated[tuple[Rule, ...], Seq(Nested(Rule), most=1024)]
+    members: Annotated[tuple[Member, ...], Seq(Nested(Member), most=4096)]
+    committees: Annotated[tuple[Committee, ...], Seq(Nested(Committee), most=4096)]
+
+
+@message("signature of an admin", version=1)
+class AdminSignature:
+    """An admin's name, as the agents pin it, and its Ed25519 signature of the terms."""
+
+    admin: Annotated[str, NAME]
+    signature: Annotated[bytes, Fixed(signing.SIGNATURE_BYTES)]
+
+
+@message("signed manifest", version=1)
+class SignedManifest:
+    """The encoded terms with the signatures of admins."""
+
+    terms: Annotated[bytes, Blob(16 << 20)]
+    signatures: Annotated[tuple[AdminSignature, ...], Seq(Nested(AdminSignature), most=256)]
+
+
+@dataclass(frozen=True)
+class AdminPins:
+    """The admins whose keys an agent pins, and how many of them must have signed."""
+
+    keys: dict[str, bytes]
+    threshold: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threshold <= len(set(self.keys.values())):
+            raise ProtocolError("bad-pins", "the signature threshold is between 1 and the number of admin keys")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Terms that were found consistent, with their hash and the look-ups that the protocol needs."""
+
+    terms: Terms
+    hash: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, terms: Terms) -> "Manifest":
+        """Check the terms for consistency and take their hash; refuse (`bad-manifest`) contradictions."""
+        _check(terms)
+        return cls(terms, hashlib.sha256(encode(terms)).digest())
+
+    @cached_property
+    def members(self) -> dict[str, Member]:
+        """Members by id."""
+        return {member.id: member for member in self.terms.members}
+
+    @cached_property
+    def committees(self) -> dict[int, Committee]:
+        """Committees by shard."""
+        return {committee.shard: committee for committee in self.terms.committees}
+
+    @property
+    def blinding_key(self) -> Element:
+        """Ks, the public key of the service's evaluation."""
+        return Element(self.terms.blinding_key)
+
+    def member(self, member_id: str) -> Member:
+        """Return a member; refuse (`unknown-member`) others."""
+        try:
+            return self.members[member_id]
+        except KeyError:
+            raise ProtocolError("unknown-member", "this member is not in the manifest") from None
+
+    def committee(self, shard: int) -> Committee:
+        """Return the committee of a shard; refuse (`unknown-shard`) others."""
+        try:
+            return self.committees[shard]
+        except KeyError:
+            raise ProtocolError("unknown-shard", "this shard is not in the manifest") from None
+
+    def slot_of_group(self, shard: int, member_id: str) -> int | None:
+        """Return the slot of the shard that the member's ownership group holds, or None."""
+        owner = self.member(member_id).group
+        for slot, holder in enumerate(self.committee(shard).slots):
+            if self.members[holder].group == owner:
+                return slot
+        return None
+
+    def own_slot(self, shard: int, member_id: str) -> int:
+        """Return the slot that this very member holds; refuse (`not-custodian`) if none."""
+        slots = self.committee(shard).slots
+        if member_id not in slots:
+            raise ProtocolError("not-custodian", "this member keeps nothing of that shard")
+        return slots.index(member_id)
+
+    def current_rule(self, rule_id: str, as_of: int) -> Rule:
+        """Return the version of a rule in force on a day; refuse (`unknown-rule`) if there is none."""
+        versions = [rule for rule in self.terms.rules if rule.id == rule_id and rule.valid_from <= as_of]
+        if not versions:
+            raise ProtocolError("unknown-rule", "no rule of that id is in force on that day")
+        return max(versions, key=lambda rule: rule.version)
+
+    def require_current(self, manifest_hash: bytes, now: float) -> None:
+        """Refuse a message made under another manifest, and any once this one has expired."""
+        if manifest_hash != self.hash:
+            raise ProtocolError("other-manifest", "the message was made under another manifest; fetch the newest")
+        if now >= self.terms.valid_until:
+            raise ProtocolError("manifest-expired", "the manifest has expired; the alliance must sign a new one")
+
+
+def sign_terms(terms: Terms, admin: str, private: Secret) -> AdminSignature:
+    """Return an admin's signature of the terms."""
+    return AdminSignature(admin=admin, signature=signing.sign(private, _PURPOSE, encode(terms)))
+
+
+def open_manifest(
+    data: bytes, pins: AdminPins, now: float, newest_serial: int = 0, newest_hash: bytes | None = None
+) -> Manifest:
+    """Decode, verify and check a signed manifest.
+
+    Refuses one that is malformed, signed by fewer than the threshold of pinned admins, expired, older than
+    `newest_serial`, or of that serial with another hash (a fork).
+    """
+    signed = decode(SignedManifest, data)
+    good: set[bytes] = set()
+    for entry in signed.signatures:
+        key = pins.keys.get(entry.admin)
+        if key is not None:
+            signing.verify(key, entry.signature, _PURPOSE, signed.terms)
+            good.add(key)
+    if len(good) < pins.threshold:
+        raise ProtocolError("under-signed", "fewer pinned admins have signed the manifest than are needed")
+    manifest = Manifest.of(decode(Terms, signed.terms))
+    if manifest.terms.serial < newest_serial:
+        raise ProtocolError("manifest-older", "a newer manifest has been seen; rollback is refused")
+    if manifest.terms.serial == newest_serial and newest_hash not in (None, manifest.hash):
+        raise ProtocolError("manifest-forked", "another manifest of the same serial has been seen")
+    manifest.require_current(manifest.hash, now)
+    return manifest
+
+
+def _check(terms: Terms) -> None:
+    def require(condition: bool, hint: str) -> None:  # noqa: FBT001  a local shorthand
+        if not condition:
+            raise ProtocolError("bad-manifest", hint)
+
+    groups = {member.id: member.group for member in terms.members}
+    require(len(groups) == len(terms.members), "two members have one id")
+    require(len(set(groups.values())) >= MIN_SLOTS, "an alliance has members of at least 5 ownership groups")
+    for what in ("signing_key", "sealing_key"):
+        require(len({getattr(member, what) for member in terms.members}) == len(groups), "two members share a key")
+    require(
+        [committee.shard for committee in terms.committees] == list(range(terms.shards)),
+        "there is one committee for each shard, in order",
+    )
+    for committee in terms.committees:
+        owners = [groups.get(member) for member in committee.slots]
+        require(None not in owners, "a committee names an unknown member")
+        require(len(set(owners)) == len(owners), "a committee has two slots of one ownership group")
+    require(
+        bool(terms.local) or terms.expected_persons >= terms.shards * PERSONS_A_SHARD,
+        "each shard has at least 10,000 persons",
+    )
+    require(len(set(terms.products)) == len(terms.products), "a product is listed twice")
+    require(
+        len({(rule.id, rule.version) for rule in terms.rules}) == len(terms.rules),
+        "a rule's version is listed twice",
+    )
+    for rule in terms.rules:
+        require(set(rule.products) <= set(terms.products), "a rule names an unknown product")
+        require(len(set(rule.products)) == len(rule.products), "a rule names a product twice")
+        require(rule.measure in (SUM_INSURED, POLICY_COUNT), "a rule has an unknown measure")
+    largest = max((rule.limit for rule in terms.rules), default=0)
+    require(
+        len(set(groups.values())) * terms.deposit_cap + largest < HALF_RING // 2,
+        "groups x deposit cap plus the largest limit must stay below 2^46",
+    )
+    require(terms.issued_at < terms.valid_until, "the manifest would never be valid")
+
+
+def day_of(ordinal: int) -> date:
+    """Return the calendar day of an ordinal."""
+    return date.fromordinal(ordinal)
+
+
+UTC_PLUS_8 = timedelta(hours=8)
+
+
+def china_day(now: float) -> int:
+    """Return the ordinal of the calendar day in UTC+8 (Asia/Shanghai has no other offset) at `now`, Unix seconds."""
+    epoch_day = date(1970, 1, 1).toordinal()
+    return epoch_day + int(now + UTC_PLUS_8.total_seconds()) // 86_400

@@ -1,0 +1,397 @@
+"""Every message of checks and deposits, with its wire form. Fields cannot be reordered or changed within a version."""
+
+import hashlib
+from typing import Annotated
+
+from protocol import signing
+from protocol.channel import MAC_BYTES
+from protocol.committee_keys import KeyName
+from protocol.comparison import MAX_LANES, TAG_BYTES, Part
+from protocol.encoding import HASH, ID, NAME, POINT, Blob, Fixed, Maybe, Nested, Seq, Text, UInt, message
+from protocol.manifest import DAY
+from protocol.sharing import CHOSEN, MAX_SLOTS, RING_BITS
+from protocol.token import SchnorrProof
+from protocol.voprf import DleqProof
+
+MAX_ATTEMPTS = 3
+MAX_DEPOSITS = 256
+FRESHNESS_SECONDS = 60
+"""How far a custodian lets the time of a signed message lie from its own clock."""
+
+SHARD = UInt(32)
+SLOT = UInt(8, most=MAX_SLOTS - 1)
+TIME = UInt(64)
+TICK = UInt(64)
+SHARES = Seq(UInt(RING_BITS), most=MAX_SLOTS)
+SALTS = Seq(Fixed(32), most=MAX_SLOTS)
+ENVELOPE = Blob(1 << 20)
+SIGNATURE = Fixed(signing.SIGNATURE_BYTES)
+MAC = Fixed(MAC_BYTES)
+
+
+def envelope_hash(envelope: bytes) -> bytes:
+    """Return the 32-byte hash by which statements and receipts name an envelope."""
+    return hashlib.sha256(b"cover-lookup/v1 envelope" + envelope).digest()
+
+
+# --- a check -------------------------------------------------------------------------------------------------------
+
+
+@message("lane", version=1)
+class Lane:
+    """What the service sees of one lane: a blinded person under a rule."""
+
+    blinded: Annotated[bytes, POINT]
+    rule_id: Annotated[str, NAME]
+    rule_version: Annotated[int, UInt(32)]
+
+
+@message("slot's envelope hash", version=1)
+class EnvelopeHash:
+    """Which slot an envelope is for, and its hash."""
+
+    slot: Annotated[int, SLOT]
+    hash: Annotated[bytes, HASH]
+
+
+@message("check statement", version=1)
+class CheckStatement:
+    """What the requester signs."""
+
+    requester: Annotated[str, NAME]
+    check_id: Annotated[bytes, ID]
+    lanes: Annotated[tuple[Lane, ...], Seq(Nested(Lane), least=1, most=MAX_LANES)]
+    shard: Annotated[int, SHARD]
+    manifest_hash: Annotated[bytes, HASH]
+    as_of: Annotated[int, DAY]
+    issued_at: Annotated[int, TIME]
+    envelopes: Annotated[tuple[EnvelopeHash, ...], Seq(Nested(EnvelopeHash), least=CHOSEN, most=MAX_SLOTS)]
+
+
+@message("signed check", version=1)
+class SignedCheck:
+    """A statement with the requester's Ed25519 signature."""
+
+    statement: Annotated[CheckStatement, Nested(CheckStatement)]
+    signature: Annotated[bytes, SIGNATURE]
+
+
+@message("check request", version=1)
+class CheckRequest:
+    """Requester to service. Envelopes stand in the order of their hashes in the statement."""
+
+    signed: Annotated[SignedCheck, Nested(SignedCheck)]
+    envelopes: Annotated[tuple[bytes, ...], Seq(ENVELOPE, least=CHOSEN, most=MAX_SLOTS)]
+
+
+@message("sealed lane", version=1)
+class SealedLane:
+    """One lane inside an envelope. `proposal` has the holder's shares in order of its held labels; none at slot e."""
+
+    blinded: Annotated[bytes, POINT]
+    unblinder: Annotated[bytes, POINT]
+    proof: Annotated[SchnorrProof, Nested(SchnorrProof)]
+    rule_id: Annotated[str, NAME]
+    rule_version: Annotated[int, UInt(32)]
+    proposal: Annotated[tuple[int, ...], SHARES]
+
+
+@message("check envelope", version=1)
+class CheckEnvelope:
+    """The body of the requester's envelope to one custodian. `seed` is s, the same in all."""
+
+    check_id: Annotated[bytes, ID]
+    seed: Annotated[bytes, HASH]
+    lanes: Annotated[tuple[SealedLane, ...], Seq(Nested(SealedLane), least=1, most=MAX_LANES)]
+    shard: Annotated[int, SHARD]
+    manifest_hash: Annotated[bytes, HASH]
+    as_of: Annotated[int, DAY]
+    issued_at: Annotated[int, TIME]
+
+
+@message("check call", version=1)
+class CheckCall:
+    """Service to one custodian of A."""
+
+    signed: Annotated[SignedCheck, Nested(SignedCheck)]
+    attempt: Annotated[int, UInt(8, least=1, most=MAX_ATTEMPTS)]
+    chosen: Annotated[tuple[int, ...], Seq(SLOT, least=CHOSEN, most=CHOSEN)]
+    tick: Annotated[int, TICK]
+    evaluated: Annotated[tuple[bytes, ...], Seq(POINT, least=1, most=MAX_LANES)]
+    proof: Annotated[DleqProof, Nested(DleqProof)]
+    envelope: Annotated[bytes, ENVELOPE]
+
+
+@message("garbling header", version=1)
+class Header:
+    """What the label seed and the output mask are bound to."""
+
+    check_id: Annotated[bytes, ID]
+    attempt: Annotated[int, UInt(8, least=1, most=MAX_ATTEMPTS)]
+    chosen: Annotated[tuple[int, ...], Seq(SLOT, least=CHOSEN, most=CHOSEN)]
+    requester: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    manifest_hash: Annotated[bytes, HASH]
+    epoch: Annotated[int, UInt(32)]
+    committee_key: Annotated[KeyName, Nested(KeyName)]
+    as_of: Annotated[int, DAY]
+    tick: Annotated[int, TICK]
+    lanes: Annotated[tuple[Lane, ...], Seq(Nested(Lane), least=1, most=MAX_LANES)]
+
+
+@message("check answer", version=1)
+class CheckAnswer:
+    """Custodian to service: the committee key it used, by name, and its part of the comparison."""
+
+    committee_key: Annotated[KeyName, Nested(KeyName)]
+    part: Annotated[Part, Nested(Part)]
+
+
+@message("check outcome", version=1)
+class CheckOutcome:
+    """Service to requester: one tag a lane, opened by attempt `attempt` of custodians `chosen`; or a void and why."""
+
+    check_id: Annotated[bytes, ID]
+    attempt: Annotated[int, UInt(8)]
+    chosen: Annotated[tuple[int, ...], Seq(SLOT, most=CHOSEN)]
+    tags: Annotated[tuple[bytes, ...], Seq(Fixed(TAG_BYTES), most=MAX_LANES)]
+    void: Annotated[str | None, Maybe(Text(64))]
+
+
+# --- a deposit -----------------------------------------------------------------------------------------------------
+
+ISSUE, CANCELLATION, AMENDMENT = 1, 2, 3
+KIND = UInt(8, least=ISSUE, most=AMENDMENT)
+
+
+@message("deposit facts", version=1)
+class DepositFacts:
+    """What every holder of a deposit must agree on, besides P and the shares."""
+
+    kind: Annotated[int, KIND]
+    depositor: Annotated[str, NAME]
+    deposit_id: Annotated[bytes, ID]
+    earlier: Annotated[bytes | None, Maybe(ID)]
+    shard: Annotated[int, SHARD]
+    manifest_hash: Annotated[bytes, HASH]
+    epoch: Annotated[int, UInt(32)]
+    product: Annotated[str, NAME]
+    day: Annotated[int, DAY]
+    excluded: Annotated[int, SLOT]
+
+
+@message("deposit envelope", version=1)
+class DepositEnvelope:
+    """The body of the depositor's envelope to one holder.
+
+    Shares of the amount and of the count, and the salt of each label's digest, stand in order of the held labels.
+    """
+
+    facts: Annotated[DepositFacts, Nested(DepositFacts)]
+    blinded: Annotated[bytes, POINT]
+    unblinder: Annotated[bytes, POINT]
+    proof: Annotated[SchnorrProof, Nested(SchnorrProof)]
+    amounts: Annotated[tuple[int, ...], SHARES]
+    counts: Annotated[tuple[int, ...], SHARES]
+    salts: Annotated[tuple[bytes, ...], SALTS]
+
+
+@message("deposit", version=1)
+class Deposit:
+    """One deposit as the service sees it: envelopes in order of the holders' slots (all but the excluded one)."""
+
+    deposit_id: Annotated[bytes, ID]
+    blinded: Annotated[bytes, POINT]
+    envelopes: Annotated[tuple[bytes, ...], Seq(ENVELOPE, most=MAX_SLOTS)]
+
+
+@message("deposit batch", version=1)
+class DepositBatch:
+    """Deposits of one member that share shard and excluded slot, so that the same custodians hold all of them."""
+
+    depositor: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    excluded: Annotated[int, SLOT]
+    manifest_hash: Annotated[bytes, HASH]
+    issued_at: Annotated[int, TIME]
+    deposits: Annotated[tuple[Deposit, ...], Seq(Nested(Deposit), least=1, most=MAX_DEPOSITS)]
+
+
+@message("signed deposit batch", version=1)
+class SignedBatch:
+    """Depositor to service: the encoded batch and the depositor's signature of it."""
+
+    batch: Annotated[bytes, Blob(64 << 20)]
+    signature: Annotated[bytes, SIGNATURE]
+
+
+@message("evaluated deposit", version=1)
+class EvaluatedDeposit:
+    """One deposit on its way to one holder."""
+
+    deposit_id: Annotated[bytes, ID]
+    blinded: Annotated[bytes, POINT]
+    evaluated: Annotated[bytes, POINT]
+    envelope: Annotated[bytes, ENVELOPE]
+
+
+@message("prepare call", version=1)
+class PrepareCall:
+    """Service to one holder, first round: evaluated deposits, with one proof over all of them."""
+
+    depositor: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    excluded: Annotated[int, SLOT]
+    manifest_hash: Annotated[bytes, HASH]
+    deposits: Annotated[tuple[EvaluatedDeposit, ...], Seq(Nested(EvaluatedDeposit), least=1, most=MAX_DEPOSITS)]
+    proof: Annotated[DleqProof, Nested(DleqProof)]
+
+
+@message("prepared deposit", version=1)
+class Prepared:
+    """A holder's answer for one deposit, for the service alone: it depends on P and on shares.
+
+    Either `refusal`, a code; or `confirmation`, `digests` (one per held label, in order) and, where the deposit was
+    committed before, its tick.
+    """
+
+    confirmation: Annotated[bytes, MAC]
+    digests: Annotated[tuple[bytes, ...], Seq(HASH, most=MAX_SLOTS)]
+    tick: Annotated[int | None, Maybe(TICK)]
+    refusal: Annotated[str | None, Maybe(Text(64))]
+
+
+@message("prepare answer", version=1)
+class PrepareAnswer:
+    """One answer per deposit of the call, in its order."""
+
+    answers: Annotated[tuple[Prepared, ...], Seq(Nested(Prepared), most=MAX_DEPOSITS)]
+
+
+@message("commit", version=1)
+class Commit:
+    """A deposit that its holders agreed on, and the tick from which it counts."""
+
+    deposit_id: Annotated[bytes, ID]
+    tick: Annotated[int, TICK]
+
+
+@message("commit call", version=1)
+class CommitCall:
+    """Service to one holder, second round."""
+
+    depositor: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    commits: Annotated[tuple[Commit, ...], Seq(Nested(Commit), least=1, most=MAX_DEPOSITS)]
+
+
+@message("never call", version=1)
+class NeverCall:
+    """Service to one holder: give these deposits up for good unless they are committed."""
+
+    depositor: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    deposit_ids: Annotated[tuple[bytes, ...], Seq(ID, least=1, most=MAX_DEPOSITS)]
+
+
+COMMITTED, NEVER = 1, 2
+
+
+@message("receipt statement", version=1)
+class ReceiptStatement:
+    """What a holder MACs for the depositor. A final "never" has tick 0 and an empty envelope hash."""
+
+    state: Annotated[int, UInt(8, least=COMMITTED, most=NEVER)]
+    depositor: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    slot: Annotated[int, SLOT]
+    deposit_id: Annotated[bytes, ID]
+    tick: Annotated[int, TICK]
+    envelope_hash: Annotated[bytes, HASH]
+
+
+@message("receipt", version=1)
+class Receipt:
+    """A holder's word to the depositor, through the service, that a deposit is committed or never will be."""
+
+    slot: Annotated[int, SLOT]
+    state: Annotated[int, UInt(8, least=COMMITTED, most=NEVER)]
+    tick: Annotated[int, TICK]
+    mac: Annotated[bytes, MAC]
+
+
+@message("receipts of one holder", version=1)
+class HolderReceipts:
+    """Holder to service: a receipt per deposit of a commit or never call, in its order; None where refused."""
+
+    receipts: Annotated[tuple[Receipt | None, ...], Seq(Maybe(Nested(Receipt)), most=MAX_DEPOSITS)]
+
+
+@message("deposit outcome", version=1)
+class DepositOutcome:
+    """What came of one deposit: the receipts that were had, and a coarse reason where there are too few."""
+
+    receipts: Annotated[tuple[Receipt, ...], Seq(Nested(Receipt), most=MAX_SLOTS)]
+    reason: Annotated[str | None, Maybe(Text(64))]
+
+
+@message("batch outcome", version=1)
+class BatchOutcome:
+    """Service to depositor: one outcome per deposit, in the batch's order. Nothing in it depends on P, C or a share."""
+
+    outcomes: Annotated[tuple[DepositOutcome, ...], Seq(Nested(DepositOutcome), most=MAX_DEPOSITS)]
+
+
+@message("abandon request", version=1)
+class Abandon:
+    """Depositor to service: have every holder say "never" to these deposits."""
+
+    depositor: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    excluded: Annotated[int, SLOT]
+    issued_at: Annotated[int, TIME]
+    deposit_ids: Annotated[tuple[bytes, ...], Seq(ID, least=1, most=MAX_DEPOSITS)]
+
+
+@message("signed abandon request", version=1)
+class SignedAbandon:
+    """An abandon request with the depositor's signature."""
+
+    abandon: Annotated[Abandon, Nested(Abandon)]
+    signature: Annotated[bytes, SIGNATURE]
+
+
+# --- relayed between members ---------------------------------------------------------------------------------------
+
+
+@message("relay request", version=1)
+class Relay:
+    """Member to service: pass a sealed committee key on to its holder and bring the check value back."""
+
+    sender: Annotated[str, NAME]
+    recipient: Annotated[str, NAME]
+    issued_at: Annotated[int, TIME]
+    envelope: Annotated[bytes, Blob(4096)]
+
+
+@message("signed relay request", version=1)
+class SignedRelay:
+    """A relay request with the sender's signature."""
+
+    relay: Annotated[Relay, Nested(Relay)]
+    signature: Annotated[bytes, SIGNATURE]
+
+
+@message("relayed envelope", version=1)
+class Relayed:
+    """Service to holder: an envelope and the member it is from."""
+
+    sender: Annotated[str, NAME]
+    envelope: Annotated[bytes, Blob(4096)]
+
+
+@message("confirmation of a committee key", version=1)
+class KeyConfirmation:
+    """Holder to maker, through the service: the check value."""
+
+    check_value: Annotated[bytes, HASH]

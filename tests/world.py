@@ -1,0 +1,171 @@
+"""A whole alliance in memory, seeded, for tests of the protocol."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from protocol import channel, committee_keys, group, signing
+from protocol.check import MemberInMemory, Question, Verdict, Void, run_check
+from protocol.committee import draw_committee
+from protocol.custody import Kept, MemoryCustody
+from protocol.deposit import Entry, MadeDeposit, run_deposit
+from protocol.group import Scalar
+from protocol.identity import DocumentType, Identity, salt_check
+from protocol.manifest import Committee, Manifest, Member, Rule, Terms, china_day
+from protocol.messages import ISSUE
+from protocol.party import MemberKeys, Party, ServiceKeys, ServiceParty, random_scalar
+from protocol.secret import Secret
+
+NOW = 1_790_000_000.0
+TODAY = china_day(NOW)
+LIMIT = 5_000_000_000
+RULE = Rule(
+    id="accident-30d",
+    version=1,
+    products=("accident",),
+    window_days=30,
+    measure="sum_insured",
+    limit=LIMIT,
+    currency="CNY",
+    budget=50,
+    budget_days=30,
+    valid_from=TODAY - 1000,
+)
+COUNT_RULE = replace(RULE, id="policies-30d", measure="policy_count", limit=3)
+
+
+def seeded(seed: object) -> Callable[[int], bytes]:
+    """Return a deterministic source of bytes."""
+    key = hashlib.sha256(repr(seed).encode()).digest()
+    counter = 0
+
+    def draw(count: int) -> bytes:
+        nonlocal counter
+        counter += 1
+        return hashlib.shake_256(key + counter.to_bytes(8, "big")).digest(count)
+
+    return draw
+
+
+def person(number: int) -> Identity:
+    return Identity(DocumentType.PASSPORT, f"E{number:08d}")
+
+
+@dataclass
+class World:
+    manifest: Manifest
+    service: ServiceParty
+    members: dict[str, MemberInMemory]
+    random: Callable[[int], bytes]
+
+    def party(self, number: int) -> Party:
+        return self.members[name(number)].party
+
+    def deposit(
+        self,
+        depositor: int,
+        identity: Identity,
+        amount: int,
+        *,
+        now: float = NOW - 60,
+        day: int = TODAY,
+        product: str = "accident",
+        kind: int = ISSUE,
+        count: int = 1,
+        earlier: bytes | None = None,
+        without: frozenset[str] = frozenset(),
+    ) -> tuple[MadeDeposit, dict[int, Kept]]:
+        entry = Entry(identity, kind, product, day, amount, count, earlier)
+        reachable = {key: value for key, value in self.members.items() if key not in without}
+        return run_deposit(self.party(depositor), self.service, reachable, entry, now, self.random)
+
+    def check(
+        self,
+        requester: int,
+        identity: Identity,
+        proposed: int,
+        *,
+        now: float = NOW,
+        rule: Rule = RULE,
+        without: frozenset[str] = frozenset(),
+    ) -> tuple[Verdict, Void | None]:
+        reachable = {key: value for key, value in self.members.items() if key not in without}
+        questions = [Question(identity, rule, proposed)]
+        return run_check(self.party(requester), self.service, reachable, questions, now, self.random)[0]
+
+
+def name(number: int) -> str:
+    return f"insurer-{number:02d}"
+
+
+def make_world(
+    members: int = 7,
+    *,
+    shards: int = 2,
+    slots: int = 6,
+    rules: tuple[Rule, ...] = (RULE, COUNT_RULE),
+    seed: object = 0,
+    owners: dict[str, str] | None = None,
+    tick_seconds: int = 1,
+) -> World:
+    random = seeded(seed)
+    salt = Secret(random(32))
+    keys = {name(i): MemberKeys.generate(salt, random) for i in range(1, members + 1)}
+    groups = {member: (owners or {}).get(member, f"group of {member}") for member in keys}
+    service_keys = ServiceKeys(Secret(random_scalar(random)), Secret(random(32)))
+    terms = Terms(
+        alliance="test",
+        serial=1,
+        local=1,
+        issued_at=int(NOW) - 1000,
+        valid_until=int(NOW) + 10_000_000,
+        tick_seconds=tick_seconds,
+        shards=shards,
+        expected_persons=0,
+        deposit_cap=1_000_000_000_000,
+        salt_check=salt_check(salt),
+        service_url="http://127.0.0.1:1",
+        service_signing_key=signing.public_key(service_keys.signing),
+        blinding_key=group.multiply_base(Scalar(service_keys.blinding.reveal())),
+        epoch=1,
+        products=("accident", "group_accident", "term_life"),
+        rules=rules,
+        members=tuple(
+            Member(
+                id=member,
+                group=groups[member],
+                url="http://127.0.0.1:1",
+                signing_key=signing.public_key(own.signing),
+                sealing_key=channel.sealing_public_key(own.sealing),
+            )
+            for member, own in keys.items()
+        ),
+        committees=tuple(
+            Committee(shard=shard, version=1, slots=draw_committee(shard, groups, slots)) for shard in range(shards)
+        ),
+    )
+    manifest = Manifest.of(terms)
+    parties = {member: Party(member, own, manifest) for member, own in keys.items()}
+    world = World(
+        manifest,
+        ServiceParty(service_keys, manifest),
+        {member: MemberInMemory(party, MemoryCustody(), {}) for member, party in parties.items()},
+        random,
+    )
+    for shard in range(shards):
+        for omitted in committee_keys.key_sets(manifest, shard):
+            hand_out(world, shard, omitted)
+    return world
+
+
+def hand_out(world: World, shard: int, omitted: int | None) -> None:
+    """Make a committee key and hand it to all its holders, checking every confirmation."""
+    maker, *others = committee_keys.holders(world.manifest, shard, omitted)
+    party = world.members[maker].party
+    key = committee_keys.make(party, shard, omitted, int(NOW), world.random)
+    world.members[maker].committee_keys[shard, omitted] = key
+    for other in others:
+        envelope = committee_keys.seal(party, key, other, world.random(32))
+        received = committee_keys.receive(world.members[other].party, maker, envelope)
+        assert received.check_value(other) == key.check_value(other)
+        world.members[other].committee_keys[shard, omitted] = received
