@@ -496,7 +496,7 @@ def run_check(
     statement = request.signed.statement
     slots = service.manifest.committee(statement.shard).slots
     reachable = [entry.slot for entry in statement.envelopes if slots[entry.slot] in members]
-    chosen = preferred_choice(statement.check_id, reachable)
+    chosen = preferred_choice(statement.check_id, dict.fromkeys(reachable, 0.0))
     if chosen is None:
         return read_outcome(pending, void_outcome(statement.check_id, Void.TOO_FEW_CUSTODIANS), now)
     tick = as_of_tick(now, service.manifest.terms.tick_seconds)

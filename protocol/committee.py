@@ -1,7 +1,8 @@
 """Who keeps which shard: rendezvous hashing over the members (SPEC.md, section 4)."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 
 from protocol.errors import ProtocolError
 from protocol.sharing import CHOSEN, MIN_SLOTS
@@ -42,7 +43,12 @@ def excluded_slot(shard: int, own_slot: int | None, slots: int, message_id: byte
     return max(range(slots), key=lambda slot: _weight(b"excluded", tag, message_id, bytes([slot])))
 
 
-def preferred_choice(check_id: bytes, candidates: Iterable[int]) -> tuple[int, ...] | None:
-    """Return four of the candidate slots, sorted, spread evenly over checks by their id; None if too few."""
-    ranked = sorted(candidates, key=lambda slot: _weight(b"choice", check_id, bytes([slot])), reverse=True)
+def preferred_choice(check_id: bytes, scores: Mapping[int, float], refused: float = math.inf) -> tuple[int, ...] | None:
+    """Return four slots, sorted: those of lowest score, spread evenly over checks by their id.
+
+    `scores` maps candidate slots to how reluctantly they should be asked; those with `refused` or more are not.
+    None if fewer than four are left.
+    """
+    candidates = [slot for slot, score in scores.items() if score < refused]
+    ranked = sorted(candidates, key=lambda slot: (scores[slot], _weight(b"choice", check_id, bytes([slot]))))
     return tuple(sorted(ranked[:CHOSEN])) if len(ranked) >= CHOSEN else None

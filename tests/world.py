@@ -1,20 +1,27 @@
 """A whole alliance in memory, seeded, for tests of the protocol."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from protocol import channel, committee_keys, group, signing
+import numpy as np
+
+from protocol import channel, committee_keys, comparison, group, signing
 from protocol.check import MemberInMemory, Question, Verdict, Void, run_check
 from protocol.committee import draw_committee
+from protocol.comparison import LaneInput, Part, Seed
 from protocol.custody import Kept, MemoryCustody
 from protocol.deposit import Entry, MadeDeposit, run_deposit
+from protocol.garbling import ActiveLabels, Evaluator, Table
 from protocol.group import Scalar
 from protocol.identity import DocumentType, Identity, salt_check
 from protocol.manifest import Committee, Manifest, Member, Rule, Terms, china_day
 from protocol.messages import ISSUE
 from protocol.party import MemberKeys, Party, ServiceKeys, ServiceParty, random_scalar
 from protocol.secret import Secret
+from protocol.sharing import SHARE_BYTES, Chosen, Label, Share, add_shares, group_sums, held_labels, share
+from protocol.stamps import deposit_stamp
+from protocol.token import Pseudonym
 
 NOW = 1_790_000_000.0
 TODAY = china_day(NOW)
@@ -169,3 +176,87 @@ def hand_out(world: World, shard: int, omitted: int | None) -> None:
         received = committee_keys.receive(world.members[other].party, maker, envelope)
         assert received.check_value(other) == key.check_value(other)
         world.members[other].committee_keys[shard, omitted] = received
+
+
+# --- four custodians without the messages of a check ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A value as a committee keeps it: shared with one slot excluded, in the stores of `visible` alone (None: all)."""
+
+    value: int
+    excluded: int
+    visible: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class FourCustodians:
+    """Any A of any committee, with the secrets of one garbling; what its custodians hold is each test's own."""
+
+    chosen: Chosen
+    limits: tuple[int, ...] = (LIMIT,)
+    name: object = 0
+
+    @property
+    def header(self) -> bytes:
+        return repr((self.chosen, self.limits, self.name)).encode()
+
+    @property
+    def tags(self) -> list[tuple[bytes, bytes]]:
+        """Return (tag of within, tag of exceeds) a lane."""
+        return comparison.tags(seeded(self.name)(32), bytes(16), 1, self.chosen.slots, len(self.limits))
+
+    @property
+    def seed(self) -> Seed:
+        return Seed.derive(seeded(self.name)(32), bytes(32), self.header, (Pseudonym(bytes(32)),))
+
+    def part(self, slot: int, lanes: Sequence[Sequence[Shared]], *, change: Mapping[Label, int] | None = None) -> Part:
+        """Return what a custodian sends for the deposits of each lane; `change` is added to its first lane's sums."""
+        size, inputs, stamps = self.chosen.committee_size, [], dict.fromkeys(range(self.chosen.committee_size), 0)
+        for lane, (deposits, limit) in enumerate(zip(lanes, self.limits, strict=True)):
+            parts = [{key: Share(value) for key, value in change.items()}] if change and lane == 0 else []
+            for number, deposit in enumerate(deposits):
+                if deposit.visible is None or slot in deposit.visible:
+                    uniform = seeded((self.name, lane, number))((size - 2) * SHARE_BYTES)
+                    whole = share(deposit.value, size, deposit.excluded, uniform)
+                    parts.append({key: whole[key] for key in held_labels(size, deposit.excluded, slot)})
+                    stamps[deposit.excluded] += deposit_stamp("insurer-01", bytes([lane, number] * 8), 1)
+            inputs.append(LaneInput(tuple(group_sums(self.chosen, slot, add_shares(parts))), limit))
+        return comparison.garble(self.seed, self.tags, inputs, self.chosen, slot, stamps)
+
+    def parts(self, lanes: Sequence[Sequence[Shared]]) -> dict[int, Part]:
+        return {slot: self.part(slot, lanes) for slot in self.chosen.slots}
+
+    def verdict(self, lane: int, tag: bytes) -> Verdict:
+        """Read a lane's tag as the requester does."""
+        within, exceeds = self.tags[lane]
+        return {within: Verdict.WITHIN, exceeds: Verdict.EXCEEDS}.get(tag, Verdict.INDETERMINATE)
+
+    def evaluate(self, parts: Mapping[int, Part]) -> list[Verdict]:
+        """Evaluate as the service does and read the tags as the requester does."""
+        opened = comparison.evaluate(parts, self.chosen, len(self.limits), self.header)
+        return [self.verdict(lane, tag) for lane, tag in enumerate(opened)]
+
+    def evaluate_regardless(self, parts: Mapping[int, Part]) -> list[Verdict]:
+        """Evaluate as a service does that goes on although the custodians disagree."""
+        lanes, ordered = len(self.limits), [parts[slot] for slot in self.chosen.slots]
+        garbled = ordered[0].garbled
+        assert garbled is not None
+        groups = list(comparison._groups(ordered))
+        blocks = [np.frombuffer(sent.labels, dtype="<u8").reshape(lanes, 48, 2) for _, sent, _ in groups]
+        table = Table.decode(garbled.table, lanes)
+        evaluator = Evaluator(garbled.aes_key, ActiveLabels(np.stack(blocks, axis=1)), table)
+        rows = np.frombuffer(garbled.outputs, dtype="<u8").reshape(lanes, 2, 2)
+        verdicts = []
+        for lane, masked_tag in enumerate(evaluator.open_outputs(rows)):
+            joined = b"".join(
+                comparison._xor(
+                    vouched.masked[32 * lane : 32 * lane + 32],
+                    comparison._voucher_pad(sent.labels[768 * lane : 768 * lane + 768], sent.stamp, place, lane),
+                )
+                for place, sent, vouched in groups
+            )
+            mask = comparison._output_mask(self.header, lane, joined)
+            verdicts.append(self.verdict(lane, comparison._xor(masked_tag.tobytes(), mask)))
+        return verdicts

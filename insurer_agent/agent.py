@@ -1,0 +1,103 @@
+"""One agent put together: settings, keys, manifest, database, and the three roles over them."""
+
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from insurer_agent.config import Settings
+from insurer_agent.custodian import Custodian
+from insurer_agent.depositor import Depositor
+from insurer_agent.keys import AgentKeys
+from insurer_agent.requester import Requester
+from insurer_agent.store.api_keys import ApiKeys
+from insurer_agent.store.custody import PostgresCustody
+from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.keyring import Keyring
+from insurer_agent.store.outbox import Outbox
+from insurer_agent.store.register import Register
+from insurer_agent.store.vault import Vault
+from protocol.errors import ProtocolError
+from protocol.identity import salt_check
+from protocol.manifest import Manifest, open_manifest
+from protocol.party import Party
+from transport.peers import Peers
+from transport.settings import SettingsError, load_pins
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What a process of an agent works with."""
+
+    settings: Settings
+    party: Party
+    database: Database
+    api_keys: ApiKeys
+    register: Register
+    outbox: Outbox
+    requester: Requester
+    depositor: Depositor
+    custodian: Custodian
+
+    @classmethod
+    def open(cls, state: Path, *, connections: int | None = None) -> "Agent":
+        """Read and check everything; raise `SettingsError` or `Problem` with what to change."""
+        settings = Settings.load(state)
+        keys = AgentKeys.load(state)
+        database = Database(settings.database, size=connections or settings.threads // 2)
+        database.migrate()
+        manifest = load_manifest(settings, keys, database)
+        try:
+            party = Party(settings.member_id, keys.member, manifest)
+        except ProtocolError as error:
+            raise SettingsError(f"the manifest does not fit this agent: {error.hint}") from None
+        peers, random = Peers(), secrets.token_bytes
+        vault = Vault(keys.storage, "register", random)
+        custody_vault = Vault(keys.storage, "custody", random)
+        custody = PostgresCustody(database, custody_vault, manifest.terms.tick_seconds)
+        keyring = Keyring(database, custody_vault)
+        outbox = Outbox(database, vault)
+        return cls(
+            settings=settings,
+            party=party,
+            database=database,
+            api_keys=ApiKeys(database),
+            register=Register(database, vault, party, random),
+            outbox=outbox,
+            requester=Requester(party, peers, settings.check_seconds, random),
+            depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
+            custodian=Custodian(party, custody, keyring, peers, random),
+        )
+
+
+def load_manifest(settings: Settings, keys: AgentKeys, database: Database) -> Manifest:
+    """Open the manifest file and remember its serial, so that an older or a forked one is refused from then on."""
+    try:
+        data = settings.manifest.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"the manifest {settings.manifest} cannot be read: {error.strerror}") from None
+    pins = load_pins(settings.admins)
+
+    def transaction(connection: Rows) -> Manifest:
+        connection.execute("SELECT pg_advisory_xact_lock(7261003)")
+        row = connection.execute("SELECT value FROM setting WHERE name = 'manifest'").fetchone()
+        serial, seen = (int.from_bytes(row[0][:8], "big"), bytes(row[0][8:])) if row else (0, None)
+        manifest = open_manifest(data, pins, time.time(), serial, seen)
+        connection.execute(
+            "INSERT INTO setting (name, value) VALUES ('manifest', %s)"
+            " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value",
+            (manifest.terms.serial.to_bytes(8, "big") + manifest.hash,),
+        )
+        return manifest
+
+    try:
+        manifest = database.run("load manifest", transaction)
+    except ProtocolError as error:
+        raise SettingsError(f"the manifest {settings.manifest} is refused ({error.code}): {error.hint}") from None
+    if manifest.terms.local and not settings.allow_local:
+        raise SettingsError(
+            "the manifest is for a local alliance, without its floor of persons a shard; see allow_local"
+        )
+    if manifest.terms.salt_check != salt_check(keys.member.salt):
+        raise SettingsError("the key file holds another salt than the alliance's; ask the member that made it")
+    return manifest

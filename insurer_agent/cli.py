@@ -1,0 +1,157 @@
+"""The command of an insurer: `insurer-agent`."""
+
+import argparse
+import json
+import logging
+import secrets
+import sys
+from pathlib import Path
+
+from transport.problems import Problem
+from transport.settings import SettingsError, write_private
+
+# Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
+
+
+def _init(args: argparse.Namespace) -> int:
+    from insurer_agent.keys import AgentKeys
+    from protocol.enrolment import enrol
+    from protocol.secret import Secret
+
+    salt = _read_salt(args.salt_file)
+    args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys = AgentKeys.generate(Secret(salt))
+    keys.save(args.state)
+    enrolment = enrol(keys.member, args.member, args.group or args.member, args.url)
+    path = args.state / "enrolment.json"
+    path.write_text(json.dumps(enrolment, indent=1) + "\n", encoding="utf-8")
+    print(path)
+    return 0
+
+
+def _read_salt(file: Path) -> bytes:
+    try:
+        return bytes.fromhex(file.read_text(encoding="ascii").strip())
+    except OSError as error:
+        raise SettingsError(f"the salt file {file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise SettingsError(f"the salt file {file} should hold 64 hexadecimal digits") from None
+
+
+def _salt(args: argparse.Namespace) -> int:
+    if args.file.exists():
+        raise SettingsError(f"{args.file} exists; a second salt would split the alliance")
+    write_private(args.file, secrets.token_bytes(32).hex().encode() + b"\n")
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from flask import Flask
+
+    from insurer_agent import background
+    from insurer_agent.agent import Agent
+    from insurer_agent.config import Settings
+    from insurer_agent.rest import make_app
+    from transport.server import serve
+
+    settings = Settings.load(args.state)
+    Agent.open(args.state, connections=1).database.close()  # what is wrong is said here, before any worker starts
+
+    def app() -> Flask:
+        agent = Agent.open(args.state)
+        background.start(agent)
+        return make_app(agent)
+
+    serve(
+        app,
+        host=settings.host,
+        port=settings.port,
+        state=settings.state,
+        workers=settings.workers,
+        threads=settings.threads,
+    )
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from insurer_agent.agent import Agent
+    from insurer_agent.importer import import_files, wait_until_deposited
+
+    agent = Agent.open(args.state, connections=2)
+    counts = import_files(agent, args.files)
+    deposited = args.wait is None or wait_until_deposited(agent, args.wait)
+    agent.database.close()
+    return 0 if deposited and not counts["rejected files"] else 1
+
+
+def _api_key(args: argparse.Namespace) -> int:
+    from insurer_agent.config import Settings
+    from insurer_agent.store.api_keys import ApiKeys
+    from insurer_agent.store.database import Database
+
+    database = Database(Settings.load(args.state).database, size=1)
+    database.migrate()
+    key = ApiKeys(database).make(args.name, secrets.token_bytes)
+    database.close()
+    if args.file is None:
+        print(key)
+    else:
+        write_private(args.file, key.encode() + b"\n")
+    return 0
+
+
+def _postgres(args: argparse.Namespace) -> int:
+    from insurer_agent.embedded_postgres import run_until_stopped
+
+    run_until_stopped(args.state, args.port, args.create_database)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="insurer-agent", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if name != "salt":
+            sub.add_argument("--state", type=Path, required=True, help="the agent's state directory")
+        return sub
+
+    salt = command("salt", _salt, "Make the alliance's salt: one member does, and hands it to the other members alone.")
+    salt.add_argument("file", type=Path)
+    init = command("init", _init, "Make this member's keys, and the enrolment that the alliance's admins need.")
+    init.add_argument("--member", required=True, help="member id, for example insurer-01")
+    init.add_argument("--group", help="ownership group; the member id unless given")
+    init.add_argument("--url", required=True, help="where the lookup service reaches this agent")
+    init.add_argument("--salt-file", type=Path, required=True, help="the alliance's salt")
+    command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
+    importing = command("import", _import, "Import policies from CSV files; importing a file twice changes nothing.")
+    importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits are receipted")
+    key = command("api-key", _api_key, "Make an API key for an underwriting system and print it, once.")
+    key.add_argument("name")
+    key.add_argument("--file", type=Path, help="write the key to this file instead, readable by its owner alone")
+    postgres = command("postgres", _postgres, "Run the embedded PostgreSQL until stopped.")
+    postgres.add_argument("--port", type=int, default=0)
+    postgres.add_argument("--create-database", action="append", default=[], metavar="NAME")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; errors of use and configuration are told in a line and end with status 2."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        status: int = args.run(args)
+    except SettingsError as error:
+        print(f"insurer-agent: {error}", file=sys.stderr)
+        return 2
+    except Problem as error:
+        print(f"insurer-agent: {error.detail}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

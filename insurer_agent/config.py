@@ -1,0 +1,63 @@
+"""The agent's settings, checked at start: a TOML file, and variables INSURER_AGENT_* that take its place."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from marshmallow import Schema, ValidationError, fields, validate, validates
+
+from transport.settings import load_settings
+
+ENVIRONMENT_PREFIX = "INSURER_AGENT"
+SETTINGS_FILE = "config.toml"
+
+
+class _SettingsSchema(Schema):
+    """What may be set. Paths are taken relative to the state directory."""
+
+    member_id = fields.String(required=True, validate=validate.Length(1, 64))
+    host = fields.String(load_default="127.0.0.1")
+    port = fields.Integer(required=True, validate=validate.Range(1, 65535))
+    database = fields.String(required=True, validate=validate.Length(min=1))
+    manifest = fields.String(load_default="manifest.bin")
+    admins = fields.String(load_default="admins.json")
+    allow_local = fields.Boolean(load_default=False)
+    workers = fields.Integer(load_default=1, validate=validate.Range(1, 64))
+    threads = fields.Integer(load_default=16, validate=validate.Range(4, 256))
+    check_seconds = fields.Float(load_default=2.0, validate=validate.Range(0.1, 60))
+    deposit_seconds = fields.Float(load_default=10.0, validate=validate.Range(1, 300))
+    deposit_jitter_seconds = fields.Float(load_default=20.0, validate=validate.Range(0, 3600))
+    capture = fields.String(load_default=None, allow_none=True)
+
+    @validates("database")
+    def _is_a_dsn(self, value: str, **_: object) -> None:
+        if not value.startswith(("postgresql://", "postgres://")) and "=" not in value:
+            raise ValidationError("a PostgreSQL connection string: postgresql://user:password@host:port/name")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one agent; see `_SettingsSchema` for defaults."""
+
+    state: Path
+    member_id: str
+    host: str
+    port: int
+    database: str = field(repr=False)
+    manifest: Path
+    admins: Path
+    allow_local: bool
+    workers: int
+    threads: int
+    check_seconds: float
+    deposit_seconds: float
+    deposit_jitter_seconds: float
+    capture: Path | None
+
+    @classmethod
+    def load(cls, state: Path) -> "Settings":
+        """Read `state`/config.toml and the environment; raise `SettingsError` with what to change."""
+        values = load_settings(_SettingsSchema, state / SETTINGS_FILE, ENVIRONMENT_PREFIX)
+        for name in ("manifest", "admins", "capture"):
+            if values[name] is not None:
+                values[name] = state / values[name]
+        return cls(state=state, **values)

@@ -1,0 +1,153 @@
+"""The custodian's story: keeps others' tokens and shares, and answers checks over them, blind.
+
+Each method is one call of the service (SPEC.md, sections 5 and 6). What a call needs recorded is committed before the
+answer leaves.
+"""
+
+import logging
+import time
+
+from insurer_agent.store.custody import PostgresCustody
+from insurer_agent.store.keyring import Keyring
+from protocol import committee_keys, signing
+from protocol.check import accept_call, answer_call
+from protocol.deposit import AcceptedDeposit, accept_commit, accept_prepare, confirm, give_receipts
+from protocol.encoding import encode
+from protocol.errors import ProtocolError
+from protocol.messages import (
+    CheckAnswer,
+    CheckCall,
+    CommitCall,
+    HolderReceipts,
+    KeyConfirmation,
+    NeverCall,
+    PrepareAnswer,
+    PrepareCall,
+    Relay,
+    Relayed,
+    SignedRelay,
+)
+from protocol.party import Party, RandomBytes
+from transport.internal import CONTENT_TYPE, message_of
+from transport.peers import Call, Peers
+
+log = logging.getLogger(__name__)
+
+RELAY_PURPOSE = "relay"
+_RELAY_SECONDS = 2.0
+
+
+class Custodian:
+    """The member as a holder of others' deposits."""
+
+    def __init__(
+        self, party: Party, custody: PostgresCustody, keyring: Keyring, peers: Peers, random: RandomBytes
+    ) -> None:
+        self._party = party
+        self._custody = custody
+        self._keyring = keyring
+        self._peers = peers
+        self._random = random
+
+    # --- checks
+
+    def check(self, call: CheckCall) -> CheckAnswer:
+        """Answer one attempt of a check."""
+        # 3a. Signature, envelope, freshness, manifest, A, both proofs, equal fields.
+        accepted = accept_call(self._party, call, time.time())
+        key = self._key(accepted.statement.shard, accepted.omitted)
+        # 3b. Request hash, attempt and budget, durable before anything is answered.
+        self._custody.admit(accepted.admission())
+        # 3c. Rows and stamps in one snapshot; sum, add the proposal, garble.
+        view = self._custody.view(accepted.reading())
+        return answer_call(self._party, accepted, key, view)
+
+    # --- deposits
+
+    def prepare(self, call: PrepareCall) -> PrepareAnswer:
+        """Verify deposits and keep them unseen; confirm to the service alone."""
+        key = self._key(call.shard, self._party.manifest.slot_of_group(call.shard, call.depositor))
+        accepted = accept_prepare(self._party, call, time.time())
+        kept = self._custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
+        for item in accepted:
+            if isinstance(item, ProtocolError):
+                log.warning("deposit of %s refused: %s", call.depositor, item.code)
+        return confirm(accepted, kept, key)
+
+    def commit(self, call: CommitCall) -> HolderReceipts:
+        """Make deposits visible from their tick on, and give receipts for the depositor."""
+        commits = accept_commit(self._party, call, time.time())
+        kept = self._custody.commit(call.depositor, call.shard, commits)
+        return give_receipts(self._party, call.depositor, call.shard, [item for item, _ in commits], kept)
+
+    def never(self, call: NeverCall) -> HolderReceipts:
+        """Give deposits up for good unless they are committed, and say so to the depositor."""
+        kept = self._custody.abandon(call.depositor, call.shard, call.deposit_ids)
+        return give_receipts(self._party, call.depositor, call.shard, call.deposit_ids, kept)
+
+    # --- committee keys
+
+    def receive_key(self, relayed: Relayed) -> KeyConfirmation:
+        """Keep a committee key from its maker and confirm it."""
+        key = committee_keys.receive(self._party, relayed.sender, relayed.envelope)
+        self._keyring.keep(key)
+        return KeyConfirmation(check_value=key.check_value(self._party.id))
+
+    def exchange_keys(self) -> int:
+        """Make the keys that this member makes and hand them out; return how many are missing or unconfirmed here."""
+        missing = 0
+        for shard in self._own_shards():
+            for omitted in committee_keys.key_sets(self._party.manifest, shard):
+                holders = committee_keys.holders(self._party.manifest, shard, omitted)
+                if self._party.id in holders:
+                    missing += self._exchange_key(shard, omitted, holders)
+        return missing
+
+    def _exchange_key(self, shard: int, omitted: int | None, holders: list[str]) -> int:
+        version = self._party.manifest.committee(shard).version
+        held = self._keyring.find(shard, omitted, version)
+        if holders[0] != self._party.id:
+            return 0 if held is not None else 1
+        if held is None:
+            self._keyring.keep(committee_keys.make(self._party, shard, omitted, int(time.time()), self._random))
+            held = self._keyring.find(shard, omitted, version)
+            assert held is not None
+        unconfirmed = [holder for holder in holders[1:] if holder not in held.confirmed_by]
+        return sum(not self._hand_out(held.key, holder) for holder in unconfirmed)
+
+    def _hand_out(self, key: committee_keys.CommitteeKey, holder: str) -> bool:
+        envelope = committee_keys.seal(self._party, key, holder, self._random(32))
+        relay = Relay(sender=self._party.id, recipient=holder, issued_at=int(time.time()), envelope=envelope)
+        signature = signing.sign(self._party.keys.signing, RELAY_PURPOSE, encode(relay))
+        body = encode(SignedRelay(relay=relay, signature=signature))
+        call = Call(self._party.manifest.terms.service_url, "/v1/relay", body, {"Content-Type": CONTENT_TYPE})
+        try:
+            confirmation = message_of(KeyConfirmation, self._peers.call(call, _RELAY_SECONDS))
+        except ProtocolError:
+            return False
+        if confirmation.check_value != key.check_value(holder):
+            log.error("%s confirmed another committee key of shard %d than it was sent", holder, key.name.shard)
+            return False
+        self._keyring.confirm(key, holder)
+        return True
+
+    def missing_keys(self) -> int:
+        """Return how many committee keys this member should hold and does not."""
+        manifest = self._party.manifest
+        return sum(
+            self._keyring.find(shard, omitted, manifest.committee(shard).version) is None
+            for shard in self._own_shards()
+            for omitted in committee_keys.key_sets(manifest, shard)
+            if self._party.id in committee_keys.holders(manifest, shard, omitted)
+        )
+
+    def forget_old_checks(self, today: int) -> None:
+        """Drop replay records and charges that can no longer matter."""
+        self._custody.forget_old_checks(today)
+
+    def _own_shards(self) -> list[int]:
+        committees = self._party.manifest.terms.committees
+        return [committee.shard for committee in committees if self._party.id in committee.slots]
+
+    def _key(self, shard: int, omitted: int | None) -> committee_keys.CommitteeKey:
+        return self._keyring.current(shard, omitted, self._party.manifest.committee(shard).version)

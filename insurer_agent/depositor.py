@@ -1,0 +1,83 @@
+"""The depositor's story: the outbox becomes deposits that every holder has receipted (SPEC.md, section 5)."""
+
+import logging
+import time
+from collections.abc import Iterable
+from itertools import groupby
+
+from insurer_agent.store.outbox import Outbox, Outgoing
+from protocol.deposit import is_complete, is_made, make_deposit, read_receipts, sign_batch
+from protocol.encoding import encode
+from protocol.errors import ProtocolError
+from protocol.messages import BatchOutcome, DepositOutcome
+from protocol.party import Party, RandomBytes
+from protocol.stamps import tick_at
+from transport.internal import CONTENT_TYPE, message_of
+from transport.peers import Call, Peers
+
+log = logging.getLogger(__name__)
+
+ROUND = 2048
+BATCH = 128
+
+
+class Depositor:
+    """Sends what is due, and again what is not receipted by all holders."""
+
+    def __init__(self, party: Party, peers: Peers, outbox: Outbox, seconds: float, random: RandomBytes) -> None:
+        self._party = party
+        self._peers = peers
+        self._outbox = outbox
+        self._seconds = seconds
+        self._random = random
+
+    def send_due(self) -> int:
+        """Send one round of what is due; return how many deposits were sent."""
+        due = self._outbox.due(ROUND)
+        for batch in _batches(due):
+            self._send(batch)
+        return len(due)
+
+    def _send(self, batch: list[Outgoing]) -> None:
+        made = []
+        fresh = {}
+        for item in batch:
+            if item.made is None:
+                assert item.entry is not None  # erased only when `made` was stored
+                fresh[item.seq] = make_deposit(self._party, item.entry, item.deposit_id, self._random)
+            made.append(item.made or fresh[item.seq])
+        self._outbox.store_made(fresh)  # before the first byte leaves, so that a repeat is the same bytes
+
+        signed = sign_batch(self._party, made, time.time())
+        manifest = self._party.manifest
+        call = Call(manifest.terms.service_url, "/v1/deposits", encode(signed), {"Content-Type": CONTENT_TYPE})
+        try:
+            outcomes = message_of(BatchOutcome, self._peers.call(call, self._seconds)).outcomes
+            if len(outcomes) != len(made):
+                raise ProtocolError("malformed", "an outcome per deposit was expected")
+        except ProtocolError as error:
+            outcomes = tuple(DepositOutcome(receipts=(), reason=error.code) for _ in made)
+        current = tick_at(time.time(), manifest.terms.tick_seconds)
+        for item, deposit, outcome in zip(batch, made, outcomes, strict=True):
+            states = read_receipts(self._party, deposit, outcome)
+            if any(kept.tick is not None and kept.tick > current + 1 for kept in states.values()):
+                log.error("a receipt states a tick in the future; check the clocks of service and custodians")
+            self._outbox.record(
+                item,
+                states,
+                made=is_made(manifest, deposit, states),
+                complete=is_complete(manifest, deposit, states),
+                reason=outcome.reason,
+            )
+
+
+def _batches(due: list[Outgoing]) -> Iterable[list[Outgoing]]:
+    """Group by shard and excluded slot, which a batch has in common, and cut to size."""
+
+    def place(item: Outgoing) -> tuple[int, int]:
+        return (item.shard, item.excluded)
+
+    for _, group in groupby(sorted(due, key=place), key=place):
+        items = list(group)
+        for start in range(0, len(items), BATCH):
+            yield items[start : start + BATCH]

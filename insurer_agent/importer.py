@@ -1,0 +1,75 @@
+"""Files into the register: every row applied, repeated or rejected with its reason; the rest goes on."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from insurer_agent.agent import Agent
+from insurer_agent.intake.errors import FileRejected, IntakeError
+from insurer_agent.intake.policy_csv import PolicyRow, RejectedRow, read_policies
+from insurer_agent.store.register import PolicyEvent
+
+ROWS_A_TRANSACTION = 500
+_POLL_SECONDS = 0.2
+
+
+def import_files(agent: Agent, files: list[Path], report: TextIO = sys.stderr) -> Counter[str]:
+    """Import files and report progress and rejected rows; return the counts by outcome."""
+    totals: Counter[str] = Counter()
+    for file in files:
+        counts: Counter[str] = Counter()
+        try:
+            _import(agent, file, counts, report)
+        except FileRejected as rejection:
+            counts["rejected files"] += 1
+            print(f"{file.name}: {rejection.code}: {rejection.reason}", file=report)
+        except OSError as error:
+            counts["rejected files"] += 1
+            print(f"{file.name}: cannot be read: {error.strerror}", file=report)
+        print(f"{file.name}: " + (_summary(counts) or "no rows"), file=report, flush=True)
+        totals += counts
+    return totals
+
+
+def _import(agent: Agent, file: Path, counts: Counter[str], report: TextIO) -> None:
+    terms = agent.party.manifest.terms
+    rows = read_policies(file, products=frozenset(terms.products), maximum=terms.deposit_cap)
+    for chunk in _chunks(rows):
+        good = [row for row in chunk if isinstance(row, PolicyRow)]
+        results = iter(agent.register.apply([PolicyEvent.of_row(row) for row in good]))
+        for row in chunk:
+            outcome = row if isinstance(row, RejectedRow) else next(results)
+            if isinstance(outcome, RejectedRow | IntakeError):
+                counts["rejected"] += 1
+                print(f"{file.name}:{row.row}: {outcome.code}: {outcome.reason}", file=report)
+            else:
+                counts[outcome.value] += 1
+
+
+def _chunks(rows: Iterator[PolicyRow | RejectedRow]) -> Iterator[list[PolicyRow | RejectedRow]]:
+    while chunk := list(islice(rows, ROWS_A_TRANSACTION)):
+        yield chunk
+
+
+def _summary(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+
+
+def wait_until_deposited(agent: Agent, seconds: float, report: TextIO = sys.stderr) -> bool:
+    """Wait until every deposit in the outbox is receipted by all its holders; report progress; False if late."""
+    deadline, shown = time.monotonic() + seconds, 0.0
+    while True:
+        backlog = agent.outbox.backlog()
+        if backlog.unmade == backlog.incomplete == 0:
+            return True
+        if time.monotonic() > deadline:
+            print(f"{backlog.unmade} deposits are not made, {backlog.incomplete} lack receipts", file=report)
+            return False
+        if time.monotonic() - shown > 1:
+            print(f"{backlog.unmade} deposits to make", file=report, flush=True)
+            shown = time.monotonic()
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,60 @@
+"""The requester's story: an underwriter's question becomes one bit (SPEC.md, section 6, steps 1 and 5)."""
+
+import time
+from dataclasses import dataclass
+
+from protocol.check import Question, Verdict, Void, ask, read_outcome
+from protocol.encoding import encode
+from protocol.errors import ProtocolError
+from protocol.identity import Identity
+from protocol.manifest import Rule, china_day
+from protocol.messages import CheckOutcome
+from protocol.party import Party, RandomBytes
+from transport.internal import CONTENT_TYPE, message_of
+from transport.peers import Call, Peers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the underwriter is told. `as_of` and the window's first day are ordinals."""
+
+    check_id: bytes
+    rule: Rule
+    verdict: Verdict
+    reason: Void | None
+    as_of: int
+
+
+class Requester:
+    """Asks checks for the member's own underwriting."""
+
+    def __init__(self, party: Party, peers: Peers, seconds: float, random: RandomBytes) -> None:
+        self._party = party
+        self._peers = peers
+        self._seconds = seconds
+        self._random = random
+
+    def rules(self) -> list[Rule]:
+        """Return the version in force today of every rule."""
+        today = china_day(time.time())
+        names = sorted({rule.id for rule in self._party.manifest.terms.rules if rule.valid_from <= today})
+        return [self._party.manifest.current_rule(name, today) for name in names]
+
+    def check(self, subject: Identity, rule_id: str, proposed: int) -> Answer:
+        """Ask whether the subject's total with `proposed` fen more exceeds the rule's limit.
+
+        Always comes back with a verdict, `INDETERMINATE` where none could be had before the deadline; refuses
+        (`unknown-rule`, `manifest-expired`) what cannot be asked.
+        """
+        manifest, now = self._party.manifest, time.time()
+        rule = manifest.current_rule(rule_id, china_day(now))
+        manifest.require_current(manifest.hash, now)
+        pending, request = ask(self._party, [Question(subject, rule, proposed)], now, now + self._seconds, self._random)
+        call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
+        verdict, reason = Verdict.INDETERMINATE, None
+        try:
+            outcome = message_of(CheckOutcome, self._peers.call(call, pending.deadline - time.time()))
+            verdict, reason = read_outcome(pending, outcome, time.time())[0]
+        except ProtocolError as error:
+            reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
+        return Answer(pending.check_id, rule, verdict, reason, pending.as_of)

@@ -1,0 +1,292 @@
+"""A custodian's store in PostgreSQL: the contract of `protocol.custody.Custody`, kept.
+
+`admit`, `prepare`, `commit` and `abandon` are one transaction each, durable once they return. Changes to one
+depositor's deposits take turns under an advisory lock, so that a repeat never races its first.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.vault import Vault
+from protocol.custody import (
+    Admission,
+    CustodyRow,
+    CustodyView,
+    Kept,
+    PersonRows,
+    Proposed,
+    Reading,
+    Refusable,
+    repeated,
+    unknown_earlier,
+)
+from protocol.encoding import ID, decode, encode, message
+from protocol.errors import ProtocolError
+from protocol.messages import ISSUE, SHARES
+from protocol.stamps import MAX_AS_OF_AGE, STAMP_MODULUS, deposit_stamp
+
+_DEPOSITOR_LOCK = 7_261_002
+KEEP_CHECK_RECORDS_DAYS = 3
+"""Replay records outlive the freshness of what they guard, 60 s, by far."""
+
+
+@message("kept shares", version=1)
+class KeptShares:
+    """What is sealed in a row of custody."""
+
+    deposit_id: Annotated[bytes, ID]
+    amounts: Annotated[tuple[int, ...], SHARES]
+    counts: Annotated[tuple[int, ...], SHARES]
+
+
+def _day(ordinal: int) -> dt.date:
+    return dt.date.fromordinal(ordinal)
+
+
+class PostgresCustody:
+    """See `protocol.custody.Custody`."""
+
+    def __init__(self, database: Database, vault: Vault, tick_seconds: int) -> None:
+        self._database = database
+        self._vault = vault
+        self._fold_after = MAX_AS_OF_AGE // tick_seconds + 4
+
+    # --- checks
+
+    def admit(self, admission: Admission) -> None:
+        """See `Custody.admit`: request hash, attempt and budget in one transaction."""
+        check = (admission.requester, admission.check_id)
+
+        def transaction(connection: Rows) -> None:
+            new = connection.execute(
+                "INSERT INTO check_request (requester, check_id, statement_hash, day) VALUES (%s, %s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                (*check, admission.statement_hash, _day(admission.today)),
+            ).rowcount
+            if not new:
+                row = connection.execute(
+                    "SELECT statement_hash FROM check_request WHERE requester = %s AND check_id = %s", check
+                ).fetchone()
+                if row is None or bytes(row[0]) != admission.statement_hash:
+                    raise ProtocolError("check-id-reused", "another request was made under this check id")
+            fresh = connection.execute(
+                "INSERT INTO check_attempt (requester, check_id, attempt) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                (*check, admission.attempt),
+            ).rowcount
+            if not fresh:
+                raise ProtocolError("replayed", "this attempt was answered before")
+            if new:
+                self._charge(connection, admission)
+
+        self._database.run("admit check", transaction)
+
+    @staticmethod
+    def _charge(connection: Rows, admission: Admission) -> None:
+        # In order of the index, so that two checks with the same persons wait for each other and never lock up.
+        for charge in sorted(admission.charges, key=lambda charge: (charge.index, charge.rule_id)):
+            key = (admission.requester_group, charge.index, charge.rule_id)
+            connection.execute(
+                "INSERT INTO budget (requester_group, token, rule_id, day, answers) VALUES (%s, %s, %s, %s, 1)"
+                " ON CONFLICT (requester_group, token, rule_id, day) DO UPDATE SET answers = budget.answers + 1",
+                (*key, _day(admission.today)),
+            )
+            row = connection.execute(
+                "SELECT sum(answers) FROM budget"
+                " WHERE requester_group = %s AND token = %s AND rule_id = %s AND day BETWEEN %s AND %s",
+                (*key, _day(admission.today - charge.budget_days + 1), _day(admission.today)),
+            ).fetchone()
+            if row is None or row[0] > charge.budget:
+                raise ProtocolError("budget-exhausted", "the query budget for this person and rule is spent")
+
+    def view(self, reading: Reading) -> CustodyView:
+        """See `Custody.view`: one snapshot of rows and stamps."""
+
+        def transaction(connection: Rows) -> CustodyView:
+            lanes = tuple(PersonRows(self._rows(connection, reading, index, first)) for index, first in reading.lanes)
+            stamps = connection.execute(
+                "SELECT excluded, mod(sum(sum), %s) FROM custody_stamp WHERE shard = %s AND tick <= %s GROUP BY excluded",
+                (STAMP_MODULUS, reading.shard, reading.tick),
+            )
+            return CustodyView(lanes, {excluded: int(total) for excluded, total in stamps})
+
+        return self._database.run("read custody", transaction, snapshot=True)
+
+    def _rows(self, connection: Rows, reading: Reading, index: bytes, first: int) -> tuple[CustodyRow, ...]:
+        found = connection.execute(
+            "SELECT depositor, id_key, product, day, excluded, shares FROM custody_deposit"
+            " WHERE token = %s AND day >= %s AND tick <= %s AND shard = %s AND epoch = %s",
+            (index, _day(first), reading.tick, reading.shard, reading.epoch),
+        )
+        rows = []
+        for depositor, id_key, product, day, excluded, sealed in found:
+            kept = decode(KeptShares, self._vault.open(_place(depositor, id_key), sealed))
+            rows.append(CustodyRow(product, day.toordinal(), excluded, kept.amounts, kept.counts))
+        return tuple(rows)
+
+    # --- deposits
+
+    def prepare(self, proposed: Sequence[Proposed]) -> list[Refusable]:
+        """See `Custody.prepare`."""
+        if not proposed:
+            return []
+        return self._in_turn(
+            "prepare deposits",
+            proposed[0].depositor,
+            lambda connection: [self._prepare(connection, item) for item in proposed],
+        )
+
+    def _prepare(self, connection: Rows, item: Proposed) -> Refusable:
+        id_key = self._id_key(item.depositor, item.deposit_id)
+        known = self._kept(connection, item.depositor, id_key)
+        if known is not None:
+            return repeated(known, item.envelope_hash)
+        if item.kind != ISSUE and not self._has_issue(connection, item):
+            return unknown_earlier()
+        shares = KeptShares(deposit_id=item.deposit_id, amounts=item.row.amounts, counts=item.row.counts)
+        connection.execute(
+            "INSERT INTO custody_deposit (depositor, id_key, shard, epoch, kind, token, product, day, excluded,"
+            " shares, envelope_hash) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                item.depositor,
+                id_key,
+                item.shard,
+                item.epoch,
+                item.kind,
+                item.index,
+                item.row.product,
+                _day(item.row.day),
+                item.row.excluded,
+                self._vault.seal(_place(item.depositor, id_key), encode(shares)),
+                item.envelope_hash,
+            ),
+        )
+        return Kept(None, never=False, envelope_hash=item.envelope_hash)
+
+    def _has_issue(self, connection: Rows, item: Proposed) -> bool:
+        found = connection.execute(
+            "SELECT 1 FROM custody_deposit WHERE depositor = %s AND id_key = %s AND kind = %s AND tick IS NOT NULL"
+            " AND shard = %s AND epoch = %s AND token = %s AND product = %s AND day = %s",
+            (
+                item.depositor,
+                self._id_key(item.depositor, item.earlier or b""),
+                ISSUE,
+                item.shard,
+                item.epoch,
+                item.index,
+                item.row.product,
+                _day(item.row.day),
+            ),
+        ).fetchone()
+        return found is not None
+
+    def commit(self, depositor: str, shard: int, commits: Sequence[tuple[bytes, int]]) -> list[Refusable]:
+        """See `Custody.commit`."""
+
+        def transaction(connection: Rows) -> list[Refusable]:
+            results = [self._commit(connection, depositor, shard, *commit) for commit in commits]
+            self._fold(connection, shard, max(tick for _, tick in commits) - self._fold_after)
+            return results
+
+        return self._in_turn("commit deposits", depositor, transaction)
+
+    def _commit(self, connection: Rows, depositor: str, shard: int, deposit_id: bytes, tick: int) -> Refusable:
+        id_key = self._id_key(depositor, deposit_id)
+        row = connection.execute(
+            "SELECT excluded, tick, envelope_hash FROM custody_deposit"
+            " WHERE depositor = %s AND id_key = %s AND shard = %s AND NOT never",
+            (depositor, id_key, shard),
+        ).fetchone()
+        if row is None:
+            return ProtocolError("not-prepared", "this deposit is not prepared here")
+        excluded, before, envelope_hash = row
+        if before is None or tick < before:
+            change = deposit_stamp(depositor, deposit_id, tick)
+            self._add_stamp(connection, shard, excluded, tick, change)
+            if before is not None:
+                self._add_stamp(connection, shard, excluded, before, -deposit_stamp(depositor, deposit_id, before))
+            connection.execute(
+                "UPDATE custody_deposit SET tick = %s WHERE depositor = %s AND id_key = %s", (tick, depositor, id_key)
+            )
+        lower = tick if before is None else min(tick, before)
+        return Kept(lower, never=False, envelope_hash=bytes(envelope_hash))
+
+    @staticmethod
+    def _add_stamp(connection: Rows, shard: int, excluded: int, tick: int, change: int) -> None:
+        connection.execute(
+            "INSERT INTO custody_stamp (shard, excluded, tick, sum) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (shard, excluded, tick) DO UPDATE SET sum = mod(custody_stamp.sum + EXCLUDED.sum, %s)",
+            (shard, excluded, tick, change % STAMP_MODULUS, STAMP_MODULUS),
+        )
+
+    @staticmethod
+    def _fold(connection: Rows, shard: int, before: int) -> None:
+        """Fold ticks that no check may name any more into the newest of them: the sums as of later ticks stay."""
+        connection.execute(
+            "WITH old AS (DELETE FROM custody_stamp WHERE shard = %(shard)s AND tick < %(before)s"
+            "  AND (SELECT count(*) FROM custody_stamp WHERE shard = %(shard)s AND tick < %(before)s) > 64"
+            "  RETURNING excluded, tick, sum)"
+            " INSERT INTO custody_stamp (shard, excluded, tick, sum)"
+            " SELECT %(shard)s, excluded, max(tick), mod(sum(sum), %(modulus)s) FROM old GROUP BY excluded",
+            {"shard": shard, "before": before, "modulus": STAMP_MODULUS},
+        )
+
+    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes]) -> list[Refusable]:
+        """See `Custody.abandon`."""
+
+        def transaction(connection: Rows) -> list[Refusable]:
+            return [self._abandon(connection, depositor, shard, deposit_id) for deposit_id in deposit_ids]
+
+        return self._in_turn("abandon deposits", depositor, transaction)
+
+    def _abandon(self, connection: Rows, depositor: str, shard: int, deposit_id: bytes) -> Refusable:
+        id_key = self._id_key(depositor, deposit_id)
+        known = self._kept(connection, depositor, id_key)
+        if known is not None and known.tick is not None:
+            return known
+        connection.execute(
+            "INSERT INTO custody_deposit (depositor, id_key, shard, envelope_hash, never) VALUES (%s, %s, %s, '', true)"
+            " ON CONFLICT (depositor, id_key) DO UPDATE SET never = true, token = NULL, shares = NULL,"
+            " envelope_hash = ''",
+            (depositor, id_key, shard),
+        )
+        return Kept(None, never=True, envelope_hash=b"")
+
+    # --- shared
+
+    def _in_turn(self, name: str, depositor: str, transaction: Callable[[Rows], list[Refusable]]) -> list[Refusable]:
+        def locked(connection: Rows) -> list[Refusable]:
+            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_DEPOSITOR_LOCK, depositor))
+            return transaction(connection)
+
+        return self._database.run(name, locked)
+
+    def _id_key(self, depositor: str, deposit_id: bytes) -> bytes:
+        return self._vault.index("deposit id", depositor.encode(), deposit_id)
+
+    @staticmethod
+    def _kept(connection: Rows, depositor: str, id_key: bytes) -> Kept | None:
+        row: tuple[Any, ...] | None = connection.execute(
+            "SELECT tick, never, envelope_hash FROM custody_deposit WHERE depositor = %s AND id_key = %s",
+            (depositor, id_key),
+        ).fetchone()
+        return None if row is None else Kept(row[0], row[1], bytes(row[2]))
+
+    def forget_old_checks(self, today: int) -> None:
+        """Drop replay records and charges that can no longer matter."""
+
+        def transaction(connection: Rows) -> None:
+            limit = _day(today - KEEP_CHECK_RECORDS_DAYS)
+            connection.execute(
+                "WITH old AS (DELETE FROM check_request WHERE day < %s RETURNING requester, check_id)"
+                " DELETE FROM check_attempt a USING old WHERE a.requester = old.requester AND a.check_id = old.check_id",
+                (limit,),
+            )
+            connection.execute("DELETE FROM budget WHERE day < %s", (_day(today - 400),))
+
+        self._database.run("forget old checks", transaction)
+
+
+def _place(depositor: str, id_key: bytes) -> bytes:
+    return depositor.encode() + b"\x00" + bytes(id_key)

@@ -1,0 +1,94 @@
+"""Connections and named, retried transactions."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from transport.problems import Problem
+
+T = TypeVar("T")
+Rows = Connection[tuple[Any, ...]]
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES = 5
+_SCHEMA_LOCK = 7_261_001
+
+
+class Database:
+    """A pool of connections to the agent's PostgreSQL."""
+
+    def __init__(self, dsn: str, *, size: int) -> None:
+        # Failing fast beats queueing: a check has two seconds in all.
+        conninfo = make_conninfo(dsn, connect_timeout=5, application_name="insurer-agent")
+        self._pool = ConnectionPool(conninfo, min_size=1, max_size=size, timeout=1.0, open=False, name="agent")
+        self._pool.open()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close(timeout=5)
+
+    def migrate(self) -> None:
+        """Create what is missing; safe to run from several processes at once."""
+        schema = files("insurer_agent.store").joinpath("schema.sql").read_text(encoding="utf-8")
+
+        def apply(connection: Rows) -> None:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+            connection.execute(schema.encode())
+
+        self.run("migrate", apply)
+
+    def run(self, name: str, transaction: Callable[[Rows], T], *, snapshot: bool = False) -> T:
+        """Run a transaction; retry it when the server asks for that.
+
+        It is durable once this returns, and without effect when it raises. With `snapshot` it is read-only and sees
+        one state of the database. Raises `Problem` (503, `database-unavailable`) when the server cannot be reached.
+        """
+        for attempt in range(1, MAX_TRIES + 1):
+            try:
+                with self._connection() as connection, connection.transaction():
+                    if snapshot:
+                        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    return transaction(connection)
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                log.warning("transaction %s: try %d of %d failed, retried", name, attempt, MAX_TRIES)
+            except psycopg.OperationalError as error:
+                # A connection that the server closed says nothing of the transaction unless it was in COMMIT;
+                # what runs here bears being repeated, so one more try with a checked connection is safe.
+                log.warning("transaction %s: the database is not answering (%s)", name, type(error).__name__)
+                if attempt > 1:
+                    break
+                self._pool.check()
+        raise Problem(503, "database-unavailable", "the agent's database does not answer", hint="try again shortly")
+
+    @contextmanager
+    def _connection(self) -> Iterator[Rows]:
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except PoolTimeout:
+            raise psycopg.OperationalError("no connection in time") from None
+
+    @contextmanager
+    def exclusively(self, lock: int) -> Iterator[bool]:
+        """Hold an advisory lock of the whole database for the block; yields False if another process holds it."""
+        with self._connection() as connection:
+            connection.autocommit = True
+            try:
+                row = connection.execute("SELECT pg_try_advisory_lock(%s)", (lock,)).fetchone()
+                held = bool(row and row[0])
+                try:
+                    yield held
+                finally:
+                    if held:
+                        connection.execute("SELECT pg_advisory_unlock(%s)", (lock,))
+            finally:
+                if not connection.closed:
+                    connection.autocommit = False

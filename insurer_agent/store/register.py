@@ -1,0 +1,162 @@
+"""The agent's own policies: sealed, found by keyed HMACs; what an event means is decided here.
+
+A policy's key is (policy number, insured, product): group policies and riders repeat the number. An event is applied
+together with the deposit that it calls for, in one transaction, so that neither is ever without the other.
+"""
+
+import datetime as dt
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+from insurer_agent.intake.errors import IntakeError
+from insurer_agent.intake.policy_csv import Event, PolicyRow
+from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.outbox import enqueue
+from insurer_agent.store.vault import Vault
+from protocol.deposit import Entry
+from protocol.encoding import ID, Text, UInt, decode, encode, message
+from protocol.identity import DocumentType, Identity
+from protocol.manifest import DAY, FLAG
+from protocol.messages import AMENDMENT, CANCELLATION, ISSUE
+from protocol.party import Party, RandomBytes
+
+
+class Applied(enum.Enum):
+    """What came of an event that was not refused."""
+
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    REPEATED = "repeated"
+
+
+@message("policy in the register", version=1)
+class Record:
+    """What is sealed in a row of the register. Amounts in fen; `current` is what counts now, 0 once cancelled."""
+
+    policy_number: Annotated[str, Text(255)]
+    document_type: Annotated[str, Text(32)]
+    document_number: Annotated[str, Text(64)]
+    product: Annotated[str, Text(64)]
+    day: Annotated[int, DAY]
+    issued: Annotated[int, UInt(48)]
+    current: Annotated[int, UInt(48)]
+    cancelled: Annotated[int, FLAG]
+    issue_id: Annotated[bytes, ID]
+
+
+@dataclass(frozen=True)
+class PolicyEvent:
+    """An issue, amendment or cancellation, however it was delivered; amounts in fen."""
+
+    policy_number: str = field(repr=False)
+    insured: Identity
+    product: str
+    event: Event
+    amount: int = field(repr=False)
+    day: dt.date
+
+    @classmethod
+    def of_row(cls, row: PolicyRow) -> "PolicyEvent":
+        """Take the event out of a file's row."""
+        return cls(row.policy_number, row.insured, row.product, row.event, row.amount, row.issued_on)
+
+
+class Register:
+    """Applies events to the register and puts the deposits they call for into the outbox."""
+
+    def __init__(self, database: Database, vault: Vault, party: Party, random: RandomBytes) -> None:
+        self._database = database
+        self._vault = vault
+        self._party = party
+        self._random = random
+
+    def apply(self, events: Sequence[PolicyEvent]) -> list[Applied | IntakeError]:
+        """Apply events in their order, in one transaction, each with a result of its own."""
+
+        def transaction(connection: Rows) -> list[Applied | IntakeError]:
+            results: list[Applied | IntakeError] = []
+            for event in events:
+                try:
+                    results.append(self._apply(connection, event))
+                except IntakeError as refusal:
+                    results.append(refusal)
+            return results
+
+        return self._database.run("apply policy events", transaction)
+
+    def _apply(self, connection: Rows, event: PolicyEvent) -> Applied:
+        policy_key = self._vault.index(
+            "policy", event.policy_number.encode(), event.insured.encode(), event.product.encode()
+        )
+        # Two processes that deliver one policy take turns; the row itself may not exist yet.
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (int.from_bytes(policy_key[:8], "big", signed=True),))
+        fingerprint = self._vault.index(
+            "row",
+            policy_key,
+            event.event.value.encode(),
+            b"" if event.event is Event.CANCEL else event.amount.to_bytes(8, "big"),
+            event.day.isoformat().encode(),
+        )
+        if connection.execute("SELECT 1 FROM policy_row WHERE fingerprint = %s", (fingerprint,)).fetchone():
+            return Applied.REPEATED
+        row = connection.execute("SELECT sealed FROM policy WHERE policy_key = %s FOR UPDATE", (policy_key,)).fetchone()
+        record = None if row is None else decode(Record, self._vault.open(policy_key, row[0]))
+        applied, changed, entry = self._decide(event, record)
+        connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
+        if changed is not None and entry is not None:
+            deposit_id = changed.issue_id if entry.kind == ISSUE else self._random(16)
+            connection.execute(
+                "INSERT INTO policy (policy_key, sealed) VALUES (%s, %s)"
+                " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",
+                (policy_key, self._vault.seal(policy_key, encode(changed))),
+            )
+            enqueue(connection, self._vault, self._party, entry, deposit_id)
+        return applied
+
+    def _decide(self, event: PolicyEvent, record: Record | None) -> tuple[Applied, Record | None, Entry | None]:
+        """Return what came of the event, with the policy's new record and the deposit, if it changes anything."""
+        if event.event is Event.ISSUE:
+            return self._issue(event, record)
+        if record is None:
+            verb = "cancels" if event.event is Event.CANCEL else "amends"
+            raise IntakeError("policy-unknown", f"{verb} a policy that was never issued")
+        if event.event is Event.CANCEL:
+            if record.cancelled:
+                return Applied.REPEATED, None, None
+            entry = self._correction(event, record, CANCELLATION, -record.current, -1)
+            return Applied.CORRECTED, replace(record, current=0, cancelled=1), entry
+        if record.cancelled:
+            raise IntakeError("policy-cancelled", "amends a policy that was cancelled")
+        if event.amount == record.current:
+            return Applied.REPEATED, None, None
+        entry = self._correction(event, record, AMENDMENT, event.amount - record.current, 0)
+        return Applied.CORRECTED, replace(record, current=event.amount), entry
+
+    def _issue(self, event: PolicyEvent, record: Record | None) -> tuple[Applied, Record | None, Entry | None]:
+        if record is not None:
+            if event.amount != record.issued:
+                raise IntakeError("policy-conflict", "issues a known policy with another amount; amend it instead")
+            if event.day.toordinal() != record.day:
+                raise IntakeError("policy-conflict", "issues a known policy with another day")
+            return Applied.REPEATED, None, None
+        new = Record(
+            policy_number=event.policy_number,
+            document_type=event.insured.document_type.value,
+            document_number=event.insured.number,
+            product=event.product,
+            day=event.day.toordinal(),
+            issued=event.amount,
+            current=event.amount,
+            cancelled=0,
+            issue_id=self._random(16),
+        )
+        entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount, 1)
+        return Applied.ACCEPTED, new, entry
+
+    @staticmethod
+    def _correction(event: PolicyEvent, record: Record, kind: int, amount: int, count: int) -> Entry:
+        """Return a deposit of the difference: on the original day, whatever date the event bears."""
+        insured = Identity(DocumentType(record.document_type), record.document_number)
+        return Entry(insured, kind, event.product, record.day, amount, count, earlier=record.issue_id)

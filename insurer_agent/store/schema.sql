@@ -1,0 +1,111 @@
+-- The agent's database. Nothing personal stands here in clear: identities, policies and amounts are sealed under a key
+-- that the database does not have, or are keyed HMACs, or are group elements under the agent's own scalar.
+-- The statements are idempotent; every start of an agent runs them.
+
+CREATE TABLE IF NOT EXISTS setting (
+    name  text PRIMARY KEY,
+    value bytea NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS api_key (
+    name       text PRIMARY KEY,
+    hash       bytea NOT NULL UNIQUE,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The agent's own policies -------------------------------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS policy (
+    policy_key bytea PRIMARY KEY,  -- HMAC of (policy number, insured, product)
+    sealed     bytea NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS policy_row (
+    fingerprint bytea PRIMARY KEY  -- HMAC of a row's meaning: a repeated row counts once
+);
+
+-- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit is made up,
+-- `made` (sealed envelopes) once it is complete.
+CREATE TABLE IF NOT EXISTS deposit (
+    seq             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    deposit_id      bytea NOT NULL UNIQUE,
+    person_key      bytea NOT NULL,  -- HMAC of the insured
+    shard           integer NOT NULL,
+    excluded        smallint NOT NULL,
+    entry           bytea,
+    made            bytea,
+    receipts        jsonb NOT NULL DEFAULT '{}',
+    attempts        integer NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    last_reason     text,
+    made_at         timestamptz,
+    completed_at    timestamptz
+);
+CREATE INDEX IF NOT EXISTS deposit_open ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;
+
+-- What is kept for others --------------------------------------------------------------------------------------------
+
+-- A deposit of another member: prepared while `tick` is null, given up when `never`, else committed and visible.
+CREATE TABLE IF NOT EXISTS custody_deposit (
+    depositor     text NOT NULL,
+    id_key        bytea NOT NULL,    -- HMAC of the deposit id
+    shard         integer NOT NULL,
+    epoch         integer,
+    kind          smallint,
+    token         bytea,             -- T, the custodian's index of the person
+    product       text,
+    day           date,
+    excluded      smallint,
+    shares        bytea,             -- sealed, with the deposit id
+    envelope_hash bytea NOT NULL,
+    tick          bigint,
+    never         boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (depositor, id_key),
+    CHECK (never OR token IS NOT NULL),
+    CHECK (NOT (never AND tick IS NOT NULL))
+);
+CREATE INDEX IF NOT EXISTS custody_deposit_person ON custody_deposit (token, day) WHERE tick IS NOT NULL;
+
+-- Running sums of deposit stamps mod 2^256, one row a tick; ticks too old to be asked for are folded into one.
+CREATE TABLE IF NOT EXISTS custody_stamp (
+    shard    integer NOT NULL,
+    excluded smallint NOT NULL,
+    tick     bigint NOT NULL,
+    sum      numeric(78) NOT NULL,
+    PRIMARY KEY (shard, excluded, tick)
+);
+
+CREATE TABLE IF NOT EXISTS check_request (
+    requester      text NOT NULL,
+    check_id       bytea NOT NULL,
+    statement_hash bytea NOT NULL,
+    day            date NOT NULL,
+    PRIMARY KEY (requester, check_id)
+);
+
+CREATE TABLE IF NOT EXISTS check_attempt (
+    requester text NOT NULL,
+    check_id  bytea NOT NULL,
+    attempt   smallint NOT NULL,
+    PRIMARY KEY (requester, check_id, attempt)
+);
+
+CREATE TABLE IF NOT EXISTS budget (
+    requester_group text NOT NULL,
+    token           bytea NOT NULL,
+    rule_id         text NOT NULL,
+    day             date NOT NULL,
+    answers         integer NOT NULL,
+    PRIMARY KEY (requester_group, token, rule_id, day)
+);
+
+CREATE TABLE IF NOT EXISTS committee_key (
+    shard             integer NOT NULL,
+    omitted           smallint NOT NULL,  -- -1: the key of the whole committee
+    committee_version integer NOT NULL,
+    made_at           bigint NOT NULL,
+    sealed            bytea NOT NULL,
+    confirmed_by      text[] NOT NULL DEFAULT '{}',
+    PRIMARY KEY (shard, omitted, committee_version, made_at)
+);

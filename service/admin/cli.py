@@ -1,0 +1,185 @@
+"""The command of the alliance's admins: `alliance`."""
+
+import argparse
+import json
+import logging
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from protocol.errors import ProtocolError
+from transport.settings import SettingsError, write_private
+
+
+def _local(args: argparse.Namespace) -> int:
+    from service.admin.local import LocalOptions, run_local
+
+    return run_local(
+        LocalOptions(
+            members=args.members,
+            policies=args.policies,
+            state=args.state,
+            port_base=args.port_base,
+            shards=args.shards,
+            database=args.database,
+            capture=args.capture,
+        )
+    )
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from service.admin.demo import run_demo
+
+    return run_demo(root=args.root, keep=args.keep, members=args.members)
+
+
+def _samples(args: argparse.Namespace) -> int:
+    from protocol.manifest import china_day, day_of
+    from service.admin.samples import make_samples
+
+    today = day_of(china_day(time.time()))
+    make_samples(args.directory, members=args.members, people=args.people, today=today, seed=args.seed)
+    return 0
+
+
+def _admin_key(args: argparse.Namespace) -> int:
+    from protocol import signing
+    from protocol.secret import Secret
+
+    if args.file.exists():
+        raise SettingsError(f"{args.file} exists")
+    key = Secret(secrets.token_bytes(32))
+    write_private(args.file, key.reveal().hex().encode() + b"\n")
+    print(signing.public_key(key).hex())
+    return 0
+
+
+def _pins(args: argparse.Namespace) -> int:
+    from protocol.manifest import AdminPins
+    from service.admin.manifests import pins_json
+
+    keys = {}
+    for entry in args.admins:
+        name, _, key = entry.partition("=")
+        try:
+            keys[name] = bytes.fromhex(key)
+        except ValueError:
+            raise SettingsError(f"{entry} is not name=public-key-in-hex") from None
+    AdminPins(keys, args.threshold)
+    print(pins_json(keys, args.threshold), end="")
+    return 0
+
+
+def _manifest_create(args: argparse.Namespace) -> int:
+    from protocol.encoding import encode
+    from service.admin.manifests import build_terms, unsigned
+
+    terms = build_terms(
+        alliance=args.alliance,
+        serial=args.serial,
+        enrolments=[json.loads(file.read_text(encoding="utf-8")) for file in args.enrolments],
+        service=json.loads(args.service.read_text(encoding="utf-8")),
+        shards=args.shards,
+        expected_persons=args.expected_persons,
+        tick_seconds=args.tick_seconds,
+        valid_days=args.valid_days,
+        local=False,
+    )
+    args.file.write_bytes(encode(unsigned(terms)))
+    return 0
+
+
+def _manifest_sign(args: argparse.Namespace) -> int:
+    from protocol.encoding import decode, encode
+    from protocol.manifest import SignedManifest
+    from service.admin.manifests import add_signature, load_admin_key
+
+    signed = decode(SignedManifest, args.file.read_bytes())
+    args.file.write_bytes(encode(add_signature(signed, args.admin, load_admin_key(args.key))))
+    return 0
+
+
+def _manifest_show(args: argparse.Namespace) -> int:
+    from protocol.encoding import decode
+    from protocol.manifest import SignedManifest
+    from service.admin.manifests import describe
+
+    print(json.dumps(describe(decode(SignedManifest, args.file.read_bytes())), indent=2))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="alliance", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    local = command("local", _local, "Run a whole alliance on this machine until SIGINT or SIGTERM.")
+    local.add_argument("--members", type=int, required=True, help="how many insurers, at least 5")
+    local.add_argument("--policies", type=Path, required=True, help="directory with <member id>.csv for each member")
+    local.add_argument("--state", type=Path, required=True, help="directory for everything that is written")
+    local.add_argument("--port-base", type=int, help="first of the ports to use; any free ones unless given")
+    local.add_argument("--shards", type=int, default=4)
+    local.add_argument("--database", help="a PostgreSQL server to use instead of the embedded one")
+    local.add_argument("--capture", action="store_true", help="record what each party receives, under STATE/capture")
+
+    demo = command("demo", _demo, "Make samples, run a local alliance over them, ask checks and show who saw what.")
+    demo.add_argument("--root", type=Path, required=True, help="directory for everything that is written")
+    demo.add_argument("--members", type=int, default=25)
+    demo.add_argument("--keep", action="store_true", help="stay up until Ctrl-C")
+
+    samples = command("samples", _samples, "Make sample policy files, <member id>.csv for each member.")
+    samples.add_argument("directory", type=Path)
+    samples.add_argument("--members", type=int, default=25)
+    samples.add_argument("--people", type=int, default=1000)
+    samples.add_argument("--seed", type=int, default=1)
+
+    key = command("admin-key", _admin_key, "Make an admin's private key file and print its public key.")
+    key.add_argument("file", type=Path)
+    pins = command("pins", _pins, "Print the admins.json that members and service pin.")
+    pins.add_argument("--threshold", type=int, required=True, help="how many admins must sign a manifest")
+    pins.add_argument("admins", nargs="+", metavar="NAME=PUBLIC_KEY")
+
+    create = command("manifest-create", _manifest_create, "Make an unsigned manifest from the members' enrolments.")
+    create.add_argument("file", type=Path, help="the manifest to write")
+    create.add_argument("enrolments", type=Path, nargs="+", metavar="ENROLMENT", help="enrolment.json of each member")
+    create.add_argument("--alliance", required=True)
+    create.add_argument("--serial", type=int, default=1, help="greater than that of any manifest before")
+    create.add_argument("--service", type=Path, required=True, help="service.json of the lookup service")
+    create.add_argument("--shards", type=int, default=4)
+    create.add_argument("--expected-persons", type=int, required=True, help="insured persons; 10,000 a shard at least")
+    create.add_argument("--tick-seconds", type=int, default=10)
+    create.add_argument("--valid-days", type=int, default=90)
+    sign = command("manifest-sign", _manifest_sign, "Add an admin's signature to a manifest.")
+    sign.add_argument("file", type=Path)
+    sign.add_argument("--admin", required=True, help="the admin's name in admins.json")
+    sign.add_argument("--key", type=Path, required=True, help="the admin's private key file")
+    show = command("manifest-show", _manifest_show, "Print a manifest as JSON.")
+    show.add_argument("file", type=Path)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; errors of use and configuration are told in a line and end with status 2."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status: int = args.run(args)
+    except SettingsError as error:
+        print(f"alliance: {error}", file=sys.stderr)
+        return 2
+    except ProtocolError as error:
+        print(f"alliance: {error.hint}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"alliance: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

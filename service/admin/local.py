@@ -1,0 +1,383 @@
+"""A whole alliance on one machine: real processes on loopback, one gunicorn a member and one for the service.
+
+For trying it out, for the demonstration, the tests and the load tests. Everything is written under one state
+directory; starting again on the same directory brings the same alliance back.
+"""
+
+import json
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from protocol import signing
+from protocol.encoding import decode, encode
+from protocol.manifest import SignedManifest, Terms
+from protocol.secret import Secret
+from protocol.stamps import as_of_tick, tick_at
+from service.admin.manifests import add_signature, build_terms, pins_json, unsigned
+from service.admin.processes import Processes, ProcessFailedError, run_all
+from transport.settings import SettingsError, write_private
+
+AGENT = "insurer_agent.cli"
+SERVICE = "service.cli"
+TICK_SECONDS = 1
+VALID_DAYS = 30
+START_SECONDS = 120
+DEPOSIT_SECONDS = 3600
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """What `alliance local` was asked for. `database` is a PostgreSQL to use instead of the embedded one."""
+
+    members: int
+    policies: Path
+    state: Path
+    port_base: int | None
+    shards: int
+    database: str | None
+    capture: bool
+
+
+class _StoppedError(Exception):
+    """SIGINT or SIGTERM arrived."""
+
+
+def run_local(options: LocalOptions) -> int:
+    """Run the alliance until SIGINT or SIGTERM; then end all its processes. Return the exit status."""
+    alliance = _Alliance(options)
+    with _stoppable():
+        try:
+            alliance.start()
+            sys.stdout.write("ready\n")
+            sys.stdout.flush()
+            alliance.watch()
+        except _StoppedError:
+            return 0
+        except ProcessFailedError as error:
+            say(f"alliance local: {error}")
+            return 1
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            alliance.processes.end()
+            say("all processes have ended")
+    return 0
+
+
+def say(text: str) -> None:
+    """Tell progress on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise _StoppedError
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Alliance:
+    """The alliance's directories and processes."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self._options = options
+        self._state = options.state.resolve()
+        self._ids = [f"insurer-{number:02d}" for number in range(1, options.members + 1)]
+        self._check_options()
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.processes = Processes(self._state / "logs")
+        self._urls: dict[str, str] = {}
+        self._service_url = ""
+
+    def _check_options(self) -> None:
+        if self._options.members < 5:  # noqa: PLR2004  SPEC.md, section 4
+            raise SettingsError("an alliance has at least 5 members")
+        missing = [name for name in self._ids if not (self._options.policies / f"{name}.csv").is_file()]
+        if missing:
+            raise SettingsError(f"{self._options.policies} has no {missing[0]}.csv")
+        marker = self._state / "alliance.json"
+        if self._state.exists() and any(self._state.iterdir()) and not marker.exists():
+            raise SettingsError(f"{self._state} is not empty and not the state of a local alliance; choose another")
+        if marker.exists():
+            before = json.loads(marker.read_text(encoding="utf-8"))
+            if (before["members"], before["shards"]) != (self._options.members, self._options.shards):
+                raise SettingsError(
+                    f"{self._state} holds an alliance of {before['members']} members and {before['shards']} shards"
+                )
+
+    def start(self) -> None:
+        """Bring everything up, import all policies, and wait until checks see them."""
+        state, began = self._state, time.monotonic()
+        (state / "alliance.json").write_text(
+            json.dumps({"members": self._options.members, "shards": self._options.shards}) + "\n", encoding="utf-8"
+        )
+        manifest = self._manifest()
+        terms = decode(Terms, manifest.terms)
+        self._urls = {member.id: member.url for member in terms.members}
+        self._service_url = terms.service_url
+        keys = self._databases_and_keys()
+        say(f"starting the service and {len(self._ids)} agents")
+        self.processes.start("service", SERVICE, "serve", "--state", str(state / "service"))
+        pids = {
+            name: self.processes.start(name, AGENT, "serve", "--state", str(self._member(name))).pid
+            for name in self._ids
+        }
+        self._wait_until_ready()
+        self._write_local(keys, pids)
+        self._import()
+        self._wait_until_visible(terms.tick_seconds)
+        say(f"ready after {time.monotonic() - began:.0f} s; see {state / 'local.json'}")
+
+    def watch(self) -> None:
+        """Say when a process ends; go on until stopped, as an alliance does when one of its members fails."""
+        gone: set[str] = set()
+        while True:
+            time.sleep(0.5)
+            for name, status in self.processes.ended():
+                if name not in gone:
+                    gone.add(name)
+                    say(f"{name} has ended with status {status}; the others go on")
+
+    # --- keys and manifest
+
+    def _member(self, name: str) -> Path:
+        return self._state / "members" / name
+
+    def _manifest(self) -> SignedManifest:
+        """Return the signed manifest, made now if this is the first start."""
+        file = self._state / "service" / "manifest.bin"
+        if file.exists():
+            say("bringing an alliance back")
+            return self._renewed(decode(SignedManifest, file.read_bytes()))
+        say(f"making keys for the service and {len(self._ids)} members")
+        ports = _ports(self._options.port_base, len(self._ids) + 1)
+        salt = self._state / "salt"
+        salt.unlink(missing_ok=True)
+        run_all([("salt", [AGENT, "salt", str(salt)])], at_once=1, output=sys.stderr)
+        service_url = f"http://127.0.0.1:{ports[0]}"
+        commands = [("service init", [SERVICE, "init", "--state", str(self._state / "service"), "--url", service_url])]
+        for name, port in zip(self._ids, ports[1:], strict=True):
+            url = f"http://127.0.0.1:{port}"
+            arguments = ["--state", str(self._member(name)), "--member", name, "--url", url, "--salt-file", str(salt)]
+            commands.append((f"{name} init", [AGENT, "init", *arguments]))
+        run_all(commands, at_once=_AT_ONCE, output=sys.stderr)
+        salt.unlink()  # every member has it in its key file; the service must not
+        terms = build_terms(
+            alliance="local",
+            serial=1,
+            enrolments=[_json(self._member(name) / "enrolment.json") for name in self._ids],
+            service=_json(self._state / "service" / "service.json"),
+            shards=self._options.shards,
+            expected_persons=0,
+            tick_seconds=TICK_SECONDS,
+            valid_days=VALID_DAYS,
+            local=True,
+        )
+        return self._sign(terms)
+
+    def _sign(self, terms: Terms) -> SignedManifest:
+        key_file = self._state / "admin" / "admin-1.key"
+        if not key_file.exists():
+            key_file.parent.mkdir(mode=0o700, exist_ok=True)
+            write_private(key_file, secrets.token_bytes(32).hex().encode() + b"\n")
+        key = Secret(bytes.fromhex(key_file.read_text(encoding="ascii").strip()))
+        signed = add_signature(unsigned(terms), "admin-1", key)
+        pins = pins_json({"admin-1": signing.public_key(key)}, threshold=1)
+        # The service's copy is written last: it says that the first start came this far.
+        for directory in (*map(self._member, self._ids), self._state / "service"):
+            (directory / "admins.json").write_text(pins, encoding="utf-8")
+            write_private(directory / "manifest.bin", encode(signed))
+        return signed
+
+    def _renewed(self, signed: SignedManifest) -> SignedManifest:
+        """Return the manifest, signed anew for another month if it is about to expire."""
+        terms, now = decode(Terms, signed.terms), int(time.time())
+        if terms.valid_until - now > VALID_DAYS * 86_400 // 2:
+            return signed
+        return self._sign(replace(terms, serial=terms.serial + 1, issued_at=now, valid_until=now + VALID_DAYS * 86_400))
+
+    # --- databases, settings, API keys
+
+    def _databases_and_keys(self) -> dict[str, str]:
+        """Have a database for each member, write the settings, and return an API key for each."""
+        server = self._options.database or self._embedded()
+        create_databases(server, [_database(name) for name in self._ids])
+        capture = self._state / "capture" if self._options.capture else None
+        _write_settings(
+            self._state / "service", port=_port(self._service_url), capture=capture and capture / "service.jsonl"
+        )
+        for name in self._ids:
+            _write_settings(
+                self._member(name),
+                member_id=name,
+                port=_port(self._urls[name]),
+                database=make_conninfo(server, dbname=_database(name)),
+                allow_local=True,
+                deposit_jitter_seconds=0.3,
+                capture=capture and capture / f"{name}.jsonl",
+            )
+        say("preparing the members' databases")
+        keys = self._state / "api-keys"
+        keys.mkdir(mode=0o700, exist_ok=True)
+        run_all(
+            [
+                (
+                    f"{name} api-key",
+                    [AGENT, "api-key", "--state", str(self._member(name)), "underwriting", "--file", str(keys / name)],
+                )
+                for name in self._ids
+            ],
+            at_once=_AT_ONCE,
+            output=sys.stderr,
+        )
+        return {name: (keys / name).read_text(encoding="ascii").strip() for name in self._ids}
+
+    def _embedded(self) -> str:
+        """Start the embedded PostgreSQL and return its connection string."""
+        say("starting PostgreSQL")
+        directory = self._state / "postgres"
+        (directory / "dsn").unlink(missing_ok=True)
+        self.processes.start("postgres", AGENT, "postgres", "--state", str(directory))
+        deadline = time.monotonic() + START_SECONDS
+        while not (directory / "dsn").exists():
+            self._still_starting(deadline, "PostgreSQL")
+        return (directory / "dsn").read_text(encoding="utf-8").strip()
+
+    # --- start, import, visibility
+
+    def _still_starting(self, deadline: float, what: str) -> None:
+        self.processes.check()
+        if time.monotonic() > deadline:
+            raise ProcessFailedError(f"{what} is not ready after {START_SECONDS} s; see {self._state / 'logs'}")
+        time.sleep(0.1)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        waiting = {"service": self._service_url} | self._urls
+        while waiting:
+            waiting = {name: url for name, url in waiting.items() if _status(url) is None}
+            if waiting:
+                self._still_starting(deadline, ", ".join(sorted(waiting)[:3]))
+
+    def _import(self) -> None:
+        say("importing policies")
+        commands = []
+        for name in self._ids:
+            file = str(self._options.policies.resolve() / f"{name}.csv")
+            commands.append((f"{name} import", [AGENT, "import", "--state", str(self._member(name)), file]))
+        run_all(commands, at_once=_AT_ONCE, output=sys.stderr)
+
+    def _wait_until_visible(self, tick_seconds: int) -> None:
+        """Wait until no agent has a deposit on its way, then until checks are as of that moment."""
+        deadline, shown = time.monotonic() + DEPOSIT_SECONDS, None
+        while True:
+            self.processes.check()
+            statuses = [_status(self._urls[name]) for name in self._ids]
+            left = sum(item["deposits_unmade"] + item["deposits_incomplete"] for item in statuses if item)
+            if left == 0 and None not in statuses:
+                break
+            if left != shown:
+                say(f"{left} deposits on their way")
+                shown = left
+            if time.monotonic() > deadline:
+                raise ProcessFailedError(f"{left} deposits are not made; see {self._state / 'logs'}")
+            time.sleep(0.5)
+        done = tick_at(time.time(), tick_seconds)
+        while as_of_tick(time.time(), tick_seconds) < done:
+            time.sleep(0.05)
+
+    def _write_local(self, keys: dict[str, str], pids: dict[str, int]) -> None:
+        members = [
+            {
+                "id": name,
+                "url": self._urls[name],
+                "api_key": keys[name],
+                "pid": pids[name],
+                "state": str(self._member(name)),
+            }
+            for name in self._ids
+        ]
+        content = {"service_url": self._service_url, "ca_file": None, "members": members}
+        write_private(self._state / "local.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def create_databases(server: str, names: list[str]) -> None:
+    """Create those databases that the server does not have."""
+    try:
+        with psycopg.connect(server, autocommit=True, connect_timeout=10) as connection:
+            have = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+            for name in names:
+                if name not in have:
+                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    except psycopg.OperationalError as error:
+        raise SettingsError(f"the database server cannot be used: {error}") from None
+
+
+def _database(member: str) -> str:
+    return member.replace("-", "_")
+
+
+def _write_settings(directory: Path, **values: Any) -> None:  # noqa: ANN401  TOML values
+    lines = [
+        f"{name} = {json.dumps(str(value) if isinstance(value, Path) else value)}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    write_private(directory / "config.toml", ("\n".join(lines) + "\n").encode())
+
+
+def _json(file: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return data
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def _ports(base: int | None, count: int) -> list[int]:
+    """Return ports on loopback that are free now: from `base` on, or any."""
+    with ExitStack() as stack:
+        ports = []
+        for offset in range(count):
+            probe = stack.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", 0 if base is None else base + offset))
+            except OSError:
+                raise SettingsError(f"port {0 if base is None else base + offset} is taken; see --port-base") from None
+            ports.append(int(probe.getsockname()[1]))
+        return ports
+
+
+def _status(url: str) -> dict[str, Any] | None:
+    """Return what /readyz says, or None while it is not ready."""
+    try:
+        with urlopen(f"{url}/readyz", timeout=5) as response:  # noqa: S310  our own loopback address
+            data: dict[str, Any] = json.load(response)
+            return data
+    except (URLError, OSError, ValueError):
+        return None

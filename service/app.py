@@ -1,0 +1,76 @@
+"""The service's HTTP face: what agents call."""
+
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from flask import Flask, Response, jsonify
+
+from protocol.errors import ProtocolError
+from protocol.manifest import AdminPins, Manifest, open_manifest
+from protocol.messages import CheckRequest, SignedAbandon, SignedBatch, SignedRelay
+from protocol.party import ServiceParty
+from service.config import Settings, load_keys
+from service.custodians import Custodians
+from service.relay import Relay
+from transport import internal, problems
+from transport.capture import capture_messages
+from transport.peers import Peers
+from transport.server import MAX_BODY
+from transport.settings import SettingsError, load_pins
+
+M = TypeVar("M")
+
+
+def open_service(state: Path) -> tuple[Settings, ServiceParty, bytes]:
+    """Read and check everything; return settings, party and the signed manifest's bytes."""
+    settings = Settings.load(state)
+    keys = load_keys(state)
+    pins: AdminPins = load_pins(settings.admins)
+    try:
+        data = settings.manifest.read_bytes()
+        manifest: Manifest = open_manifest(data, pins, time.time())
+        return settings, ServiceParty(keys, manifest), data
+    except OSError as error:
+        raise SettingsError(f"the manifest {settings.manifest} cannot be read: {error.strerror}") from None
+    except ProtocolError as error:
+        raise SettingsError(f"the manifest {settings.manifest} is refused ({error.code}): {error.hint}") from None
+
+
+def make_app(state: Path) -> Flask:
+    """Return the WSGI application of the service."""
+    settings, party, manifest = open_service(state)
+    relay = Relay(party, Custodians(party, Peers()), settings, secrets.token_bytes)
+    app = Flask("service")
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    problems.register(app)
+
+    def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
+        def handle() -> Response:
+            return internal.message_response(answer(internal.read_message(kind)))
+
+        app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
+
+    serve("/v1/checks", CheckRequest, relay.check)
+    serve("/v1/deposits", SignedBatch, relay.deposit)
+    serve("/v1/deposits/abandon", SignedAbandon, relay.abandon)
+    serve("/v1/relay", SignedRelay, relay.relay)
+
+    @app.get("/v1/manifest")
+    def signed_manifest() -> Response:
+        return Response(manifest, content_type=internal.CONTENT_TYPE)
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return jsonify({"status": "ok"})
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        party.manifest.require_current(party.manifest.hash, time.time())
+        return jsonify({"status": "ready"})
+
+    if settings.capture is not None and party.manifest.terms.local:
+        capture_messages(app, settings.capture)
+    return app

@@ -1,0 +1,62 @@
+"""The command of whoever runs the lookup service: `lookup-service`."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from transport.settings import SettingsError
+
+
+def _init(args: argparse.Namespace) -> int:
+    from service.config import generate_keys, public_keys, save_keys
+
+    args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys = generate_keys()
+    save_keys(keys, args.state)
+    path = args.state / "service.json"
+    path.write_text(json.dumps(public_keys(keys) | {"url": args.url}, indent=1) + "\n", encoding="utf-8")
+    print(path)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from service.app import make_app, open_service
+    from transport.server import serve
+
+    settings = open_service(args.state)[0]
+    serve(
+        lambda: make_app(args.state),
+        host=settings.host,
+        port=settings.port,
+        state=settings.state,
+        workers=settings.workers,
+        threads=settings.threads,
+    )
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; errors of use and configuration are told in a line and end with status 2."""
+    parser = argparse.ArgumentParser(prog="lookup-service", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    init = commands.add_parser("init", help="Make the service's keys, and service.json for the alliance's admins.")
+    init.add_argument("--url", required=True, help="where agents reach the service")
+    init.set_defaults(run=_init)
+    serve = commands.add_parser("serve", help="Serve the alliance's agents until stopped.")
+    serve.set_defaults(run=_serve)
+    for command in (init, serve):
+        command.add_argument("--state", type=Path, required=True, help="the service's state directory")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        status: int = args.run(args)
+    except SettingsError as error:
+        print(f"lookup-service: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

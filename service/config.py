@@ -1,0 +1,101 @@
+"""The service's settings and keys, checked at start; variables LOOKUP_SERVICE_* take the place of the file's."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from marshmallow import Schema, fields, validate
+
+from protocol import group, signing
+from protocol.errors import ProtocolError
+from protocol.group import Scalar
+from protocol.party import ServiceKeys, random_scalar
+from protocol.secret import Secret
+from transport.settings import SettingsError, load_settings, refuse_readable_by_others, write_private
+
+ENVIRONMENT_PREFIX = "LOOKUP_SERVICE"
+SETTINGS_FILE = "config.toml"
+KEY_FILE = "keys.json"
+_NAMES = ("blinding", "signing")
+
+
+class _SettingsSchema(Schema):
+    """What may be set. Paths are taken relative to the state directory."""
+
+    host = fields.String(load_default="127.0.0.1")
+    port = fields.Integer(required=True, validate=validate.Range(1, 65535))
+    manifest = fields.String(load_default="manifest.bin")
+    admins = fields.String(load_default="admins.json")
+    workers = fields.Integer(load_default=1, validate=validate.Range(1, 64))
+    threads = fields.Integer(load_default=16, validate=validate.Range(2, 256))
+    check_seconds = fields.Float(load_default=1.9, validate=validate.Range(0.1, 60))
+    attempt_seconds = fields.Float(load_default=0.6, validate=validate.Range(0.05, 10))
+    deposit_seconds = fields.Float(load_default=4.0, validate=validate.Range(0.5, 60))
+    checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
+    capture = fields.String(load_default=None, allow_none=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of the service; `checks_a_second` is the rate that one member may keep up."""
+
+    state: Path
+    host: str
+    port: int
+    manifest: Path
+    admins: Path
+    workers: int
+    threads: int
+    check_seconds: float
+    attempt_seconds: float
+    deposit_seconds: float
+    checks_a_second: float
+    capture: Path | None
+
+    @classmethod
+    def load(cls, state: Path) -> "Settings":
+        """Read `state`/config.toml and the environment; raise `SettingsError` with what to change."""
+        values = load_settings(_SettingsSchema, state / SETTINGS_FILE, ENVIRONMENT_PREFIX)
+        for name in ("manifest", "admins", "capture"):
+            if values[name] is not None:
+                values[name] = state / values[name]
+        return cls(state=state, **values)
+
+
+def generate_keys() -> ServiceKeys:
+    """Make ks and the key that signs internal calls."""
+    return ServiceKeys(Secret(random_scalar(secrets.token_bytes)), Secret(secrets.token_bytes(32)))
+
+
+def save_keys(keys: ServiceKeys, state: Path) -> None:
+    """Write the key file; refuse to overwrite one: another ks would orphan every token."""
+    file = state / KEY_FILE
+    if file.exists():
+        raise SettingsError(f"{file} exists; its blinding key would be lost. Choose another state directory")
+    values = {"blinding": keys.blinding.reveal().hex(), "signing": keys.signing.reveal().hex()}
+    write_private(file, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def load_keys(state: Path) -> ServiceKeys:
+    """Read the key file; raise `SettingsError` if it is missing, readable by others or damaged."""
+    file = state / KEY_FILE
+    try:
+        refuse_readable_by_others(file)
+        data = json.loads(file.read_bytes())
+        blinding, signing_key = (bytes.fromhex(data[name]) for name in _NAMES)
+        group.scalar(blinding)
+        signing.public_key(Secret(signing_key))
+    except OSError as error:
+        raise SettingsError(f"the key file {file} cannot be read: {error.strerror}; run lookup-service init") from None
+    except (ValueError, KeyError, TypeError, ProtocolError):
+        raise SettingsError(f"the key file {file} is damaged; restore it from its backup") from None
+    return ServiceKeys(Secret(blinding), Secret(signing_key))
+
+
+def public_keys(keys: ServiceKeys) -> dict[str, str]:
+    """Return what the manifest says of the service, as hex."""
+    return {
+        "blinding_key": group.multiply_base(Scalar(keys.blinding.reveal())).hex(),
+        "signing_key": signing.public_key(keys.signing).hex(),
+    }

@@ -1,0 +1,225 @@
+"""The relay's story: what the lookup service does with a check, a deposit, a committee key (SPEC.md, 5 and 6).
+
+It sees blinded persons and sealed envelopes, and returns tags that it cannot read.
+"""
+
+import logging
+import time
+from threading import Lock
+from typing import TypeVar
+
+from protocol import signing
+from protocol.check import Evaluation, Void, accept_request, call_for, conclude, void_outcome
+from protocol.committee import preferred_choice
+from protocol.comparison import Disagreement
+from protocol.deposit import (
+    PUBLIC_REFUSALS,
+    REFUSED,
+    Decision,
+    EvaluatedBatch,
+    accept_abandon,
+    accept_batch,
+    batch_outcome,
+    commit_call,
+    decide,
+    prepare_call,
+)
+from protocol.encoding import encode
+from protocol.errors import ProtocolError
+from protocol.messages import (
+    FRESHNESS_SECONDS,
+    MAX_ATTEMPTS,
+    BatchOutcome,
+    CheckAnswer,
+    CheckOutcome,
+    CheckRequest,
+    DepositOutcome,
+    HolderReceipts,
+    KeyConfirmation,
+    PrepareAnswer,
+    Relayed,
+    SignedAbandon,
+    SignedBatch,
+    SignedRelay,
+)
+from protocol.party import RandomBytes, ServiceParty
+from protocol.sharing import CHOSEN
+from protocol.stamps import as_of_tick, tick_at
+from service.config import Settings
+from service.custodians import Custodians
+from transport import internal
+
+M = TypeVar("M")
+
+log = logging.getLogger(__name__)
+
+_OUT = 100.0
+"""The score of a custodian that is not asked again in this check."""
+_ODD = 1.0
+"""The score of one that disagreed: asked again only if there is no other."""
+RELAY_PURPOSE = "relay"
+
+
+class Relay:
+    """The service at work. Keeps nothing but a short memory of custodians in trouble."""
+
+    def __init__(self, service: ServiceParty, custodians: Custodians, settings: Settings, random: RandomBytes) -> None:
+        self._service = service
+        self._custodians = custodians
+        self._settings = settings
+        self._random = random
+        self._rates = RateLimit(settings.checks_a_second)
+
+    # --- a check
+
+    def check(self, request: CheckRequest) -> CheckOutcome:
+        """Relay a check: up to three attempts, each with four custodians, within the deadline."""
+        deadline = time.monotonic() + self._settings.check_seconds
+        # 2. Authenticate, evaluate the blinded persons, prove it.
+        evaluation = accept_request(self._service, request, time.time(), self._random)
+        statement = request.signed.statement
+        self._rates.take(statement.requester)
+        slots = [entry.slot for entry in statement.envelopes]
+        scores = self._custodians.scores(statement.shard, slots)
+        void = Void.TOO_FEW_CUSTODIANS
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            chosen = preferred_choice(statement.check_id, scores, refused=_OUT)
+            left = deadline - time.monotonic()
+            if chosen is None or left <= 0:
+                break
+            outcome = self._attempt(evaluation, attempt, chosen, min(left, self._settings.attempt_seconds), scores)
+            if isinstance(outcome, CheckOutcome):
+                return outcome
+            void = outcome
+        return void_outcome(statement.check_id, void)
+
+    def _attempt(
+        self, evaluation: Evaluation, attempt: int, chosen: tuple[int, ...], seconds: float, scores: dict[int, float]
+    ) -> CheckOutcome | Void:
+        """Ask four custodians; return the outcome, or why there is none, with `scores` raised for the next attempt."""
+        statement = evaluation.request.signed.statement
+        tick = as_of_tick(time.time(), self._service.manifest.terms.tick_seconds)
+        calls = {slot: call_for(evaluation, attempt, chosen, tick, slot) for slot in chosen}
+        answers = self._custodians.call(statement.shard, internal.CHECK, calls, CheckAnswer, seconds)
+        refusals = {slot: answer.code for slot, answer in answers.items() if isinstance(answer, ProtocolError)}
+        for slot, code in refusals.items():
+            scores[slot] = _OUT
+            self._note(statement.shard, slot, f"did not answer a check: {code}")
+        if refusals:
+            return _void_of(set(refusals.values()), remaining=sum(score < _OUT for score in scores.values()))
+        good = {slot: answer for slot, answer in answers.items() if isinstance(answer, CheckAnswer)}
+        try:
+            # 4. Compare, evaluate, return tags that only the requester can read.
+            return conclude(self._service, evaluation, attempt, chosen, tick, good)
+        except Disagreement as disagreement:
+            for slot in disagreement.slots:
+                scores[slot] += _ODD
+                if len(disagreement.slots) < CHOSEN:
+                    member = self._service.manifest.committee(statement.shard).slots[slot]
+                    self._custodians.remember(member, statement.shard, _ODD)
+                self._note(statement.shard, slot, f"disagrees about: {disagreement.what}")
+            return Void.DISAGREEMENT
+
+    # --- a deposit
+
+    def deposit(self, signed: SignedBatch) -> BatchOutcome:
+        """Relay a batch of deposits: prepare, compare, commit at one tick."""
+        # 2. Authenticate, evaluate the blinded persons, prove it.
+        evaluated = accept_batch(self._service, signed, time.time(), self._random)
+        batch, seconds = evaluated.batch, self._settings.deposit_seconds / 2
+        # 3. Every holder verifies and keeps, unseen.
+        calls = {slot: prepare_call(evaluated, slot) for slot in evaluated.slots}
+        answered = self._custodians.call(batch.shard, internal.PREPARE, calls, PrepareAnswer, seconds)
+        answers = {slot: answer for slot, answer in answered.items() if isinstance(answer, PrepareAnswer)}
+        answers = {slot: item for slot, item in answers.items() if len(item.answers) == len(batch.deposits)}
+        refusals = self._refusals(batch.shard, answered)
+        if refusals:
+            return _refused(evaluated, refusals)
+        # 4. Compare, name the tick.
+        tick = tick_at(time.time(), self._service.manifest.terms.tick_seconds)
+        decisions = decide(self._service.manifest, evaluated, answers, tick)
+        # 5. Commit; 6. gather the receipts.
+        return self._commit(evaluated, decisions, seconds)
+
+    def _commit(self, evaluated: EvaluatedBatch, decisions: list[Decision], seconds: float) -> BatchOutcome:
+        shard = evaluated.batch.shard
+        built = {slot: commit_call(evaluated, decisions, slot) for slot in evaluated.slots}
+        commits = {slot: call for slot, call in built.items() if call is not None}
+        answered = self._custodians.call(shard, internal.COMMIT, commits, HolderReceipts, seconds)
+        receipts = {slot: answer for slot, answer in answered.items() if isinstance(answer, HolderReceipts)}
+        for slot in evaluated.slots:
+            if commits and slot not in receipts:
+                # It lacks what the others now show: left out of A until it has caught up.
+                self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, _ODD)
+        return batch_outcome(decisions, receipts)
+
+    def abandon(self, signed: SignedAbandon) -> BatchOutcome:
+        """Relay a final "never" to every holder and gather what they say."""
+        slots, call = accept_abandon(self._service, signed, time.time())
+        answered = self._custodians.call(
+            call.shard, internal.NEVER, dict.fromkeys(slots, call), HolderReceipts, self._settings.deposit_seconds
+        )
+        decision = Decision(None, slots, None)
+        receipts = {slot: answer for slot, answer in answered.items() if isinstance(answer, HolderReceipts)}
+        return batch_outcome([decision] * len(call.deposit_ids), receipts)
+
+    def _refusals(self, shard: int, answers: dict[int, M | ProtocolError]) -> set[str]:
+        """Return the codes with which holders refused a whole call; having had no answer is no refusal."""
+        codes = set()
+        for slot, answer in answers.items():
+            if isinstance(answer, ProtocolError):
+                self._note(shard, slot, f"did not take a deposit: {answer.code}")
+                if answer.code not in ("unreachable", "timeout", "not-ready", "database-unavailable"):
+                    codes.add(answer.code)
+        return codes
+
+    # --- a committee key
+
+    def relay(self, signed: SignedRelay) -> KeyConfirmation:
+        """Pass a sealed committee key from its maker to a holder, and the check value back."""
+        relay = signed.relay
+        sender = self._service.manifest.member(relay.sender)
+        signing.verify(sender.signing_key, signed.signature, RELAY_PURPOSE, encode(relay))
+        if abs(time.time() - relay.issued_at) > FRESHNESS_SECONDS:
+            raise ProtocolError("stale", "the request is more than 60 s from this clock; check both clocks")
+        message = Relayed(sender=relay.sender, envelope=relay.envelope)
+        return self._custodians.call_member(
+            relay.recipient, internal.COMMITTEE_KEY, message, KeyConfirmation, self._settings.attempt_seconds
+        )
+
+    def _note(self, shard: int, slot: int, what: str) -> None:
+        log.warning("shard %d: %s %s", shard, self._service.manifest.committee(shard).slots[slot], what)
+
+
+def _void_of(codes: set[str], remaining: int) -> Void:
+    """Return the public reason of an attempt in which custodians refused or did not answer."""
+    if "budget-exhausted" in codes:
+        return Void.BUDGET_EXHAUSTED
+    if codes <= {"unreachable", "timeout", "not-ready", "database-unavailable"}:
+        return Void.TOO_FEW_CUSTODIANS if remaining < CHOSEN else Void.TIMEOUT
+    return Void.DISAGREEMENT
+
+
+def _refused(evaluated: EvaluatedBatch, codes: set[str]) -> BatchOutcome:
+    (code,) = codes if len(codes) == 1 else (REFUSED,)
+    reason = code if code in PUBLIC_REFUSALS else REFUSED
+    return BatchOutcome(outcomes=tuple(DepositOutcome(receipts=(), reason=reason) for _ in evaluated.batch.deposits))
+
+
+class RateLimit:
+    """A token bucket a member: `rate` checks a second kept up, ten seconds' worth at once. Per process."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._lock = Lock()
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, member: str) -> None:
+        """Count one check; refuse (`rate-limited`) when the member's bucket is empty."""
+        now, most = time.monotonic(), max(1.0, self._rate * 10)
+        with self._lock:
+            left, at = self._buckets.get(member, (most, now))
+            left = min(most, left + (now - at) * self._rate)
+            if left < 1:
+                raise ProtocolError("rate-limited", "too many checks; slow down")
+            self._buckets[member] = (left - 1, now)

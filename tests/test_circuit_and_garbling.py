@@ -1,0 +1,318 @@
+"""The circuit computes the comparison, and garbled it computes the same, at the limit and at the ring's edges."""
+
+from collections.abc import Callable
+from itertools import combinations
+
+import numpy as np
+import pytest
+from Crypto.Cipher import AES
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import deterministic
+from world import LIMIT, FourCustodians, Shared, seeded
+
+from protocol.check import Verdict
+from protocol.circuit import ANDS, INPUTS, exceeds, plain_bits
+from protocol.errors import ProtocolError
+from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels, _Hash
+from protocol.sharing import HALF_RING, RING, RING_BITS, Chosen
+
+EXCEEDS, WITHIN = Verdict.EXCEEDS, Verdict.WITHIN
+ring = st.integers(0, RING - 1)
+edges = st.sampled_from([0, 1, 2, HALF_RING - 1, HALF_RING, HALF_RING + 1, RING - 2, RING - 1])
+numbers = st.lists(ring | edges, min_size=INPUTS, max_size=INPUTS)
+
+
+def plain(rows: list[list[int]]) -> list[int]:
+    """Run the circuit on bits in clear."""
+    bits = plain_bits(np.array(rows, dtype=np.uint64))
+    return [int(bit[0]) for bit in exceeds(bits, np.bitwise_and)]
+
+
+def negated(total: list[int], limit: int) -> list[int]:
+    """Return the circuit's six numbers for six groups' sums."""
+    return [((limit if place == 0 else 0) - value) % RING for place, value in enumerate(total)]
+
+
+# --- the circuit on plain bits -------------------------------------------------------------------------------------
+
+
+@deterministic(150)
+@given(st.lists(numbers, min_size=1, max_size=5))
+def test_the_circuit_is_the_sign_of_the_sum(rows: list[list[int]]) -> None:
+    assert plain(rows) == [int(sum(row) % RING >= HALF_RING) for row in rows]
+
+
+@deterministic(100)
+@given(
+    st.lists(ring, min_size=INPUTS - 1, max_size=INPUTS - 1), st.integers(0, 2**46), st.integers(-HALF_RING, HALF_RING)
+)
+def test_the_circuit_says_whether_shares_of_a_total_exceed_a_limit(
+    shares: list[int], limit: int, difference: int
+) -> None:
+    total = limit + max(-HALF_RING + 1, min(difference, HALF_RING - 1))
+    groups = [*shares, (total - sum(shares)) % RING]
+    assert plain([negated(groups, limit)]) == [int(total > limit)]
+
+
+@pytest.mark.parametrize("limit", [0, 1, LIMIT, 2**46 - 1])
+@pytest.mark.parametrize("difference", [-HALF_RING + 1, -1, 0, 1, 2, HALF_RING - 1])
+def test_the_circuit_is_right_at_the_limit_and_at_the_edges_of_the_ring(limit: int, difference: int) -> None:
+    groups = [(limit + difference) % RING, 0, 0, 0, 0, 0]
+    for turn in range(INPUTS):
+        assert plain([negated(groups[turn:] + groups[:turn], limit)]) == [int(difference > 0)]
+
+
+@pytest.mark.parametrize("place", range(INPUTS))
+def test_every_bit_of_every_input_counts(place: int) -> None:
+    # The sum is one below the sign bit; each single bit added carries up to it and turns it.
+    rows = []
+    for bit in range(RING_BITS):
+        row = [0] * INPUTS
+        row[place] = 1 << bit
+        row[(place + 1) % INPUTS] = (HALF_RING - (1 << bit)) % RING
+        rows.append(row)
+    below = [[value - 1 if at == (place + 1) % INPUTS else value for at, value in enumerate(row)] for row in rows]
+    below[-1][(place + 1) % INPUTS] = RING - 1
+    assert plain(rows) == [1] * RING_BITS
+    assert plain(below) == [0] * RING_BITS
+
+
+def test_the_circuit_has_321_ands_in_ten_layers() -> None:
+    layers = []
+
+    def count(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        layers.append(left.shape[1])
+        return left & right
+
+    exceeds(plain_bits(np.zeros((1, INPUTS), dtype=np.uint64)), count)
+    assert sum(layers) == ANDS == 321
+    assert len(layers) == 10
+
+
+# --- the hash, against another library's AES ------------------------------------------------------------------------
+
+
+def pi(key: bytes, block: int) -> int:
+    return int.from_bytes(AES.new(key, AES.MODE_ECB).encrypt(block.to_bytes(16, "little")), "little")
+
+
+def slow_hash(key: bytes, label: int, tweak: int) -> int:
+    """H(x, i) = pi(pi(x) ^ i) ^ pi(x), in plain integers."""
+    once = pi(key, label)
+    return pi(key, once ^ tweak) ^ once
+
+
+def as_blocks(data: bytes, *shape: int) -> NDArray[np.uint64]:
+    return np.frombuffer(data, dtype="<u8").reshape(*shape, 2)
+
+
+@deterministic(40)
+@given(
+    st.binary(min_size=16, max_size=16),
+    st.lists(st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 2**64 - 1)), min_size=1, max_size=8),
+)
+def test_the_garbling_hash_is_that_of_an_independent_aes(key: bytes, pairs: list[tuple[int, int]]) -> None:
+    labels = as_blocks(b"".join(label.to_bytes(16, "little") for label, _ in pairs), len(pairs))
+    hashed = _Hash(key)(labels, np.array([tweak for _, tweak in pairs], dtype=np.uint64))
+    assert [int.from_bytes(row.tobytes(), "little") for row in hashed] == [slow_hash(key, *pair) for pair in pairs]
+
+
+def test_no_two_hashes_of_a_garbling_share_a_tweak(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A tweak is shared by the labels of one gate's half alone: 2 garbled labels each, and one output a label.
+    used: list[int] = []
+    plain_call = _Hash.__call__
+
+    def recording(self: _Hash, labels: NDArray[np.uint64], tweaks: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        used.extend(int(tweak) for tweak in np.unique(tweaks))
+        return plain_call(self, labels, tweaks)
+
+    monkeypatch.setattr(_Hash, "__call__", recording)
+    garbler = Garbler(bytes(16), zero_labels(3, b"tweaks"))
+    assert len(set(used)) == len(used) == 3 * 2 * ANDS
+    garbler.encrypt_outputs(as_blocks(bytes(48), 3), as_blocks(bytes(48), 3))
+    outputs = used[3 * 2 * ANDS :]
+    assert len(set(outputs)) == 3
+    assert not set(outputs) & set(used[: 3 * 2 * ANDS])
+
+
+# --- half-gates in plain integers, one lane, as an oracle -----------------------------------------------------------
+
+
+def slow_circuit(inputs: list[list[int]], land: Callable[[int, int], int]) -> int:
+    """Describe the circuit a second time, gate by gate on single wires, and return its output wire."""
+    low = RING_BITS - 1
+
+    def save_carries(triples: list[tuple[list[int], list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
+        saved = []
+        for a, b, c in triples:
+            majority = [land(a[bit] ^ c[bit], b[bit] ^ c[bit]) ^ c[bit] for bit in range(low)]
+            saved.append(([x ^ y ^ z for x, y, z in zip(a, b, c, strict=True)], [0, *majority]))
+        return saved
+
+    (sum_1, carry_1), (sum_2, carry_2) = save_carries([(inputs[0], inputs[1], inputs[2]), tuple(inputs[3:])])
+    ((one, two),) = save_carries([(sum_1, sum_2, carry_1)])
+    ((one, two),) = save_carries([(one, two, carry_2)])
+    generate = [land(one[bit], two[bit]) for bit in range(low)]
+    propagate = [left ^ right for left, right in zip(one, two, strict=True)]
+    top, spans = propagate.pop(), list(zip(generate, propagate, strict=True))
+    while len(spans) > 1:
+        pairs = [(spans[at], spans[at + 1]) for at in range(0, len(spans) - 1, 2)]
+        carried = [land(high[1], low_[0]) ^ high[0] for low_, high in pairs]
+        through = [0, *(land(high[1], low_[1]) for low_, high in pairs[1:])]
+        spans = [*zip(carried, through, strict=True), *spans[2 * len(pairs) :]]
+    return top ^ spans[0][0]
+
+
+def slow_evaluate(key: bytes, inputs: list[list[int]], table: list[tuple[int, int]], lane: int = 0) -> int:
+    """Evaluate half-gates (Zahur, Rosulek, Evans 2015) wire by wire; return the active output label."""
+    gates = iter(enumerate(table))
+
+    def land(left: int, right: int) -> int:
+        gate, (generator, evaluator) = next(gates)
+        tweak = 1024 * lane + 2 * gate
+        active = slow_hash(key, left, tweak) ^ slow_hash(key, right, tweak + 1)
+        if left & 1:
+            active ^= generator
+        if right & 1:
+            active ^= evaluator ^ left
+        return active
+
+    output = slow_circuit(inputs, land)
+    assert next(gates, None) is None
+    return output
+
+
+def zero_labels(lanes: int, name: bytes) -> ZeroLabels:
+    draw = seeded(name)
+    offsets = as_blocks(draw(16 * lanes), lanes).copy()
+    offsets[:, 0] |= np.uint64(1)
+    return ZeroLabels(as_blocks(draw(16 * lanes * INPUTS * RING_BITS), lanes, INPUTS, RING_BITS), offsets)
+
+
+@deterministic(60)
+@given(numbers)
+def test_the_circuit_told_twice_is_one_circuit(row: list[int]) -> None:
+    bits = [[value >> bit & 1 for bit in range(RING_BITS)] for value in row]
+    assert [slow_circuit(bits, int.__and__)] == plain([row])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("difference", [-12_345, 0, 1])
+def test_a_slow_evaluator_with_another_aes_opens_what_the_fast_one_opens(seed: int, difference: int) -> None:
+    draw = seeded((seed, difference))
+    groups = [int.from_bytes(draw(6), "big") for _ in range(INPUTS)]
+    limit = (sum(groups) - difference) % RING
+    row = negated(groups, limit)
+    key, wires, lanes = draw(16), zero_labels(2, b"slow"), 2  # the second lane, so that its tweaks differ from gates'
+    garbler = Garbler(key, wires)
+    active = wires.activate(plain_bits(np.array([[0] * INPUTS, row], dtype=np.uint64)))
+    zero, one = as_blocks(b"\x55" * 32, lanes), as_blocks(b"\xaa" * 32, lanes)
+    rows = garbler.encrypt_outputs(zero, one)
+
+    labels = [[int.from_bytes(wire.tobytes(), "little") for wire in number] for number in active.labels[1]]
+    table = [
+        (int.from_bytes(gate[0].tobytes(), "little"), int.from_bytes(gate[1].tobytes(), "little"))
+        for gate in garbler.table.rows[1]
+    ]
+    output = slow_evaluate(key, labels, table, lane=1)
+    opened = int.from_bytes(rows[1, output & 1].tobytes(), "little") ^ slow_hash(key, output, 1024 + 1023)
+    expected = b"\xaa" * 16 if difference > 0 else b"\x55" * 16
+    assert opened.to_bytes(16, "little") == expected
+    fast = Evaluator(key, active, Table.decode(garbler.table.encode(), lanes)).open_outputs(rows)
+    assert fast[1].tobytes() == expected
+
+
+# --- garbled is plain ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 16, 100, 1000])
+def test_garbled_lanes_open_as_the_plain_circuit_says(lanes: int) -> None:
+    draw = seeded(lanes)
+    rows = [
+        [int.from_bytes(draw(6), "big") if lane % 3 else (lane * 7 + place) % 5 for place in range(INPUTS)]
+        for lane in range(lanes)
+    ]
+    rows[0] = [HALF_RING - 1, 1, 0, 0, 0, 0]
+    wires, key = zero_labels(lanes, b"plain"), draw(16)
+    garbler = Garbler(key, wires)
+    outputs = garbler.encrypt_outputs(as_blocks(b"0" * 16 * lanes, lanes), as_blocks(b"1" * 16 * lanes, lanes))
+    active = wires.activate(plain_bits(np.array(rows, dtype=np.uint64)))
+    opened = Evaluator(key, active, garbler.table).open_outputs(outputs)
+    assert [row.tobytes() for row in opened] == [b"%d" % bit * 16 for bit in plain(rows)]
+
+
+def test_lanes_have_offsets_and_tables_of_their_own() -> None:
+    wires = zero_labels(2, b"own")
+    same = ZeroLabels(np.repeat(wires.labels[:1], 2, axis=0), np.repeat(wires.offsets[:1], 2, axis=0))
+    table = Garbler(bytes(16), same).table
+    assert not (table.rows[0] == table.rows[1]).all(axis=-1).any()  # tweaks alone keep equal lanes apart
+
+
+@pytest.mark.parametrize("size", [0, 1, ANDS * 32 - 1, ANDS * 32 + 1, 2 * ANDS * 32])
+def test_a_table_of_another_length_is_refused(size: int) -> None:
+    with pytest.raises(ProtocolError, match="malformed"):
+        Table.decode(bytes(size), 1)
+
+
+def test_labels_and_offsets_do_not_print() -> None:
+    wires = zero_labels(1, b"print")
+    for value in (wires, ActiveLabels(wires.labels), Garbler(bytes(16), wires).table):
+        assert repr(value) in {"ZeroLabels()", "ActiveLabels()", "Table()"}
+
+
+# --- garbled by four custodians from real shares --------------------------------------------------------------------
+
+EVERY_A = [Chosen(slots, size) for size in (5, 6, 7) for slots in combinations(range(size), 4)]
+
+
+@pytest.mark.parametrize("chosen", EVERY_A, ids=lambda chosen: f"{chosen.slots} of {chosen.committee_size}")
+def test_at_the_limit_is_within_and_one_fen_more_exceeds_for_every_a(chosen: Chosen) -> None:
+    size = chosen.committee_size
+    deposits = [Shared(LIMIT // size + 7 * slot, slot) for slot in range(size)]
+    rest = LIMIT - sum(deposit.value for deposit in deposits)
+    four = FourCustodians(chosen, (LIMIT, LIMIT, LIMIT, 0, 0))
+    lanes = [
+        [*deposits, Shared(rest, 0)],
+        [*deposits, Shared(rest + 1, size - 1)],
+        [*deposits, Shared(rest + 1, 2), Shared(-1, 1)],
+        [],
+        [Shared(1, 3)],
+    ]
+    assert four.evaluate(four.parts(lanes)) == [WITHIN, EXCEEDS, WITHIN, WITHIN, EXCEEDS]
+
+
+@pytest.mark.parametrize("limit", [0, LIMIT, 2**46 - 1])
+def test_the_ring_carries_right_up_to_its_edges(limit: int) -> None:
+    differences = [-HALF_RING + 1, -HALF_RING // 2, -1, 0, 1, HALF_RING // 2, HALF_RING - 1]
+    four = FourCustodians(Chosen((0, 2, 3, 5), 6), (limit,) * len(differences))
+    verdicts = four.evaluate(four.parts([[Shared(limit + difference, 1)] for difference in differences]))
+    assert verdicts == [EXCEEDS if difference > 0 else WITHIN for difference in differences]
+
+
+@deterministic(60)
+@given(
+    st.sampled_from(EVERY_A),
+    st.lists(st.tuples(st.integers(-(10**12), 10**12), st.integers(0, 4)), max_size=6),
+    st.integers(0, 2**46 - 1) | st.just(LIMIT),
+)
+def test_four_custodians_garble_the_sum_of_any_deposits_and_corrections(
+    chosen: Chosen, deposits: list[tuple[int, int]], limit: int
+) -> None:
+    four = FourCustodians(chosen, (limit,))
+    total = sum(value for value, _ in deposits)
+    assert four.evaluate(four.parts([[Shared(*deposit) for deposit in deposits]])) == [
+        EXCEEDS if total > limit else WITHIN
+    ]
+
+
+@pytest.mark.parametrize("lanes", [1, 7, 1000])
+def test_many_lanes_are_answered_each_for_itself(lanes: int) -> None:
+    limits = tuple(LIMIT + lane for lane in range(lanes))
+    four = FourCustodians(Chosen((1, 2, 4, 5), 6), limits)
+    offsets = [(lane * 7919) % 5 - 2 for lane in range(lanes)]
+    held = [
+        [Shared(limit + offset, lane % 6)] for lane, (limit, offset) in enumerate(zip(limits, offsets, strict=True))
+    ]
+    assert four.evaluate(four.parts(held)) == [EXCEEDS if offset > 0 else WITHIN for offset in offsets]
