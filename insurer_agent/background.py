@@ -10,6 +10,7 @@ import time
 
 from insurer_agent.agent import Agent
 from protocol.manifest import china_day
+from transport.problems import fault
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def _run(agent: Agent) -> None:
                     _upkeep(agent)
                     _empty_outbox(agent, until=time.monotonic() + _UPKEEP_SECONDS)
         except Exception as error:  # noqa: BLE001  the thread must outlive any fault, the database's above all
-            log.warning("background work failed (%s), trying again", type(error).__name__)
+            log.warning("background work failed, trying again: %s", fault(error))
         time.sleep(_RETRY_SECONDS)
 
 

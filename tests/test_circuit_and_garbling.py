@@ -15,7 +15,7 @@ from world import LIMIT, FourCustodians, Shared, seeded
 from protocol.check import Verdict
 from protocol.circuit import ANDS, INPUTS, exceeds, plain_bits
 from protocol.errors import ProtocolError
-from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels, _Hash
+from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels, _gate_tweaks, _Hash, _output_tweaks
 from protocol.sharing import HALF_RING, RING, RING_BITS, Chosen
 
 EXCEEDS, WITHIN = Verdict.EXCEEDS, Verdict.WITHIN
@@ -119,22 +119,12 @@ def test_the_garbling_hash_is_that_of_an_independent_aes(key: bytes, pairs: list
     assert [int.from_bytes(row.tobytes(), "little") for row in hashed] == [slow_hash(key, *pair) for pair in pairs]
 
 
-def test_no_two_hashes_of_a_garbling_share_a_tweak(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A tweak is shared by the labels of one gate's half alone: 2 garbled labels each, and one output a label.
-    used: list[int] = []
-    plain_call = _Hash.__call__
-
-    def recording(self: _Hash, labels: NDArray[np.uint64], tweaks: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        used.extend(int(tweak) for tweak in np.unique(tweaks))
-        return plain_call(self, labels, tweaks)
-
-    monkeypatch.setattr(_Hash, "__call__", recording)
-    garbler = Garbler(bytes(16), zero_labels(3, b"tweaks"))
-    assert len(set(used)) == len(used) == 3 * 2 * ANDS
-    garbler.encrypt_outputs(as_blocks(bytes(48), 3), as_blocks(bytes(48), 3))
-    outputs = used[3 * 2 * ANDS :]
-    assert len(set(outputs)) == 3
-    assert not set(outputs) & set(used[: 3 * 2 * ANDS])
+def test_no_two_gates_or_outputs_of_a_garbling_share_a_tweak() -> None:
+    lanes = 1024
+    gates = _gate_tweaks(lanes, 0, ANDS)
+    used = np.concatenate([gates.ravel(), gates.ravel() + np.uint64(1), _output_tweaks(lanes)])
+    assert len(np.unique(used)) == len(used) == lanes * (2 * ANDS + 1)
+    assert (_gate_tweaks(lanes, 200, ANDS - 200) == gates[:, 200:]).all()
 
 
 # --- half-gates in plain integers, one lane, as an oracle -----------------------------------------------------------

@@ -221,7 +221,9 @@ class FourCustodians:
                     uniform = seeded((self.name, lane, number))((size - 2) * SHARE_BYTES)
                     whole = share(deposit.value, size, deposit.excluded, uniform)
                     parts.append({key: whole[key] for key in held_labels(size, deposit.excluded, slot)})
-                    stamps[deposit.excluded] += deposit_stamp("insurer-01", bytes([lane, number] * 8), 1)
+                    stamps[deposit.excluded] += deposit_stamp(
+                        "insurer-01", lane.to_bytes(8, "big") + number.to_bytes(8, "big"), 1
+                    )
             inputs.append(LaneInput(tuple(group_sums(self.chosen, slot, add_shares(parts))), limit))
         return comparison.garble(self.seed, self.tags, inputs, self.chosen, slot, stamps)
 

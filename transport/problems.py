@@ -62,6 +62,17 @@ class Problem(Exception):  # noqa: N818  the term of RFC 9457
         return response
 
 
+def fault(error: BaseException) -> str:
+    """Return the kind and place of a fault for a log; its message is left out, as it may hold values of a request."""
+    where, place = "unknown", error.__traceback__
+    while place is not None:
+        file = place.tb_frame.f_code.co_filename
+        if "site-packages" not in file:  # the innermost place in our own code says most
+            where = f"{file}:{place.tb_lineno}"
+        place = place.tb_next
+    return f"{type(error).__name__} at {where}"
+
+
 def register(app: Flask) -> None:
     """Have every error of the app leave as problem+json."""
 
@@ -95,10 +106,5 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def on_fault(error: Exception) -> Response:
-        # Only the kind and place of a fault are logged: its message may hold values of a request.
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else "unknown"
-        log.error("internal fault: %s at %s", type(error).__name__, where)
+        log.error("internal fault: %s", fault(error))
         return Problem(500, "internal-error", "the fault has been logged; nothing was half done").response()

@@ -77,7 +77,7 @@ class Keyring:
 
         def transaction(connection: Rows) -> None:
             connection.execute(
-                "UPDATE committee_key SET confirmed_by = array_append(array_remove(confirmed_by, %s), %s)"
+                "UPDATE committee_key SET confirmed_by = array_append(array_remove(confirmed_by, %s::text), %s::text)"
                 " WHERE shard = %s AND omitted = %s AND committee_version = %s AND made_at = %s",
                 (holder, holder, name.shard, _slot(name.omitted), name.committee_version, name.made_at),
             )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from psycopg.types.json import Json
+from psycopg.types.json import Jsonb
 
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.vault import Vault
@@ -154,7 +154,7 @@ class Outbox:
                 " made_at = CASE WHEN %s THEN coalesce(made_at, now()) ELSE made_at END,"
                 " completed_at = CASE WHEN %s THEN now() END, made = CASE WHEN %s THEN NULL ELSE made END,"
                 " next_attempt_at = now() + make_interval(secs => %s) WHERE seq = %s",
-                (Json(receipts), reason, made, complete, complete, wait, outgoing.seq),
+                (Jsonb(receipts), reason, made, complete, complete, wait, outgoing.seq),
             )
 
         self._database.run("record deposit attempt", transaction)

@@ -1,0 +1,446 @@
+"""Custodians that disagree, or one that lies, get no tag opened but the right one, whatever the service does."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from itertools import chain, combinations
+
+import pytest
+from world import LIMIT, FourCustodians, Shared
+
+from protocol import comparison
+from protocol.check import Verdict
+from protocol.comparison import Disagreement, Garbled, Part, Seed, Sent, Vouched
+from protocol.encoding import decode, encode
+from protocol.errors import ProtocolError
+from protocol.sharing import Chosen, labels
+from protocol.token import Pseudonym
+
+A = Chosen((0, 2, 3, 5), 6)
+EXCEEDS, WITHIN, INDETERMINATE = Verdict.EXCEEDS, Verdict.WITHIN, Verdict.INDETERMINATE
+BASE = Shared(LIMIT - 1, 1)
+LATE = Shared(2, 4)
+"""With it the total is one fen above the limit, without it one below."""
+
+
+def every_a(size: int) -> list[Chosen]:
+    return [Chosen(slots, size) for slots in combinations(range(size), 4)]
+
+
+def subsets(slots: tuple[int, ...]) -> Iterator[frozenset[int]]:
+    return map(frozenset, chain.from_iterable(combinations(slots, count) for count in range(len(slots) + 1)))
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ (1 << bit % 8)]) + data[bit // 8 + 1 :]
+
+
+def outcome(four: FourCustodians, parts: dict[int, Part]) -> list[Verdict] | None:
+    """Return what the requester reads; None where the service noticed the disagreement itself."""
+    try:
+        return four.evaluate(parts)
+    except Disagreement:
+        return None
+
+
+# --- a deposit that only some of A hold ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [5, 6, 7])
+def test_a_deposit_that_only_some_of_a_hold_opens_no_tag_for_any_a_and_any_subset(size: int) -> None:
+    cases = split = 0
+    for chosen in every_a(size)[:: 4 if size == 7 else 1]:
+        for excluded in range(size):
+            late, four = replace(LATE, excluded=excluded), FourCustodians(chosen)
+            holders = tuple(slot for slot in chosen.slots if slot != excluded)
+            with_it = {slot: four.part(slot, [[BASE, late]]) for slot in chosen.slots}
+            without = {slot: four.part(slot, [[BASE, replace(late, visible=frozenset())]]) for slot in chosen.slots}
+            for seen in subsets(holders):
+                parts = {slot: (with_it if slot in seen else without)[slot] for slot in chosen.slots}
+                noticed, regardless = outcome(four, parts), four.evaluate_regardless(parts)
+                cases += 1
+                if seen == frozenset(holders):
+                    assert noticed == regardless == [EXCEEDS]
+                elif not seen:
+                    assert noticed == regardless == [WITHIN]
+                else:
+                    split += 1
+                    assert noticed is None, (chosen, excluded, seen)
+                    assert regardless == [INDETERMINATE], (chosen, excluded, seen)
+    assert (cases, split) == {5: (240, 190), 6: (960, 780), 7: (720, 594)}[size]
+
+
+@pytest.mark.parametrize("excluded", range(6))
+def test_custodians_disagree_about_a_deposit_of_one_person_for_every_other_person_alike(excluded: int) -> None:
+    # Else the service could hold one commit back and recognise its person in a later check by the disagreement.
+    late = replace(LATE, excluded=excluded)
+    four = FourCustodians(A, (LIMIT, LIMIT))
+    holders = tuple(slot for slot in A.slots if slot != excluded)
+    for seen in subsets(holders):
+        if seen in (frozenset(), frozenset(holders)):
+            continue
+        named = []
+        for lanes in ([[replace(late, visible=seen)], []], [[], [replace(late, visible=seen)]]):
+            parts = four.parts(lanes)
+            # Lane 1's deposit touches lane 0 through the stamps alone, and the other way round.
+            assert four.evaluate_regardless(parts) == [INDETERMINATE, INDETERMINATE]
+            with pytest.raises(Disagreement) as alarm:
+                four.evaluate(parts)
+            named.append(alarm.value)
+        assert named[0] == named[1]
+
+
+def test_one_custodian_that_lacks_a_deposit_is_the_one_whom_the_alarm_names() -> None:
+    for excluded in (0, 1, 4, 5):
+        for lacking in set(A.slots) - {excluded}:
+            seen = frozenset(A.slots) - {lacking}
+            with pytest.raises(Disagreement) as alarm:
+                FourCustodians(A).evaluate(FourCustodians(A).parts([[replace(LATE, excluded=excluded, visible=seen)]]))
+            assert alarm.value.slots == (lacking,)
+
+
+def test_two_deposits_split_two_ways_open_no_tag() -> None:
+    # Their amounts cancel in the total, so only what each custodian holds differs.
+    for one, two in combinations(list(subsets(A.slots))[1:-1], 2):
+        four = FourCustodians(A)
+        parts = four.parts([[BASE, Shared(5, 1, one), Shared(-5, 1, two)]])
+        assert outcome(four, parts) is None
+        assert four.evaluate_regardless(parts) == [INDETERMINATE]
+
+
+def test_a_deposit_at_another_tick_disagrees_although_the_sums_are_equal() -> None:
+    four, lanes = FourCustodians(A), [[BASE]]
+    parts = four.parts(lanes)
+    inputs = [comparison.LaneInput((0, None, None, 0, 0, None), LIMIT)]
+    for slot in A.slots:
+        other = comparison.garble(four.seed, four.tags, inputs, A, slot, {1: 12345})
+        mixed = {**parts, slot: replace(parts[slot], sent=stamped(parts[slot], other), vouched=other.vouched)}
+        assert outcome(four, mixed) is None
+        assert four.evaluate_regardless(mixed) == [INDETERMINATE]
+
+
+def stamped(part: Part, other: Part) -> tuple[Sent, ...]:
+    """Return a part's labels with another's stamps."""
+    return tuple(Sent(labels=mine.labels, stamp=its.stamp) for mine, its in zip(part.sent, other.sent, strict=True))
+
+
+# --- one custodian that lies ---------------------------------------------------------------------------------------
+
+HONEST = FourCustodians(A)
+OVER = [[Shared(LIMIT + 1, 1)]]
+UNDER = [[Shared(LIMIT, 1)]]
+TRUTH = [pytest.param(OVER, EXCEEDS, id="over the limit"), pytest.param(UNDER, WITHIN, id="at the limit")]
+
+
+@pytest.mark.parametrize(("lanes", "truth"), TRUTH)
+@pytest.mark.parametrize("slot", A.slots)
+def test_a_custodian_that_changes_one_share_opens_no_tag(lanes: list[list[Shared]], truth: Verdict, slot: int) -> None:
+    parts = HONEST.parts(lanes)
+    assert HONEST.evaluate(parts) == [truth]
+    changed = 0
+    for name in labels(6):
+        if slot in name:
+            continue
+        for by in (1, -1, LIMIT, -LIMIT, 2**47):
+            lie = HONEST.part(slot, lanes, change={name: by})
+            mixed = {**parts, slot: lie}
+            # A label that two others of A send and vouch for is not this custodian's to change.
+            if slot not in {A.slots[position] for position in A.group_of(name)}:
+                assert lie == parts[slot]
+                continue
+            changed += 1
+            assert outcome(HONEST, mixed) is None
+            assert HONEST.evaluate_regardless(mixed) == [INDETERMINATE]
+    assert changed > 10
+
+
+@pytest.mark.parametrize(("lanes", "truth"), TRUTH)
+@pytest.mark.parametrize("slot", A.slots)
+def test_no_single_bit_of_a_part_can_be_flipped_for_another_verdict(
+    lanes: list[list[Shared]], truth: Verdict, slot: int
+) -> None:
+    parts = HONEST.parts(lanes)
+    data = encode(parts[slot])
+    step = max(1, len(data) * 8 // 300)
+    refused = noticed = 0
+    for bit in chain(range(0, 64 * 8, 13), range(7, len(data) * 8, step + step % 2 + 1)):
+        try:
+            lie = decode(Part, flipped(data, bit))
+        except ProtocolError:
+            refused += 1
+            continue
+        assert spoilt(parts, slot, lie), bit
+        noticed += 1
+    assert refused > 0
+    assert noticed > 200
+    assert HONEST.evaluate(parts) == [truth]
+
+
+@pytest.mark.parametrize(("lanes", "truth"), TRUTH)
+def test_no_single_bit_of_a_part_gives_the_other_verdict_even_if_the_service_goes_on(
+    lanes: list[list[Shared]], truth: Verdict
+) -> None:
+    other = WITHIN if truth is EXCEEDS else EXCEEDS
+    parts, seen = HONEST.parts(lanes), set()
+    for slot in A.slots:
+        data = encode(parts[slot])
+        for bit in range(11, len(data) * 8, max(1, len(data) * 8 // 150) | 1):
+            try:
+                lie = decode(Part, flipped(data, bit))
+            except ProtocolError:
+                continue
+            try:
+                (verdict,) = HONEST.evaluate_regardless({**parts, slot: lie})
+            except (AssertionError, IndexError, ProtocolError):  # a part without what evaluating takes
+                continue
+            assert verdict is not other
+            seen.add(verdict)
+    assert seen == {truth, INDETERMINATE}  # flips that only the comparison notices, and flips that spoil the tag
+
+
+def spoilt(parts: dict[int, Part], slot: int, lie: Part) -> bool:
+    """Tell whether a lie is noticed by the service, or, being about nothing but a masked K, opens no tag."""
+    read = outcome(HONEST, {**parts, slot: lie})
+    if read is None:
+        return True
+    pairs = zip(parts[slot].vouched, lie.vouched, strict=True)
+    masks_restored = tuple(replace(told, masked=true.masked) for true, told in pairs)
+    return read == [INDETERMINATE] and replace(lie, vouched=masks_restored) == parts[slot] != lie
+
+
+def lies(part: Part) -> Iterator[tuple[str, Part]]:
+    """Yield a part with each field changed in turn, named."""
+    yield "session check", replace(part, session_check=flipped(part.session_check, 0))
+    yield "digest of the circuit", replace(part, garbled_digest=flipped(part.garbled_digest, 255))
+    if part.garbled is not None:
+        for field in fields(Garbled):
+            data = getattr(part.garbled, field.name)
+            for bit in (0, len(data) * 4, len(data) * 8 - 1):
+                lie = replace(part.garbled, **{field.name: flipped(data, bit)})
+                yield f"{field.name}, bit {bit}", replace(part, garbled=lie)
+                yield f"{field.name}, bit {bit}, digest too", replace(part, garbled=lie, garbled_digest=lie.digest())
+        yield "no circuit", replace(part, garbled=None)
+    else:
+        yield (
+            "a circuit too many",
+            replace(part, garbled=Garbled(table=bytes(comparison._TABLE_BYTES), aes_key=bytes(16), outputs=bytes(32))),
+        )
+    for name in ("sent", "vouched"):
+        groups = getattr(part, name)
+        for place, group in enumerate(groups):
+            for field in fields(group):
+                data = getattr(group, field.name)
+                for bit in (0, len(data) * 8 - 1):
+                    lie = replace(group, **{field.name: flipped(data, bit)})
+                    yield f"{name} {place}, {field.name}", replace(part, **{name: replaced(groups, place, lie)})
+                if field.name != "stamp":
+                    lie = replace(group, **{field.name: data[:-1]})
+                    yield f"{name} {place}, {field.name} short", replace(part, **{name: replaced(groups, place, lie)})
+            yield f"{name} {place} missing", replace(part, **{name: groups[:place] + groups[place + 1 :]})
+            yield f"{name} {place} twice", replace(part, **{name: (*groups, group)})
+        if len(groups) > 1:
+            yield f"{name} in another order", replace(part, **{name: groups[::-1]})
+
+
+def replaced(values: tuple[object, ...], place: int, value: object) -> tuple[object, ...]:
+    return (*values[:place], value, *values[place + 1 :])
+
+
+@pytest.mark.parametrize(("lanes", "truth"), TRUTH)
+@pytest.mark.parametrize("slot", A.slots)
+def test_a_custodian_that_changes_any_field_opens_no_tag(lanes: list[list[Shared]], truth: Verdict, slot: int) -> None:
+    parts = HONEST.parts(lanes)
+    count = 0
+    for what, lie in lies(parts[slot]):
+        assert spoilt(parts, slot, lie), what
+        count += 1
+    assert count > 20
+    assert HONEST.evaluate(parts) == [truth]
+
+
+@pytest.mark.parametrize(("position", "field"), [(0, "sent"), (3, "vouched")])
+def test_the_alarm_names_a_custodian_that_lies_in_all_its_groups(position: int, field: str) -> None:
+    parts, slot = HONEST.parts(OVER), A.slots[position]
+    if field == "sent":
+        lie = replace(parts[slot], sent=tuple(replace(g, stamp=flipped(g.stamp, 3)) for g in parts[slot].sent))
+    else:
+        lie = replace(parts[slot], vouched=tuple(replace(g, digests=bytes(32)) for g in parts[slot].vouched))
+    with pytest.raises(Disagreement) as alarm:
+        HONEST.evaluate({**parts, slot: lie})
+    assert alarm.value.slots == (slot,)
+
+
+@pytest.mark.parametrize("slot", A.slots)
+def test_the_alarm_names_the_one_custodian_of_another_session_or_circuit(slot: int) -> None:
+    parts = HONEST.parts(OVER)
+    for field in ("session_check", "garbled_digest"):
+        with pytest.raises(Disagreement) as alarm:
+            HONEST.evaluate({**parts, slot: replace(parts[slot], **{field: bytes(32)})})
+        assert alarm.value.slots == (slot,)
+
+
+def test_with_two_against_two_the_alarm_names_all() -> None:
+    parts = HONEST.parts(OVER)
+    for slot in A.slots[:2]:
+        parts[slot] = replace(parts[slot], session_check=bytes(32))
+    with pytest.raises(Disagreement) as alarm:
+        HONEST.evaluate(parts)
+    assert alarm.value.slots == A.slots
+
+
+def test_an_alarm_says_nothing_of_labels_or_shares() -> None:
+    parts = HONEST.parts(OVER)
+    parts[2] = HONEST.part(2, OVER, change={(0, 1): 5, (1, 3): 5, (1, 5): 5})
+    with pytest.raises(Disagreement) as alarm:
+        HONEST.evaluate(parts)
+    assert alarm.value.what == "shares or stamps"
+    assert {field.name for field in fields(Disagreement)} == {"slots", "what"}
+
+
+# --- doctoring K to turn the verdict -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lanes", "truth"), TRUTH)
+@pytest.mark.parametrize("slot", A.slots[1:])
+def test_a_voucher_that_xors_the_difference_of_the_tags_into_its_k_opens_no_tag(
+    lanes: list[list[Shared]], truth: Verdict, slot: int
+) -> None:
+    # Every custodian knows both tags. With a mask that were the XOR of the K this would turn the verdict.
+    parts = HONEST.parts(lanes)
+    within, exceeds = HONEST.tags[0]
+    difference = bytes(a ^ b for a, b in zip(within, exceeds, strict=True))
+    for place, vouched in enumerate(parts[slot].vouched):
+        for shift in range(17):
+            spread = bytes(shift) + difference + bytes(16 - shift)
+            masked = bytes(a ^ b for a, b in zip(vouched.masked, spread, strict=True))
+            lie = Vouched(masked=masked, digests=vouched.digests)
+            mixed = {**parts, slot: replace(parts[slot], vouched=replaced(parts[slot].vouched, place, lie))}
+            # Nothing that the service compares has changed: it goes on, and the hashed mask spoils the tag.
+            assert HONEST.evaluate(mixed) == [INDETERMINATE]
+    assert HONEST.evaluate(parts) == [truth]
+
+
+def test_a_first_custodian_that_swaps_the_outputs_is_noticed_and_cannot_turn_the_verdict_by_itself() -> None:
+    parts = HONEST.parts(OVER)
+    garbled = parts[0].garbled
+    assert garbled is not None
+    swapped = replace(garbled, outputs=garbled.outputs[16:] + garbled.outputs[:16])
+    within, exceeds = HONEST.tags[0]
+    difference = int.from_bytes(within, "big") ^ int.from_bytes(exceeds, "big")
+    other = (int.from_bytes(garbled.outputs, "big") ^ (difference << 128 | difference)).to_bytes(32, "big")
+    for lie in (swapped, replace(garbled, outputs=other)):
+        mixed = {**parts, 0: replace(parts[0], garbled=lie, garbled_digest=lie.digest())}
+        assert outcome(HONEST, mixed) is None
+    # That the service compares is what stops the second: with the service, a custodian forges verdicts.
+    assert HONEST.evaluate_regardless({**parts, 0: replace(parts[0], garbled=replace(garbled, outputs=other))}) == [
+        WITHIN
+    ]
+
+
+# --- several lanes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slot", A.slots)
+def test_a_custodian_that_poisons_one_lane_of_several_turns_no_lane(slot: int) -> None:
+    four = FourCustodians(A, (LIMIT,) * 3)
+    lanes = [[Shared(LIMIT + 1, 1)], [Shared(LIMIT, 1)], [Shared(LIMIT + 5, 4)]]
+    truth = [EXCEEDS, WITHIN, EXCEEDS]
+    parts = four.parts(lanes)
+    assert four.evaluate(parts) == truth
+    lie = four.part(slot, lanes, change={name: 3 for name in labels(6) if slot not in name})
+    assert outcome(four, {**parts, slot: lie}) is None
+    assert four.evaluate_regardless({**parts, slot: lie}) == [INDETERMINATE, WITHIN, EXCEEDS]
+
+
+def test_a_doctored_k_spoils_its_own_lane_alone() -> None:
+    four = FourCustodians(A, (LIMIT,) * 3)
+    lanes = [[Shared(LIMIT + 1, 1)], [Shared(LIMIT, 1)], [Shared(LIMIT + 5, 4)]]
+    parts = four.parts(lanes)
+    for lane in range(3):
+        vouched = parts[5].vouched[0]
+        lie = replace(vouched, masked=flipped(vouched.masked, lane * 256 + 9))
+        mixed = {**parts, 5: replace(parts[5], vouched=replaced(parts[5].vouched, 0, lie))}
+        expected = [EXCEEDS, WITHIN, EXCEEDS]
+        expected[lane] = INDETERMINATE
+        assert four.evaluate(mixed) == expected
+
+
+def test_swapping_lanes_within_a_part_opens_no_tag_of_another_lane() -> None:
+    four = FourCustodians(A, (LIMIT, LIMIT))
+    parts = four.parts([[Shared(LIMIT + 1, 1)], [Shared(0, 1)]])
+
+    def halves_swapped(data: bytes) -> bytes:
+        return data[len(data) // 2 :] + data[: len(data) // 2]
+
+    swapped = {
+        slot: replace(
+            part,
+            sent=tuple(replace(group, labels=halves_swapped(group.labels)) for group in part.sent),
+            vouched=tuple(
+                Vouched(masked=halves_swapped(group.masked), digests=halves_swapped(group.digests))
+                for group in part.vouched
+            ),
+        )
+        for slot, part in parts.items()
+    }
+    assert outcome(four, swapped) is None
+    assert four.evaluate_regardless(swapped) == [INDETERMINATE, INDETERMINATE]
+
+
+# --- what the garbling is bound to ---------------------------------------------------------------------------------
+
+
+def test_parts_of_two_garblings_do_not_mix() -> None:
+    one, two = FourCustodians(A, name="one"), FourCustodians(A, name="two")
+    left, right = one.parts(OVER), two.parts(OVER)
+    for taken in subsets(A.slots):
+        if taken in (frozenset(), frozenset(A.slots)):
+            continue
+        mixed = {slot: (left if slot in taken else right)[slot] for slot in A.slots}
+        for four in (one, two):
+            assert outcome(four, mixed) is None
+            assert four.evaluate_regardless(mixed) == [INDETERMINATE]
+
+
+def test_a_service_that_evaluates_under_another_header_opens_nothing() -> None:
+    parts = HONEST.parts(OVER)
+    (tag,) = comparison.evaluate(parts, A, 1, HONEST.header + b"!")
+    assert HONEST.verdict(0, tag) is INDETERMINATE
+
+
+def test_the_label_seed_depends_on_everything_it_is_derived_from() -> None:
+    one, two = (Pseudonym(bytes([byte]) * 32) for byte in (1, 2))
+    seeds = {
+        Seed.derive(seed, key, header, pseudonyms).secret
+        for seed in (bytes(32), b"\x01" + bytes(31))
+        for key in (bytes(32), b"\x01" + bytes(31))
+        for header in (b"header", b"heade")
+        for pseudonyms in ((one,), (two,), (one, two), (two, one), (one, one))
+    }
+    assert len(seeds) == 2 * 2 * 2 * 5
+
+
+def test_sub_keys_of_a_seed_are_unequal_and_do_not_print() -> None:
+    seed = HONEST.seed
+    assert len({seed.key(name) for name in ("wire labels", "offsets", "AES key", "K", "session")}) == 5
+    assert seed.secret.hex() not in repr(seed)
+    assert repr(seed.secret) not in repr(seed)
+
+
+def test_tags_follow_from_seed_check_attempt_choice_and_lane_and_no_two_are_equal() -> None:
+    variants = [
+        (bytes(32), bytes(16), 1, (0, 1, 2, 3)),
+        (b"\x01" * 32, bytes(16), 1, (0, 1, 2, 3)),
+        (bytes(32), b"\x01" * 16, 1, (0, 1, 2, 3)),
+        (bytes(32), bytes(16), 2, (0, 1, 2, 3)),
+        (bytes(32), bytes(16), 1, (0, 1, 2, 4)),
+    ]
+    seen = {tag for variant in variants for pair in comparison.tags(*variant, 50) for tag in pair}
+    assert len(seen) == len(variants) * 50 * 2
+    assert comparison.tags(*variants[0], 3) == comparison.tags(*variants[0], 50)[:3]
+
+
+def test_what_one_custodian_sends_has_neither_tag_in_it() -> None:
+    parts = HONEST.parts(OVER)
+    for part in parts.values():
+        for tag in HONEST.tags[0]:
+            assert tag not in encode(part)
