@@ -53,10 +53,10 @@ class Depositor:
         call = Call(manifest.terms.service_url, "/v1/deposits", encode(signed), {"Content-Type": CONTENT_TYPE})
         try:
             outcomes = message_of(BatchOutcome, self._peers.call(call, self._seconds)).outcomes
-            if len(outcomes) != len(made):
-                raise ProtocolError("malformed", "an outcome per deposit was expected")
         except ProtocolError as error:
             outcomes = tuple(DepositOutcome(receipts=(), reason=error.code) for _ in made)
+        if len(outcomes) != len(made):
+            outcomes = tuple(DepositOutcome(receipts=(), reason="malformed") for _ in made)
         current = tick_at(time.time(), manifest.terms.tick_seconds)
         for item, deposit, outcome in zip(batch, made, outcomes, strict=True):
             states = read_receipts(self._party, deposit, outcome)

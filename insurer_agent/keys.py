@@ -12,7 +12,7 @@ from protocol.secret import Secret
 from transport.settings import SettingsError, refuse_readable_by_others, write_private
 
 KEY_FILE = "keys.json"
-SALT_BYTES = 32
+KEY_BYTES = 32
 _NAMES = ("signing", "sealing", "index", "storage", "salt")
 
 
@@ -26,8 +26,8 @@ class AgentKeys:
     @classmethod
     def generate(cls, salt: Secret) -> "AgentKeys":
         """Make fresh keys around the alliance's salt."""
-        if len(salt) != SALT_BYTES:
-            raise SettingsError(f"the alliance's salt has {SALT_BYTES} bytes")
+        if len(salt) != KEY_BYTES:
+            raise SettingsError(f"the alliance's salt has {KEY_BYTES} bytes")
         return cls(MemberKeys.generate(salt, secrets.token_bytes), Secret(secrets.token_bytes(32)))
 
     def save(self, state: Path) -> None:
@@ -48,8 +48,6 @@ class AgentKeys:
             refuse_readable_by_others(file)
             data = json.loads(file.read_bytes())
             values = {name: Secret(bytes.fromhex(data[name])) for name in _NAMES}
-            if any(len(value) != SALT_BYTES for value in values.values()):
-                raise ValueError("length")
             group.scalar(values["index"].reveal())
         except OSError as error:
             raise SettingsError(
@@ -58,5 +56,7 @@ class AgentKeys:
         except (ValueError, KeyError, TypeError, ProtocolError):
             # The file's content must not get into a message, so neither does the error's text.
             raise SettingsError(f"the key file {file} is damaged; restore it from its backup") from None
+        if any(len(value) != KEY_BYTES for value in values.values()):
+            raise SettingsError(f"the key file {file} is damaged; restore it from its backup")
         member = MemberKeys(values["signing"], values["sealing"], values["index"], values["salt"])
         return cls(member, values["storage"])

@@ -68,6 +68,13 @@ def _underwriting(app: Flask, agent: Agent) -> None:
         return jsonify({"rules": [_rule(rule) for rule in agent.requester.rules()]})
 
 
+    @app.get("/v1/status")
+    def status() -> Response:
+        _require_api_key(agent)
+        backlog = agent.outbox.backlog()
+        return jsonify({"deposits_unmade": backlog.unmade, "deposits_incomplete": backlog.incomplete})
+
+
 def _internal(app: Flask, agent: Agent) -> None:
     def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
         def handle() -> Response:
@@ -93,10 +100,7 @@ def _health(app: Flask, agent: Agent) -> None:
         missing = agent.custodian.missing_keys()
         if missing:
             raise Problem(503, "not-ready", f"{missing} committee keys have not arrived yet", hint="try again shortly")
-        backlog = agent.outbox.backlog()
-        return jsonify(
-            {"status": "ready", "deposits_unmade": backlog.unmade, "deposits_incomplete": backlog.incomplete}
-        )
+        return jsonify({"status": "ready"})
 
 
 def _require_api_key(agent: Agent) -> None:
@@ -108,8 +112,7 @@ def _require_api_key(agent: Agent) -> None:
 
 
 def _json() -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
-    if (request.content_length or 0) > MAX_JSON:
-        raise Problem(413, "too-large", f"the body has more than {MAX_JSON} bytes")
+    request.max_content_length = MAX_JSON
     value = request.get_json(silent=True)
     if value is None:
         raise Problem(400, "not-json", "the body is not JSON", hint="send Content-Type: application/json")

@@ -12,6 +12,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import urlsplit
 
 CONNECT_SECONDS = 0.25
+LAST_MOMENT_SECONDS = 0.01
 MAX_ANSWER = 64 << 20
 
 
@@ -139,9 +140,10 @@ class Peers:
 
     @staticmethod
     def _receive(connection: HTTPConnection, deadline: float) -> Reply:
-        left = deadline - time.monotonic()
-        if left <= 0 or connection.sock is None:
-            raise _FaultError(timed_out=left <= 0)
+        # An answer that arrived while a slower peer was waited for still counts: a moment is left to take it in.
+        left = max(deadline - time.monotonic(), LAST_MOMENT_SECONDS)
+        if connection.sock is None:
+            raise _FaultError(timed_out=False)
         try:
             connection.sock.settimeout(left)
             response: HTTPResponse = connection.getresponse()

@@ -1,5 +1,8 @@
 """gunicorn, started by the project's own commands with settings that keep it inside the state directory."""
 
+import ctypes
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,13 @@ from gunicorn.app.base import BaseApplication
 
 MAX_BODY = 64 << 20
 KEEP_ALIVE_SECONDS = 75
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent(_server: object, _worker: object) -> None:
+    """Have the kernel end this worker should gunicorn's master be killed: an orphan would keep the port."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -41,11 +51,11 @@ def serve(make_app: Callable[[], Flask], *, host: str, port: int, state: Path, w
             "graceful_timeout": 8,
             "worker_tmp_dir": str(run),
             "control_socket_disable": True,
-            "pidfile": str(run / "pid"),
             "errorlog": "-",
             "loglevel": "warning",
             # No access log: paths and times of an insurer's checks are its own business.
             "accesslog": None,
             "proc_name": "cover-lookup",
+            "post_fork": _die_with_parent,
         },
     ).run()

@@ -106,7 +106,8 @@ class PostgresCustody:
         def transaction(connection: Rows) -> CustodyView:
             lanes = tuple(PersonRows(self._rows(connection, reading, index, first)) for index, first in reading.lanes)
             stamps = connection.execute(
-                "SELECT excluded, mod(sum(sum), %s) FROM custody_stamp WHERE shard = %s AND tick <= %s GROUP BY excluded",
+                "SELECT excluded, mod(sum(sum), %s) FROM custody_stamp"
+                " WHERE shard = %s AND tick <= %s GROUP BY excluded",
                 (STAMP_MODULUS, reading.shard, reading.tick),
             )
             return CustodyView(lanes, {excluded: int(total) for excluded, total in stamps})
@@ -280,7 +281,8 @@ class PostgresCustody:
             limit = _day(today - KEEP_CHECK_RECORDS_DAYS)
             connection.execute(
                 "WITH old AS (DELETE FROM check_request WHERE day < %s RETURNING requester, check_id)"
-                " DELETE FROM check_attempt a USING old WHERE a.requester = old.requester AND a.check_id = old.check_id",
+                " DELETE FROM check_attempt a USING old"
+                " WHERE a.requester = old.requester AND a.check_id = old.check_id",
                 (limit,),
             )
             connection.execute("DELETE FROM budget WHERE day < %s", (_day(today - 400),))

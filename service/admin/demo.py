@@ -76,7 +76,7 @@ def run_demo(*, root: Path, keep: bool, members: int = 25) -> int:
     try:
         with _interruptible(), _own_directory(root):
             return _demonstrate(root.absolute(), members, keep=keep)
-    except (DemoError, OSError) as error:
+    except (DemoError, OSError, http.client.HTTPException) as error:
         sys.stderr.write(f"demo: {error}\n")
         return 1
     except KeyboardInterrupt:
@@ -88,11 +88,8 @@ def _demonstrate(root: Path, members: int, *, keep: bool) -> int:
     begin = time.monotonic()
     today = date.fromordinal(china_day(time.time()))
     samples = make_samples(root / "samples", members=members, people=PEOPLE, today=today, seed=_SEED)
-    view.show(
-        [
-            f"{members} insurers have {len(samples.policies):,} policies of {len(samples.people):,} people; starting them:"
-        ]
-    )
+    policies, people = f"{len(samples.policies):,} policies", f"{len(samples.people):,} people"
+    view.show([f"{members} insurers hold {policies} of {people}, all made up. Starting their agents:"])
     state = root / "state"
     with _alliance(root / "samples", state, members) as process:
         alliance = _Alliance.of(state)
@@ -220,7 +217,7 @@ def _ask_all(alliance: _Alliance, samples: Samples) -> tuple[list[view.Asked], b
         person = _ordinary(samples) if case is None else samples.case(case)
         insured_by = {policy.insurer for policy in samples.policies_of(person)}
         strangers = [agent for agent in alliance.agents if agent.id not in insured_by] or alliance.agents
-        agent = strangers[number * 7 % len(strangers)]
+        agent = strangers[number % len(strangers)]
         milliseconds, answer = _ask(agent, person, proposed, f"UW-{number}")
         expected = "exceeds" if (person.total or 0) + proposed > LIMIT else "within"
         verdict, reason = answer["verdict"], answer["reason"]
@@ -257,9 +254,8 @@ def _ask(agent: _Agent, person: SamplePerson, proposed: int, reference: str) -> 
         content = response.read()
         milliseconds = (time.perf_counter() - begin) * 1000
     if response.status != http.client.OK:
-        raise DemoError(
-            f"{agent.id} answered a check with status {response.status}: {content.decode(errors='replace')}"
-        )
+        problem = content.decode(errors="replace")
+        raise DemoError(f"{agent.id} answered a check with status {response.status}: {problem}")
     answer: dict[str, Any] = json.loads(content)
     return milliseconds, answer
 

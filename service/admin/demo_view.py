@@ -11,7 +11,7 @@ from itertools import zip_longest
 from protocol.sharing import Label
 
 WIDTH = 110
-_LEFT = 72
+_LEFT = 74
 _GAP = "  |  "
 _RESET = "\x1b[0m"
 _COLOURS = {"exceeds": "\x1b[1;31m", "within": "\x1b[32m", "indeterminate": "\x1b[33m", "heading": "\x1b[1m"}
@@ -164,7 +164,7 @@ def story_lines(asked: Asked, accumulation: Accumulation) -> list[str]:
         f"{accumulation.days} days, they are {money(accumulation.total)}. {asked.requester}, which insures him not "
         f"at all, asked about {money(asked.proposed)} more and got one bit, "
         f"{bit.get(asked.verdict, '-: there was no answer about')} the limit. It learned neither the sum nor who the "
-        f"others are; they learned nothing."
+        f"others are."
     )
     return ["", *textwrap.wrap(text, WIDTH)]
 
@@ -177,13 +177,13 @@ def seen_lines(seen: Seen, asked: Asked) -> list[str]:
         *_party(
             f"{seen.requester}, the requester",
             "its own applicant and its own proposal",
-            f"tag     {shorten(seen.tag)}  from the service, one of two it can tell apart",
+            f"tag     {shorten(seen.tag)}  one of the two that it can tell apart",
             f"the bit {asked.verdict}",
         ),
         *_party(
             "the lookup service",
             f"asked by {seen.requester}, {seen.rule}, shard {seen.shard}, day {seen.day}",
-            f"B       {shorten(seen.blinded)}  32 bytes, random to it: the applicant, blinded",
+            f"B       {shorten(seen.blinded)}  32 bytes: the applicant, blinded afresh",
             f"sealed  {len(seen.envelopes)} envelopes of {_sizes(seen.envelopes)} bytes, not for it to open",
             f"C       {shorten(seen.evaluated)}  what it made of B with its key",
             f"tag     {shorten(seen.tag)}  what it returned, and cannot read",
@@ -191,6 +191,7 @@ def seen_lines(seen: Seen, asked: Asked) -> list[str]:
         *_party(
             f"{seen.custodian}, one of the {seen.answered} custodians that answered",
             f"asked by {seen.requester}, {seen.rule}, day {seen.day}",
+            "sealed  1 envelope: what unblinds C; shares of the proposal, one short",
             f"T       {shorten(seen.row.token)}  its own pseudonym for the person",
             f"under T {seen.row.deposits} deposits of {seen.row.depositors} members, with product and day;",
             f"        one of them, on {seen.row.day}, of {seen.row.depositor}:",
@@ -200,7 +201,7 @@ def seen_lines(seen: Seen, asked: Asked) -> list[str]:
         ),
     ]
     nobody = (
-        f"Who the applicant is: no one outside {seen.requester}.",
+        f"Who the applicant is: no one but {seen.requester} learned it.",
         "Any amount of a cover, or the total: no one at all. The proposal: only the requester.",
         "Who else insures him: the requester saw no insurers; the custodians saw insurers of a pseudonym, and no name.",
         "The verdict: only the requester.",

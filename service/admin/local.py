@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import psycopg
 from psycopg import sql
@@ -148,7 +148,7 @@ class _Alliance:
         self._wait_until_ready()
         self._write_local(keys, pids)
         self._import()
-        self._wait_until_visible(terms.tick_seconds)
+        self._wait_until_visible(keys, terms.tick_seconds)
         say(f"ready after {time.monotonic() - began:.0f} s; see {state / 'local.json'}")
 
     def watch(self) -> None:
@@ -278,7 +278,7 @@ class _Alliance:
         deadline = time.monotonic() + START_SECONDS
         waiting = {"service": self._service_url} | self._urls
         while waiting:
-            waiting = {name: url for name, url in waiting.items() if _status(url) is None}
+            waiting = {name: url for name, url in waiting.items() if _get(f"{url}/readyz") is None}
             if waiting:
                 self._still_starting(deadline, ", ".join(sorted(waiting)[:3]))
 
@@ -290,12 +290,12 @@ class _Alliance:
             commands.append((f"{name} import", [AGENT, "import", "--state", str(self._member(name)), file]))
         run_all(commands, at_once=_AT_ONCE, output=sys.stderr)
 
-    def _wait_until_visible(self, tick_seconds: int) -> None:
+    def _wait_until_visible(self, keys: dict[str, str], tick_seconds: int) -> None:
         """Wait until no agent has a deposit on its way, then until checks are as of that moment."""
         deadline, shown = time.monotonic() + DEPOSIT_SECONDS, None
         while True:
             self.processes.check()
-            statuses = [_status(self._urls[name]) for name in self._ids]
+            statuses = [_get(f"{self._urls[name]}/v1/status", keys[name]) for name in self._ids]
             left = sum(item["deposits_unmade"] + item["deposits_incomplete"] for item in statuses if item)
             if left == 0 and None not in statuses:
                 break
@@ -373,10 +373,11 @@ def _ports(base: int | None, count: int) -> list[int]:
         return ports
 
 
-def _status(url: str) -> dict[str, Any] | None:
-    """Return what /readyz says, or None while it is not ready."""
+def _get(url: str, key: str = "") -> dict[str, Any] | None:
+    """Return the JSON at a URL, or None while there is no good answer."""
+    request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310  our own loopback
     try:
-        with urlopen(f"{url}/readyz", timeout=5) as response:  # noqa: S310  our own loopback address
+        with urlopen(request, timeout=5) as response:  # noqa: S310  as above
             data: dict[str, Any] = json.load(response)
             return data
     except (URLError, OSError, ValueError):

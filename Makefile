@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` shows the product at work, `make test` passes its tests.
+# Each does all its own set-up in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+KEEP ?=
+
+.PHONY: setup demo test lint unit constraints clean
+
+setup: .venv/.ready
+
+.venv/.ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12, say")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	$(BIN)/alliance demo --root build/demo $(if $(KEEP),--keep)
+
+test: lint unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest -q
+
+# Resolves anew to the newest versions that pyproject.toml allows. Needs `uv` on the PATH.
+constraints:
+	printf '%s\n' '# Exact versions and hashes of everything that make setup installs; pyproject.toml has the lower bounds.' \
+		'# Renewed by: make constraints' > constraints.txt
+	printf 'setuptools>=77\n' | uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url pyproject.toml - >> constraints.txt
+
+clean:
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

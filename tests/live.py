@@ -1,0 +1,218 @@
+"""A local alliance of real processes under test: started, asked, hurt and ended."""
+
+import contextlib
+import csv
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import psycopg
+
+COLUMNS = ("policy_number", "document_type", "document_number", "product", "insured_amount", "issued_on", "event")
+START_SECONDS = 180
+END_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: Any
+    content_type: str
+
+
+class LiveAlliance:
+    def __init__(self, members: int, policies: Path, state: Path, *extra: str) -> None:
+        self.members = members
+        self.policies = policies
+        self.state = state
+        self._extra = extra
+        self._process: subprocess.Popen[bytes] | None = None
+        self._restarted: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "service.admin.cli", "local", "--members", str(self.members)]
+        command += ["--policies", str(self.policies), "--state", str(self.state), *self._extra]
+        home = self.state.parent / "home"
+        home.mkdir(exist_ok=True)
+        with self._file("stdout").open("w") as output, self._file("stderr").open("a") as progress:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=progress, env=os.environ | {"HOME": str(home)}
+            )
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while not self.output.endswith("\n"):
+                assert self._process.poll() is None, f"the alliance ended: {self.progress()}"
+                assert time.monotonic() < deadline, f"the alliance is not ready: {self.progress()}"
+                time.sleep(0.1)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _file(self, kind: str) -> Path:
+        return self.state.parent / f"{self.state.name}.{kind}"
+
+    @property
+    def output(self) -> str:
+        return self._file("stdout").read_text(encoding="utf-8")
+
+    def progress(self) -> str:
+        return self._file("stderr").read_text(encoding="utf-8")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the alliance and return its exit status; fails if it takes more than 30 s."""
+        for child in self._restarted:
+            child.terminate()
+        for child in self._restarted:
+            child.wait(END_SECONDS)
+        self._restarted.clear()
+        assert self._process is not None
+        self._process.send_signal(number)
+        try:
+            return self._process.wait(END_SECONDS)
+        finally:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+
+    @property
+    def local(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.state / "local.json").read_text(encoding="utf-8"))
+        return data
+
+    def member(self, number: int) -> dict[str, Any]:
+        entry: dict[str, Any] = self.local["members"][number - 1]
+        return entry
+
+    def member_state(self, number: int) -> Path:
+        return self.state / "members" / f"insurer-{number:02d}"
+
+    def request(self, number: int, method: str, path: str, body: object = None, key: str | None = None) -> Answer:
+        """Call a member's REST interface; `body` is JSON, or bytes as they are."""
+        member = self.member(number)
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {member['api_key'] if key is None else key}"}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        return call(Request(member["url"] + path, data, headers, method=method))
+
+    def check(self, number: int, subject: tuple[str, str], proposed: str) -> dict[str, Any]:
+        """Ask a check and return its answer, which must be a 200."""
+        document_type, document_number = subject
+        body = {
+            "subject": {"document_type": document_type, "document_number": document_number},
+            "rule": "accident-30d",
+            "proposed_amount": proposed,
+            "reference": "UW-1",
+        }
+        answer = self.request(number, "POST", "/v1/checks", body)
+        assert answer.status == 200, answer
+        verdict: dict[str, Any] = answer.body
+        return verdict
+
+    def verdict(self, number: int, subject: tuple[str, str], proposed: str) -> tuple[str, str | None]:
+        answer = self.check(number, subject, proposed)
+        assert answer["exceeds_limit"] == {"exceeds": True, "within": False, "indeterminate": None}[answer["verdict"]]
+        return answer["verdict"], answer["reason"]
+
+    def kill(self, number: int) -> None:
+        """Kill a member's processes outright, as a power cut would, and wait until its port is closed."""
+        pids = pids_of(self.member_state(number))
+        for pid in pids:
+            if parent_of(pid) not in pids:  # gunicorn's master; its worker must not outlive it
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.answers(number))
+
+    def restart(self, number: int) -> None:
+        """Start a killed member again, as its operator would, and wait until it is ready."""
+        log = (self.state.parent / f"restarted-{number}.log").open("ab")
+        with log:
+            command = [sys.executable, "-m", "insurer_agent.cli", "serve", "--state", str(self.member_state(number))]
+            self._restarted.append(subprocess.Popen(command, stdout=log, stderr=log))
+        wait_until(lambda: self.answers(number))
+
+    def answers(self, number: int) -> bool:
+        try:
+            return self.request(number, "GET", "/readyz").status == 200
+        except OSError:
+            return False
+
+    def agent(self, number: int, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of a member's `insurer-agent`."""
+        line = [sys.executable, "-m", "insurer_agent.cli", command, "--state", str(self.member_state(number))]
+        return subprocess.run([*line, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+    @contextlib.contextmanager
+    def database(self, number: int) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        settings = tomllib.loads((self.member_state(number) / "config.toml").read_text(encoding="utf-8"))
+        with psycopg.connect(settings["database"]) as connection:
+            yield connection
+
+    def captured(self, party: str) -> list[dict[str, Any]]:
+        lines = (self.state / "capture" / f"{party}.jsonl").read_text(encoding="ascii").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def call(request: Request) -> Answer:
+    try:
+        with urlopen(request, timeout=10) as response:
+            return Answer(response.status, json.load(response), response.headers.get_content_type())
+    except HTTPError as error:
+        with error:
+            data = error.read()
+            return Answer(error.code, json.loads(data) if data else None, error.headers.get_content_type())
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:  # noqa: ANN401  any predicate
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.1)
+
+
+def write_policies(directory: Path, member: int, rows: Iterable[tuple[str, ...]], name: str | None = None) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / (name or f"insurer-{member:02d}.csv")
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    return file
+
+
+def issue(number: str, subject: tuple[str, str], amount: str, *, day: dt.date | None = None) -> tuple[str, ...]:
+    on = china_today() if day is None else day
+    return (number, *subject, "accident", amount, on.isoformat(), "issue")
+
+
+def china_today() -> dt.date:
+    return dt.datetime.now(dt.timezone(dt.timedelta(hours=8))).date()
+
+
+def pids_of(state: Path) -> list[int]:
+    """Return the server processes whose command line has this state directory: gunicorn's master and worker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().split(b"\x00")
+            except OSError:
+                continue
+            if b"serve" in line and str(state).encode() in line:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def parent_of(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    return int(stat.rpartition(")")[2].split()[1])

@@ -1,0 +1,948 @@
+"""A deposit counts at all of its holders or at none, once, as it was made; and nothing about it comes back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import pytest
+from strategies import POINTS
+from world import LIMIT, NOW, TODAY, World, make_world, name, person, seeded
+
+from protocol import signing, voprf
+from protocol.check import MemberInMemory, Verdict, Void, shard_of_person
+from protocol.custody import Kept, Reading, Refusable
+from protocol.deposit import (
+    ABANDON,
+    PURPOSE,
+    AcceptedDeposit,
+    Decision,
+    Entry,
+    EvaluatedBatch,
+    MadeDeposit,
+    accept_abandon,
+    accept_batch,
+    accept_commit,
+    accept_prepare,
+    batch_outcome,
+    commit_call,
+    confirm,
+    decide,
+    give_receipts,
+    is_complete,
+    is_made,
+    make_deposit,
+    prepare_call,
+    read_receipts,
+    sign_abandon,
+    sign_batch,
+)
+from protocol.encoding import decode, encode
+from protocol.errors import ProtocolError
+from protocol.group import Element
+from protocol.messages import (
+    AMENDMENT,
+    CANCELLATION,
+    COMMITTED,
+    ISSUE,
+    NEVER,
+    CommitCall,
+    DepositBatch,
+    DepositEnvelope,
+    DepositOutcome,
+    PrepareAnswer,
+    PrepareCall,
+    Receipt,
+    ReceiptStatement,
+    SignedBatch,
+    envelope_hash,
+)
+from protocol.party import Party, random_scalar
+
+EXCEEDS, WITHIN, INDETERMINATE = Verdict.EXCEEDS, Verdict.WITHIN, Verdict.INDETERMINATE
+BEFORE = NOW - 60
+Change = Callable[[Any], Any]
+
+
+def entry(whom: int = 1, amount: int = LIMIT, **changes: object) -> Entry:
+    return replace(Entry(person(whom), ISSUE, "accident", TODAY, amount, 1), **changes)
+
+
+@dataclass
+class Relay:
+    """A deposit between the steps: the service's side of it, so that a test can bend what passes."""
+
+    world: World
+    made: MadeDeposit
+    evaluated: EvaluatedBatch
+
+    @classmethod
+    def start(cls, world: World, made: MadeDeposit, depositor: int, *, now: float = BEFORE) -> "Relay":
+        signed = sign_batch(world.party(depositor), [made], now)
+        return cls(world, made, accept_batch(world.service, signed, now, world.random))
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        return self.evaluated.slots
+
+    @property
+    def depositor(self) -> Party:
+        return self.world.members[self.evaluated.batch.depositor].party
+
+    def holder(self, slot: int) -> MemberInMemory:
+        return self.world.members[self.world.manifest.committee(self.made.shard).slots[slot]]
+
+    def accepted(self, slot: int, call: PrepareCall | None = None) -> list[AcceptedDeposit | ProtocolError]:
+        return accept_prepare(self.holder(slot).party, call or prepare_call(self.evaluated, slot), BEFORE)
+
+    def prepare(self, slot: int, call: PrepareCall | None = None) -> PrepareAnswer:
+        """Step 3 at one holder."""
+        holder, accepted = self.holder(slot), self.accepted(slot, call)
+        kept = holder.custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
+        omitted = self.world.manifest.slot_of_group(self.made.shard, self.depositor.id)
+        return confirm(accepted, kept, holder.committee_keys[self.made.shard, omitted])
+
+    def decide(self, slots: Sequence[int] | None = None, *, tick: int = int(BEFORE)) -> Decision:
+        """Steps 3 and 4, over the holders that can be reached."""
+        answers = {slot: self.prepare(slot) for slot in (self.slots if slots is None else slots)}
+        return decide(self.world.manifest, self.evaluated, answers, tick)[0]
+
+    def commit(self, decision: Decision, slots: Sequence[int] | None = None) -> dict[int, Kept]:
+        """Steps 5 to 7, over the holders that the commit reaches; return the receipts that the depositor verified."""
+        given = {}
+        for slot in self.slots if slots is None else slots:
+            call = commit_call(self.evaluated, [decision], slot)
+            if call is not None:
+                given[slot] = give_receipts(
+                    self.holder(slot).party, call.depositor, call.shard, self.ids, self.commit_at(slot, call)
+                )
+        return read_receipts(self.depositor, self.made, batch_outcome([decision], given).outcomes[0])
+
+    def commit_at(self, slot: int, call: CommitCall) -> list[Refusable]:
+        holder = self.holder(slot)
+        return holder.custody.commit(call.depositor, call.shard, accept_commit(holder.party, call, BEFORE))
+
+    def abandon_at(self, slot: int) -> Receipt | None:
+        holder = self.holder(slot)
+        kept = holder.custody.abandon(self.depositor.id, self.made.shard, self.ids)
+        return give_receipts(holder.party, self.depositor.id, self.made.shard, self.ids, kept).receipts[0]
+
+    @property
+    def ids(self) -> list[bytes]:
+        return [self.made.deposit.deposit_id]
+
+    def visible(self) -> dict[int, set[int]]:
+        """Return the stamp sums by holder and excluded slot: what checks see of any deposit."""
+        reading = Reading(self.made.shard, 1, int(NOW), ())
+        return {slot: set(self.holder(slot).custody.view(reading).stamp_sums.items()) for slot in self.slots}
+
+
+@pytest.fixture
+def world() -> World:
+    return make_world(8, shards=1)
+
+
+@pytest.fixture
+def insider(world: World) -> int:
+    return next(n for n in range(1, 9) if name(n) in world.manifest.committee(0).slots)
+
+
+@pytest.fixture
+def outsider(world: World) -> int:
+    return next(n for n in range(1, 9) if name(n) not in world.manifest.committee(0).slots)
+
+
+@pytest.fixture
+def relay(world: World, insider: int) -> Relay:
+    """A deposit of the whole limit for person 1, evaluated by the service and not yet passed on."""
+    made = make_deposit(world.party(insider), entry(), world.random(16), world.random)
+    return Relay.start(world, made, insider)
+
+
+def others(world: World, *numbers: int) -> int:
+    """Return a member that is none of these."""
+    return next(n for n in range(1, len(world.members) + 1) if n not in numbers)
+
+
+def bent(relay: Relay, change: Callable[[DepositEnvelope], DepositEnvelope], slots: Sequence[int]) -> Relay:
+    """Return the deposit of a depositor that puts something else into the envelopes of some holders."""
+    made, depositor = relay.made, relay.depositor
+    envelopes = list(made.deposit.envelopes)
+    for place, slot in enumerate(relay.slots):
+        if slot in slots:
+            holder = relay.holder(slot).party
+            body = opened(relay, slot)
+            sealed = encode(change(body))
+            envelopes[place] = depositor.channel(holder.id).seal(
+                PURPOSE, made.deposit.deposit_id, sealed, seeded(("bent", place))(32)
+            )
+    changed = replace(made, deposit=replace(made.deposit, envelopes=tuple(envelopes)))
+    batch = replace(relay.evaluated.batch, deposits=(changed.deposit,))
+    return replace(relay, made=changed, evaluated=replace(relay.evaluated, batch=batch))
+
+
+def opened(relay: Relay, slot: int) -> DepositEnvelope:
+    holder, place = relay.holder(slot).party, relay.slots.index(slot)
+    envelope = relay.made.deposit.envelopes[place]
+    channel = holder.channel(relay.depositor.id)
+    return decode(DepositEnvelope, channel.open(PURPOSE, relay.made.deposit.deposit_id, envelope))
+
+
+def first_changed(values: tuple[int, ...]) -> tuple[int, ...]:
+    return ((values[0] + 1) % 2**48, *values[1:])
+
+
+def refusal(relay: Relay, slot: int, call: PrepareCall | None = None) -> str:
+    """Return the code with which a holder refuses the deposit, or the whole call."""
+    try:
+        (result,) = relay.accepted(slot, call)
+    except ProtocolError as refused:
+        return refused.code
+    assert isinstance(result, ProtocolError)
+    return result.code
+
+
+# --- made ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_receipts_of_a_deposit_verify_and_it_counts(world: World, relay: Relay, outsider: int) -> None:
+    decision = relay.decide()
+    states = relay.commit(decision)
+    assert set(states) == set(relay.slots) == set(range(6)) - {relay.made.excluded}
+    assert {kept.tick for kept in states.values()} == {int(BEFORE)}
+    assert is_made(world.manifest, relay.made, states)
+    assert is_complete(world.manifest, relay.made, states)
+    assert world.check(outsider, person(1), 0) == (WITHIN, None)
+    assert world.check(outsider, person(1), 1) == (EXCEEDS, None)
+
+
+def test_a_deposit_that_is_prepared_but_not_committed_does_not_count(world: World, relay: Relay, outsider: int) -> None:
+    for slot in relay.slots:
+        relay.prepare(slot)
+    assert relay.visible() == {slot: set() for slot in relay.slots}
+    assert world.check(outsider, person(1), LIMIT) == (WITHIN, None)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_with_one_holder_missing_a_deposit_is_made_and_checks_by_the_others_are_right(place: int) -> None:
+    world = make_world(8, shards=1)
+    slots = world.manifest.committee(0).slots
+    depositor = next(n for n in range(1, 9) if name(n) in slots)
+    missing = [slot for slot, member in enumerate(slots) if member != name(depositor)][place]
+    without = frozenset({slots[missing]})
+    made, states = world.deposit(depositor, person(1), LIMIT, without=without)
+    assert len(states) == 4
+    assert is_made(world.manifest, made, states)
+    assert not is_complete(world.manifest, made, states)
+    for requester in range(1, 9):
+        if name(requester) not in without:
+            assert world.check(requester, person(1), 1, without=without) == (EXCEEDS, None)
+            assert world.check(requester, person(1), 0, without=without) == (WITHIN, None)
+
+
+def test_with_two_holders_missing_a_deposit_is_not_made_and_not_visible(
+    world: World, relay: Relay, outsider: int
+) -> None:
+    decision = relay.decide(relay.slots[:3])
+    assert decision == Decision(None, (), "too-few-custodians")
+    states = relay.commit(decision)
+    assert states == {}
+    assert not is_made(world.manifest, relay.made, states)
+    assert relay.visible() == {slot: set() for slot in relay.slots}
+    assert world.check(outsider, person(1), LIMIT) == (WITHIN, None)
+
+
+def test_a_deposit_that_too_few_prepared_is_made_by_a_later_repetition(world: World, relay: Relay) -> None:
+    relay.decide(relay.slots[:3])
+    assert is_complete(world.manifest, relay.made, relay.commit(relay.decide()))
+
+
+def test_repeated_prepare_and_commit_are_counted_once(world: World, relay: Relay, outsider: int) -> None:
+    for _ in range(3):
+        decision = relay.decide()
+        for _ in range(2):
+            assert is_complete(world.manifest, relay.made, relay.commit(decision))
+    assert world.check(outsider, person(1), 0) == (WITHIN, None)
+    assert len({frozenset(sums) for sums in relay.visible().values()}) == 1
+
+
+def test_a_repetition_at_a_later_tick_keeps_the_first_tick(relay: Relay) -> None:
+    relay.commit(relay.decide())
+    again = relay.decide(tick=int(BEFORE) + 30)
+    assert again.tick == int(BEFORE)
+    assert {kept.tick for kept in relay.commit(again).values()} == {int(BEFORE)}
+
+
+def test_two_relays_that_race_with_different_ticks_leave_all_holders_alike_in_any_order(
+    world: World, insider: int, outsider: int
+) -> None:
+    ends = set()
+    for number, order in enumerate(permutations(range(3), 3)):
+        made = make_deposit(world.party(insider), entry(2, 1), bytes([number]) * 16, world.random)
+        relay = Relay.start(world, made, insider)
+        early, late = relay.decide(tick=int(BEFORE) - 7), relay.decide(tick=int(BEFORE) - 3)
+        commits = [(early, relay.slots[:3]), (late, relay.slots), (early, relay.slots[2:])]
+        for at in order:
+            relay.commit(*commits[at])
+        assert len({frozenset(sums) for sums in relay.visible().values()}) == 1
+        ends.add(frozenset(kept.tick for kept in relay.commit(early).values()))
+    assert ends == {frozenset({int(BEFORE) - 7})}
+    assert world.check(outsider, person(2), LIMIT - 6) == (WITHIN, None)
+    assert world.check(outsider, person(2), LIMIT - 5) == (EXCEEDS, None)
+
+
+def test_a_batch_has_a_result_for_each_deposit(world: World, insider: int, outsider: int) -> None:
+    party = world.party(insider)
+    batch = [make_deposit(party, entry(number, LIMIT), bytes([number]) * 16, world.random) for number in (1, 2, 3)]
+    evaluated = accept_batch(world.service, sign_batch(party, batch, BEFORE), BEFORE, world.random)
+    relay = Relay(world, batch[1], evaluated)
+    assert {slot: [item.refusal for item in relay.prepare(slot).answers] for slot in relay.slots} == {
+        slot: [None] * 3 for slot in relay.slots
+    }
+    # The second one was given up at one holder meanwhile, which refuses its commit.
+    relay.abandon_at(relay.slots[0])
+    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    decisions = decide(world.manifest, evaluated, answers, int(BEFORE))
+    assert [decision.reason for decision in decisions] == [None, "deposit-abandoned", None]
+    given = {}
+    for slot in relay.slots:
+        call = commit_call(evaluated, decisions, slot)
+        assert call is not None
+        ids = [commit.deposit_id for commit in call.commits]
+        assert ids == [batch[0].deposit.deposit_id, batch[2].deposit.deposit_id]
+        given[slot] = give_receipts(
+            relay.holder(slot).party, call.depositor, call.shard, ids, relay.commit_at(slot, call)
+        )
+    outcomes = batch_outcome(decisions, given).outcomes
+    made = [
+        is_complete(world.manifest, item, read_receipts(party, item, outcome))
+        for item, outcome in zip(batch, outcomes, strict=True)
+    ]
+    assert made == [True, False, True]
+    assert [world.check(outsider, person(number), 1)[0] for number in (1, 2, 3)] == [EXCEEDS, WITHIN, EXCEEDS]
+
+
+def test_a_batch_has_one_shard_and_one_excluded_slot(world: World, outsider: int) -> None:
+    made = [make_deposit(world.party(outsider), entry(), bytes([n]) * 16, world.random) for n in range(6)]
+    assert len({item.excluded for item in made}) > 1
+    with pytest.raises(ProtocolError, match="mixed-batch"):
+        sign_batch(world.party(outsider), made, BEFORE)
+
+
+# --- corrections ---------------------------------------------------------------------------------------------------
+
+
+def correction(relay: Relay, depositor: int, item: Entry) -> Decision:
+    world = relay.world
+    made = make_deposit(world.party(depositor), item, world.random(16), world.random)
+    return Relay.start(world, made, depositor).decide()
+
+
+def test_a_correction_of_an_issue_is_made_and_counts(world: World, relay: Relay, insider: int, outsider: int) -> None:
+    relay.commit(relay.decide())
+    earlier = relay.made.deposit.deposit_id
+    world.deposit(insider, person(1), -10, kind=AMENDMENT, count=0, earlier=earlier)
+    assert world.check(outsider, person(1), 10) == (WITHIN, None)
+    assert world.check(outsider, person(1), 11) == (EXCEEDS, None)
+    world.deposit(insider, person(1), 10 - LIMIT, kind=CANCELLATION, count=-1, earlier=earlier)
+    assert world.check(outsider, person(1), LIMIT) == (WITHIN, None)
+
+
+def test_a_correction_that_names_no_committed_issue_of_its_own_is_refused(
+    world: World, relay: Relay, insider: int
+) -> None:
+    good = entry(kind=AMENDMENT, amount=-1, count=0, earlier=relay.made.deposit.deposit_id)
+    assert correction(relay, insider, good).reason == "refused"  # nothing is there yet
+    for slot in relay.slots:
+        relay.prepare(slot)
+    assert correction(relay, insider, good).reason == "refused"  # prepared is not committed
+    relay.commit(relay.decide())
+    for changes in (
+        {"earlier": bytes(16)},
+        {"earlier": None},
+        {"identity": person(2)},
+        {"product": "term_life"},
+        {"day": TODAY - 1},
+    ):
+        assert correction(relay, insider, replace(good, **changes)).reason == "refused", changes
+    other = others(world, insider)
+    assert correction(relay, other, good).reason == "refused"  # another member's issue
+    assert correction(relay, insider, good).reason is None
+
+
+def test_a_correction_of_a_correction_is_refused(world: World, relay: Relay, insider: int) -> None:
+    relay.commit(relay.decide())
+    first, _ = world.deposit(insider, person(1), -1, kind=AMENDMENT, count=0, earlier=relay.made.deposit.deposit_id)
+    second = entry(kind=AMENDMENT, amount=-1, count=0, earlier=first.deposit.deposit_id)
+    assert correction(relay, insider, second).reason == "refused"
+
+
+# --- what holders refuse -------------------------------------------------------------------------------------------
+
+
+def test_another_deposit_under_a_known_id_is_refused_and_changes_nothing(
+    world: World, relay: Relay, insider: int, outsider: int
+) -> None:
+    relay.commit(relay.decide())
+    for amount in (LIMIT, 0, 2 * LIMIT):
+        made = make_deposit(world.party(insider), entry(1, amount), relay.made.deposit.deposit_id, world.random)
+        assert Relay.start(world, made, insider).decide() == Decision(None, (), "deposit-reused")
+    assert world.check(outsider, person(1), 0) == (WITHIN, None)
+
+
+def test_one_id_may_be_used_by_two_depositors(world: World, relay: Relay, insider: int, outsider: int) -> None:
+    relay.commit(relay.decide())
+    other = others(world, insider, outsider)
+    made = make_deposit(world.party(other), entry(1, 1), relay.made.deposit.deposit_id, world.random)
+    second = Relay.start(world, made, other)
+    assert is_complete(world.manifest, made, second.commit(second.decide()))
+    assert world.check(outsider, person(1), 0) == (EXCEEDS, None)
+
+
+def test_an_abandoned_deposit_is_refused_ever_after_and_gets_no_receipt_but_never(
+    world: World, relay: Relay, outsider: int
+) -> None:
+    decision = relay.decide()
+    receipts = [relay.abandon_at(slot) for slot in relay.slots]
+    assert {receipt.state for receipt in receipts if receipt is not None} == {NEVER}
+    assert relay.commit(decision) == {}
+    assert relay.decide() == Decision(None, (), "deposit-abandoned")
+    assert relay.visible() == {slot: set() for slot in relay.slots}
+    outcome = DepositOutcome(receipts=tuple(receipt for receipt in receipts if receipt), reason=None)
+    states = read_receipts(relay.depositor, relay.made, outcome)
+    assert {kept.never for kept in states.values()} == {True}
+    assert len(states) == len(relay.slots)
+    assert not is_made(world.manifest, relay.made, states)
+    assert world.check(outsider, person(1), LIMIT) == (WITHIN, None)
+
+
+def test_an_id_that_was_abandoned_before_it_came_is_refused_when_it_comes(relay: Relay) -> None:
+    for slot in relay.slots:
+        receipt = relay.abandon_at(slot)
+        assert receipt is not None
+        assert receipt.state == NEVER
+    assert relay.decide() == Decision(None, (), "deposit-abandoned")
+
+
+def test_a_committed_deposit_is_not_given_up(relay: Relay) -> None:
+    states = relay.commit(relay.decide())
+    before = relay.visible()
+    for slot in relay.slots:
+        receipt = relay.abandon_at(slot)
+        assert receipt is not None
+        assert (receipt.state, receipt.tick) == (COMMITTED, states[slot].tick)
+    assert relay.visible() == before
+
+
+def test_a_commit_of_what_was_not_prepared_is_refused_and_gets_no_receipt(relay: Relay) -> None:
+    assert relay.commit(Decision(int(BEFORE), relay.slots, None)) == {}
+    relay.prepare(relay.slots[0])
+    call = commit_call(relay.evaluated, [Decision(int(BEFORE), relay.slots, None)], relay.slots[0])
+    assert call is not None
+    for other in (replace(call, depositor=name(7)), replace(call, shard=1)):
+        (state,) = relay.holder(relay.slots[0]).custody.commit(other.depositor, other.shard, [(relay.ids[0], 5)])
+        assert isinstance(state, ProtocolError)
+        assert state.code == "not-prepared"
+
+
+@pytest.mark.parametrize("field", ["amounts", "counts", "salts"])
+def test_holders_that_were_sent_unequal_shares_or_salts_refuse_together(
+    relay: Relay, outsider: int, field: str
+) -> None:
+    for slot in relay.slots:
+        change: Callable[[DepositEnvelope], DepositEnvelope]
+        if field == "salts":
+
+            def change(body: DepositEnvelope) -> DepositEnvelope:
+                return replace(body, salts=(bytes(32), *body.salts[1:]))
+        else:
+
+            def change(body: DepositEnvelope) -> DepositEnvelope:
+                return replace(body, **{field: first_changed(getattr(body, field))})
+
+        unequal = bent(relay, change, [slot])
+        assert refusal_of(unequal) == "refused"
+        assert unequal.visible() == {slot: set() for slot in relay.slots}
+        for holder in relay.slots:
+            relay.abandon_at(holder)  # so that the next one is not refused for its id
+        relay = Relay.start(relay.world, renamed(relay), number_of(relay.depositor))
+    assert relay.world.check(outsider, person(1), LIMIT) == (WITHIN, None)
+
+
+def refusal_of(relay: Relay) -> str | None:
+    decision = relay.decide()
+    assert relay.commit(decision) == {}
+    return decision.reason
+
+
+def renamed(relay: Relay) -> MadeDeposit:
+    return make_deposit(relay.depositor, entry(), relay.world.random(16), relay.world.random)
+
+
+def number_of(party: Party) -> int:
+    return int(party.id.removeprefix("insurer-"))
+
+
+def test_a_depositor_that_names_two_persons_is_refused(relay: Relay) -> None:
+    other = make_deposit(relay.depositor, entry(2), relay.made.deposit.deposit_id, relay.world.random)
+    second = replace(relay, made=other)
+    # Another D for the same B is another pseudonym; its proof is of this very deposit, but of the other B.
+    stolen = opened(second, relay.slots[0])
+    unequal = bent(relay, lambda body: replace(body, unblinder=stolen.unblinder, proof=stolen.proof), relay.slots[:1])
+    assert refusal(unequal, relay.slots[0]) == "bad-unblinder"
+    assert refusal_of(unequal) == "refused"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: replace(facts, kind=AMENDMENT),
+        lambda facts: replace(facts, earlier=bytes(16)),
+        lambda facts: replace(facts, product="term_life"),
+        lambda facts: replace(facts, day=facts.day - 1),
+    ],
+    ids=["kind", "earlier", "product", "day"],
+)
+def test_holders_that_were_told_different_facts_refuse_together(relay: Relay, change: Change) -> None:
+    unequal = bent(relay, lambda body: replace(body, facts=change(body.facts)), relay.slots[2:3])
+    assert refusal_of(unequal) == "refused"
+    assert unequal.visible() == {slot: set() for slot in relay.slots}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda body: replace(body, facts=replace(body.facts, depositor="insurer-08")), "unequal-fields"),
+        (lambda body: replace(body, facts=replace(body.facts, deposit_id=bytes(16))), "unequal-fields"),
+        (lambda body: replace(body, facts=replace(body.facts, shard=1)), "unequal-fields"),
+        (lambda body: replace(body, facts=replace(body.facts, manifest_hash=bytes(32))), "unequal-fields"),
+        (lambda body: replace(body, facts=replace(body.facts, epoch=2)), "unequal-fields"),
+        (lambda body: replace(body, facts=replace(body.facts, excluded=15)), "unequal-fields"),
+        (lambda body: replace(body, blinded=POINTS[0]), "unequal-fields"),
+        (lambda body: replace(body, facts=replace(body.facts, product="fire")), "unknown-product"),
+        (lambda body: replace(body, amounts=body.amounts[:-1]), "bad-sharing"),
+        (lambda body: replace(body, counts=(*body.counts, 1)), "bad-sharing"),
+        (lambda body: replace(body, salts=()), "bad-sharing"),
+        (lambda body: replace(body, unblinder=POINTS[0]), "bad-unblinder"),
+        (lambda body: replace(body, proof=replace(body.proof, challenge=body.proof.response)), "bad-unblinder"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_holder_refuses_an_envelope_that_does_not_fit_its_call(relay: Relay, change: Change, code: str) -> None:
+    slot = relay.slots[1]
+    assert refusal(bent(relay, change, [slot]), slot) == code
+
+
+def test_a_holder_refuses_an_envelope_of_another_holder_deposit_or_depositor(
+    world: World, relay: Relay, insider: int
+) -> None:
+    one, two = relay.slots[:2]
+    call, other_call = prepare_call(relay.evaluated, one), prepare_call(relay.evaluated, two)
+    swapped = replace(call, deposits=(replace(call.deposits[0], envelope=other_call.deposits[0].envelope),))
+    assert refusal(relay, one, swapped) == "bad-envelope"
+    again = Relay.start(world, renamed(relay), insider)
+    later = prepare_call(again.evaluated, one)
+    moved = replace(call, deposits=(replace(call.deposits[0], envelope=later.deposits[0].envelope),))
+    assert refusal(relay, one, moved) == "bad-envelope"
+    assert refusal(relay, one, replace(call, depositor=name(others(world, insider)))) == "bad-envelope"
+
+
+@pytest.mark.parametrize("attack", ["another C", "another key", "the proof of another deposit", "a C for one alone"])
+def test_a_holder_refuses_a_c_that_the_service_bent(world: World, relay: Relay, insider: int, attack: str) -> None:
+    slot = relay.slots[0]
+    call = prepare_call(relay.evaluated, slot)
+    (item,) = call.deposits
+    blinded = Element(item.blinded)
+    other = Relay.start(world, renamed(relay), insider)
+    secret, public = voprf.derive_key_pair(bytes(32), b"another service")
+    evaluated = voprf.blind_evaluate(secret, blinded)
+    proof = voprf.prove(secret, public, [blinded], [evaluated], random_scalar(world.random))
+    bends = {
+        "another C": replace(call, deposits=(replace(item, evaluated=other.evaluated.evaluated[0]),)),
+        "another key": replace(call, deposits=(replace(item, evaluated=evaluated),), proof=proof),
+        "the proof of another deposit": replace(call, proof=other.evaluated.proof),
+        "a C for one alone": replace(call, deposits=(item, replace(item, evaluated=evaluated))),
+    }
+    assert refusal(relay, slot, bends[attack]) == "bad-evaluation"
+
+
+def test_a_c_that_was_bent_for_one_holder_reaches_no_store_and_the_others_make_the_deposit(
+    world: World, relay: Relay, outsider: int
+) -> None:
+    first, *rest = relay.slots
+    (item,) = prepare_call(relay.evaluated, first).deposits
+    call = replace(prepare_call(relay.evaluated, first), deposits=(replace(item, evaluated=POINTS[3]),))
+    with pytest.raises(ProtocolError, match="bad-evaluation"):
+        relay.prepare(first, call)
+    states = relay.commit(relay.decide(rest))
+    assert set(states) == set(rest)
+    assert relay.visible()[first] == set()
+    without = frozenset({world.manifest.committee(0).slots[first]})
+    assert world.check(outsider, person(1), 0, without=without) == (WITHIN, None)
+    assert world.check(outsider, person(1), 1, without=without) == (EXCEEDS, None)
+
+
+def test_the_excluded_slot_and_members_outside_the_committee_keep_nothing(
+    world: World, relay: Relay, outsider: int
+) -> None:
+    call = prepare_call(relay.evaluated, relay.slots[0])
+    with pytest.raises(ProtocolError, match="bad-excluded"):
+        accept_prepare(relay.holder(relay.made.excluded).party, call, BEFORE)
+    with pytest.raises(ProtocolError, match="not-custodian"):
+        accept_prepare(world.party(outsider), call, BEFORE)
+
+
+def test_a_wrong_excluded_slot_is_refused_by_service_and_holders(world: World, relay: Relay, insider: int) -> None:
+    wrong = relay.slots[0]
+    party, batch = world.party(insider), relay.evaluated.batch
+    forged = replace(batch, excluded=wrong)
+    signed = SignedBatch(batch=encode(forged), signature=signing.sign(party.keys.signing, PURPOSE, encode(forged)))
+    with pytest.raises(ProtocolError, match="bad-excluded"):
+        accept_batch(world.service, signed, BEFORE, world.random)
+    # With a service that passes it on, the holders refuse it themselves.
+    slot = relay.slots[1]
+    consistent = bent(relay, lambda body: replace(body, facts=replace(body.facts, excluded=wrong)), [slot])
+    call = replace(prepare_call(consistent.evaluated, slot), excluded=wrong)
+    assert refusal(consistent, slot, call) == "bad-excluded"
+
+
+def test_an_excluded_slot_for_an_outsider_is_the_one_that_its_deposit_id_gives(world: World, outsider: int) -> None:
+    made = [make_deposit(world.party(outsider), entry(), bytes([n]) * 16, world.random) for n in range(40)]
+    assert {item.excluded for item in made} == set(range(6))
+    again = [make_deposit(world.party(outsider), entry(), bytes([n]) * 16, world.random) for n in range(40)]
+    assert [item.excluded for item in again] == [item.excluded for item in made]
+
+
+def test_a_holder_refuses_another_or_an_expired_manifest(world: World, relay: Relay) -> None:
+    slot = relay.slots[0]
+    call = prepare_call(relay.evaluated, slot)
+    assert refusal(relay, slot, replace(call, manifest_hash=bytes(32))) == "other-manifest"
+    with pytest.raises(ProtocolError, match="manifest-expired"):
+        accept_prepare(relay.holder(slot).party, call, world.manifest.terms.valid_until)
+
+
+def test_a_holder_refuses_a_commit_at_a_tick_in_the_future(relay: Relay) -> None:
+    relay.decide()
+    holder = relay.holder(relay.slots[0])
+    for tick, ok in ((int(BEFORE), True), (int(BEFORE) + 1, False), (2**64 - 1, False)):
+        call = commit_call(relay.evaluated, [Decision(tick, relay.slots, None)], relay.slots[0])
+        assert call is not None
+        if ok:
+            assert accept_commit(holder.party, call, BEFORE) == [(relay.ids[0], tick)]
+        else:
+            with pytest.raises(ProtocolError, match="future-tick"):
+                accept_commit(holder.party, call, BEFORE)
+
+
+# --- what the service refuses --------------------------------------------------------------------------------------
+
+
+def resigned(relay: Relay, **changes: object) -> SignedBatch:
+    batch = encode(replace(relay.evaluated.batch, **changes))
+    return SignedBatch(batch=batch, signature=signing.sign(relay.depositor.keys.signing, PURPOSE, batch))
+
+
+def test_the_service_refuses_a_batch_that_its_depositor_did_not_sign(world: World, relay: Relay, insider: int) -> None:
+    signed = sign_batch(world.party(insider), [relay.made], BEFORE)
+    other = world.party(others(world, insider))
+    bad = [
+        replace(signed, signature=bytes(64)),
+        replace(signed, signature=signing.sign(other.keys.signing, PURPOSE, signed.batch)),
+        replace(signed, signature=signing.sign(world.party(insider).keys.signing, ABANDON, signed.batch)),
+        resigned(relay, depositor=other.id),
+    ]
+    for item in bad:
+        with pytest.raises(ProtocolError, match="bad-signature"):
+            accept_batch(world.service, item, BEFORE, world.random)
+
+
+def test_the_service_refuses_a_batch_that_is_stale_or_of_another_manifest_or_shape(world: World, relay: Relay) -> None:
+    deposit = relay.made.deposit
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"issued_at": int(BEFORE) - 61}, "stale"),
+        ({"issued_at": int(BEFORE) + 61}, "stale"),
+        ({"manifest_hash": bytes(32)}, "other-manifest"),
+        ({"shard": 1}, "unknown-shard"),
+        ({"excluded": (relay.made.excluded + 1) % 6}, "bad-excluded"),
+        ({"deposits": (deposit, deposit)}, "bad-batch"),
+        ({"deposits": (replace(deposit, envelopes=deposit.envelopes[1:]),)}, "bad-batch"),
+        ({"deposits": (replace(deposit, envelopes=(*deposit.envelopes, b"")),)}, "bad-batch"),
+    ]
+    for changes, code in cases:
+        with pytest.raises(ProtocolError, match=code):
+            accept_batch(world.service, resigned(relay, **changes), BEFORE, world.random)
+
+
+def test_the_service_refuses_bytes_that_are_no_batch(world: World, relay: Relay) -> None:
+    good = sign_batch(relay.depositor, [relay.made], BEFORE)
+    for data in (b"", good.batch[:-1], good.batch + b"!", encode(relay.made.deposit)):
+        signature = signing.sign(relay.depositor.keys.signing, PURPOSE, data)
+        with pytest.raises(ProtocolError, match="malformed"):
+            accept_batch(world.service, SignedBatch(batch=data, signature=signature), BEFORE, world.random)
+
+
+def test_the_service_commits_nothing_that_any_holder_refused_or_confirmed_otherwise(relay: Relay) -> None:
+    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    slot = relay.slots[2]
+    (good,) = answers[slot].answers
+    lies = [
+        replace(good, refusal="bad-unblinder"),
+        replace(good, confirmation=bytes(32)),
+        replace(good, digests=good.digests[:-1]),
+        replace(good, digests=()),
+        replace(good, digests=good.digests[::-1]),
+        *(
+            replace(good, digests=(*good.digests[:place], bytes(32), *good.digests[place + 1 :]))
+            for place in range(len(good.digests))
+        ),
+    ]
+    for lie in lies:
+        told = {**answers, slot: PrepareAnswer(answers=(lie,))}
+        (decision,) = decide(relay.world.manifest, relay.evaluated, told, 5)
+        assert decision == Decision(None, (), "refused")
+    (decision,) = decide(relay.world.manifest, relay.evaluated, answers, 5)
+    assert decision == Decision(5, relay.slots, None)
+
+
+def test_an_abandon_request_is_authenticated_and_fresh(world: World, relay: Relay, insider: int) -> None:
+    signed = sign_abandon(world.party(insider), 0, relay.made.excluded, relay.ids, BEFORE)
+    slots, call = accept_abandon(world.service, signed, BEFORE)
+    assert slots == relay.slots
+    assert call.deposit_ids == tuple(relay.ids)
+    forged = replace(signed, abandon=replace(signed.abandon, depositor=name(others(world, insider))))
+    with pytest.raises(ProtocolError, match="bad-signature"):
+        accept_abandon(world.service, forged, BEFORE)
+    with pytest.raises(ProtocolError, match="stale"):
+        accept_abandon(world.service, signed, BEFORE + 61)
+
+
+# --- receipts ------------------------------------------------------------------------------------------------------
+
+
+def test_forged_and_misplaced_receipts_count_as_none(world: World, relay: Relay, insider: int) -> None:
+    decision = relay.decide()
+    given = {}
+    for slot in relay.slots:
+        call = commit_call(relay.evaluated, [decision], slot)
+        assert call is not None
+        given[slot] = give_receipts(
+            relay.holder(slot).party, call.depositor, call.shard, relay.ids, relay.commit_at(slot, call)
+        )
+    (outcome,) = batch_outcome([decision], given).outcomes
+    one, two = outcome.receipts[:2]
+
+    def read(*receipts: Receipt) -> dict[int, Kept]:
+        return read_receipts(relay.depositor, relay.made, DepositOutcome(receipts=receipts, reason=None))
+
+    assert set(read(one)) == {one.slot}
+    for forged in (
+        replace(one, mac=bytes(32)),
+        replace(one, mac=two.mac),
+        replace(one, slot=two.slot),
+        replace(one, slot=relay.made.excluded),
+        replace(one, slot=15),
+        replace(one, tick=one.tick + 1),
+        replace(one, state=NEVER),
+        replace(one, state=NEVER, tick=0),
+    ):
+        assert read(forged) == {}
+    second = Relay.start(world, renamed(relay), insider)
+    states = second.commit(second.decide())
+    assert len(states) == 5
+    assert read_receipts(relay.depositor, second.made, outcome) == {}  # receipts of the first are none of the second
+    envelope = relay.made.deposit.envelopes
+    resealed = replace(relay.made, deposit=replace(relay.made.deposit, envelopes=(envelope[0] + b"!", *envelope[1:])))
+    assert set(read_receipts(relay.depositor, resealed, outcome)) == set(relay.slots[1:])
+
+
+def test_the_same_receipt_many_times_is_one_receipt(world: World, relay: Relay) -> None:
+    holder = relay.slots[0]
+    states = relay.commit(relay.decide(), [holder])
+    assert set(states) == {holder}
+    receipt = relay.abandon_at(holder)  # the holder repeats what it holds: committed
+    assert receipt is not None
+    again = read_receipts(relay.depositor, relay.made, DepositOutcome(receipts=(receipt,) * 5, reason=None))
+    assert again == states
+    assert not is_made(world.manifest, relay.made, again)
+
+
+def test_a_deposit_is_made_by_four_receipts_and_complete_by_five_at_one_tick(world: World, relay: Relay) -> None:
+    states = relay.commit(relay.decide())
+    for missing in relay.slots:
+        four = {slot: kept for slot, kept in states.items() if slot != missing}
+        assert is_made(world.manifest, relay.made, four)
+        assert not is_complete(world.manifest, relay.made, four)
+        three = dict(list(four.items())[1:])
+        assert not is_made(world.manifest, relay.made, three)
+        odd = {**states, missing: replace(states[missing], tick=3)}
+        assert is_made(world.manifest, relay.made, odd)
+        assert not is_complete(world.manifest, relay.made, odd)
+        never = {**states, missing: Kept(None, never=True, envelope_hash=b"")}
+        assert not is_complete(world.manifest, relay.made, never)
+
+
+# --- nothing that depends on P, C or a share comes back ------------------------------------------------------------
+
+
+def test_what_comes_back_to_the_depositor_is_the_same_whoever_is_insured_and_however_it_is_shared() -> None:
+    # Two alliances with other salts, blinding keys and shares; the same deposits and the same faults in both.
+    seen = []
+    for seed in ("one", "two"):
+        world = make_world(8, shards=1, seed=seed)
+        depositor = next(n for n in range(1, 9) if name(n) in world.manifest.committee(0).slots)
+        party, story = world.party(depositor), []
+        for whom, amount in ((1, LIMIT), (1, LIMIT), (2, 0)):
+            made = make_deposit(party, entry(whom, amount), world.random(16), world.random)
+            relay = Relay.start(world, made, depositor)
+            decision = relay.decide()
+            story.append((decision.reason, len(relay.commit(decision))))
+            again = relay.decide(relay.slots[1:])
+            story.append((again.reason, len(relay.commit(again))))
+            other = make_deposit(party, entry(3), made.deposit.deposit_id, world.random)
+            story.append((Relay.start(world, other, depositor).decide().reason, 0))
+        for earlier, whom in ((made.deposit.deposit_id, 1), (bytes(16), 2)):
+            item = entry(whom, -1, kind=AMENDMENT, count=0, earlier=earlier)
+            story.append((correction(relay, depositor, item).reason, 0))
+        unequal = bent(Relay.start(world, renamed(relay), depositor), unequal_amounts, [relay.slots[0]])
+        story.append((unequal.decide().reason, 0))
+        seen.append(story)
+    assert seen[0] == seen[1]
+    assert {reason for reason, _ in seen[0]} == {None, "deposit-reused", "refused"}
+
+
+def unequal_amounts(body: DepositEnvelope) -> DepositEnvelope:
+    return replace(body, amounts=first_changed(body.amounts))
+
+
+def test_every_refusal_that_depends_on_more_than_the_depositors_own_bytes_reaches_it_as_refused(relay: Relay) -> None:
+    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    (good,) = answers[relay.slots[0]].answers
+
+    def reason(*codes: str) -> str | None:
+        told = dict(answers)
+        for slot, code in zip(relay.slots, codes, strict=False):
+            told[slot] = PrepareAnswer(answers=(replace(good, refusal=code),))
+        return decide(relay.world.manifest, relay.evaluated, told, 5)[0].reason
+
+    for code in ("unknown-earlier", "bad-unblinder", "identity-element", "bad-sharing", "unequal-fields", "anything"):
+        assert reason(code) == "refused"
+    for code in ("deposit-reused", "deposit-abandoned", "other-manifest", "manifest-expired"):
+        assert reason(code) == code
+    assert reason("deposit-reused", "unknown-earlier") == "refused"
+
+
+def test_a_receipt_follows_from_ids_slot_tick_and_the_envelopes_hash_alone(relay: Relay) -> None:
+    decision, slot = relay.decide(), relay.slots[0]
+    call, holder = commit_call(relay.evaluated, [decision], slot), relay.holder(slot).party
+    assert call is not None
+    (given,) = give_receipts(holder, call.depositor, 0, relay.ids, relay.commit_at(slot, call)).receipts
+    statement = ReceiptStatement(
+        state=COMMITTED,
+        depositor=relay.depositor.id,
+        shard=0,
+        slot=slot,
+        deposit_id=relay.ids[0],
+        tick=int(BEFORE),
+        envelope_hash=envelope_hash(relay.made.deposit.envelopes[0]),
+    )
+    mac = holder.channel(relay.depositor.id).mac(PURPOSE, encode(statement))
+    assert given == Receipt(slot=slot, state=COMMITTED, tick=int(BEFORE), mac=mac)
+
+
+# --- a commit that was held back from one custodian ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_commit_held_back_from_one_custodian_voids_checks_of_every_person_until_it_has_caught_up(
+    world: World, relay: Relay, insider: int, outsider: int, place: int
+) -> None:
+    lagging = relay.slots[place]
+    decision = relay.decide()
+    relay.commit(decision, [slot for slot in relay.slots if slot != lagging])
+    slots = world.manifest.committee(0).slots
+    # A is forced to have the lagging one and three others in it, or four others.
+    for dropped in relay.slots:
+        without = frozenset({slots[dropped], slots[relay.made.excluded]}) - {name(outsider)}
+        expected = {1: (EXCEEDS, None), 2: (WITHIN, None), 3: (WITHIN, None)}
+        for whom, right in expected.items():
+            void = (INDETERMINATE, Void.DISAGREEMENT)
+            assert world.check(outsider, person(whom), 1, without=without) == (right if dropped == lagging else void)
+    # Caught up with the original tick, everything is right again, for every person and every A.
+    states = relay.commit(relay.decide(tick=int(BEFORE)), [lagging])
+    assert {kept.tick for kept in states.values()} == {int(BEFORE)}
+    for dropped in relay.slots:
+        without = frozenset({slots[dropped], slots[relay.made.excluded]})
+        assert world.check(outsider, person(1), 1, without=without) == (EXCEEDS, None)
+        assert world.check(outsider, person(2), 1, without=without) == (WITHIN, None)
+    assert world.check(insider, person(1), 0) == (WITHIN, None)
+
+
+def test_a_holder_that_caught_up_with_another_tick_still_disagrees(world: World, relay: Relay, outsider: int) -> None:
+    lagging = relay.slots[0]
+    decision = relay.decide()
+    relay.commit(decision, relay.slots[1:])
+    relay.commit(replace(decision, tick=int(BEFORE) - 1), [lagging])
+    slots = world.manifest.committee(0).slots
+    without = frozenset({slots[relay.made.excluded], slots[relay.slots[4]]})
+    for whom in (1, 2):
+        assert world.check(outsider, person(whom), 1, without=without) == (INDETERMINATE, Void.DISAGREEMENT)
+
+
+def test_a_deposit_in_one_shard_does_not_touch_the_checks_of_another() -> None:
+    world = make_world(8, shards=2)
+    one_of = {shard_of_person(world.party(1), person(number)): number for number in range(1, 12)}
+    made = make_deposit(world.party(1), entry(one_of[0]), world.random(16), world.random)
+    relay = Relay.start(world, made, 1)
+    relay.commit(relay.decide(), relay.slots[:2])
+    asked = {
+        shard: {world.check(requester, person(whom), 1)[0] for requester in (3, 4, 5)} for shard, whom in one_of.items()
+    }
+    assert INDETERMINATE in asked[0]
+    assert asked[1] == {WITHIN}
+
+
+# --- what others see -----------------------------------------------------------------------------------------------
+
+
+def test_what_the_service_sees_of_a_deposit_has_no_share_salt_unblinder_or_proof_in_it(relay: Relay) -> None:
+    sees = encode(relay.evaluated.batch) + b"".join(encode(relay.prepare(slot)) for slot in relay.slots)
+    assert decode(DepositBatch, encode(relay.evaluated.batch)) == relay.evaluated.batch
+    for slot in relay.slots:
+        body = opened(relay, slot)
+        for secret in (body.unblinder, body.proof.challenge, body.proof.response, *body.salts):
+            assert secret not in sees
+        for piece in (*body.amounts, *body.counts):
+            assert piece.to_bytes(6, "big") not in sees
+
+
+def test_no_holder_gets_the_share_that_it_lacks(relay: Relay) -> None:
+    bodies = {slot: opened(relay, slot) for slot in relay.slots}
+    everything = {piece for body in bodies.values() for piece in body.amounts}
+    salts = {salt for body in bodies.values() for salt in body.salts}
+    assert len(everything) == len(salts) == 5
+    for body in bodies.values():
+        assert len(everything - set(body.amounts)) == 1
+        assert len(salts - set(body.salts)) == 1
+    assert sum(everything) % 2**48 == LIMIT
+
+
+def test_confirmations_of_two_deposits_of_one_person_show_the_service_nothing_in_common(
+    world: World, relay: Relay, insider: int
+) -> None:
+    second = Relay.start(world, renamed(relay), insider)
+    one, two = (item.prepare(item.slots[0]).answers[0] for item in (relay, second))
+    assert one.confirmation != two.confirmation
+    assert not set(one.digests) & set(two.digests)
+    assert relay.evaluated.evaluated != second.evaluated.evaluated
+
+
+def test_an_entry_and_what_a_holder_keeps_do_not_print_amount_number_or_shares(relay: Relay) -> None:
+    item = entry(1, 31_415_926)
+    assert "31415926" not in repr(item)
+    assert item.identity.number not in repr(item)
+    (accepted,) = relay.accepted(relay.slots[0])
+    assert isinstance(accepted, AcceptedDeposit)
+    printed = repr(accepted)
+    assert repr(accepted.pseudonym) not in printed
+    assert repr(accepted.proposed.index) not in printed
+    assert not any(str(piece) in printed for piece in accepted.proposed.row.amounts)

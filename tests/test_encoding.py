@@ -1,0 +1,330 @@
+"""Every message has one encoding, and every other byte string is refused as malformed and in no other way."""
+
+import importlib
+import pkgutil
+from typing import Annotated, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import POINTS, deterministic, messages, values_of
+
+import protocol
+from protocol import group
+from protocol.encoding import (
+    HASH,
+    ID,
+    PREFIX_BYTES,
+    Blob,
+    Codec,
+    Fixed,
+    Maybe,
+    Nested,
+    Reader,
+    Seq,
+    Text,
+    UInt,
+    decode,
+    encode,
+    message,
+)
+from protocol.errors import ProtocolError
+from protocol.messages import CheckCall, CheckOutcome, CheckStatement, Lane
+from protocol.voprf import DleqProof
+
+
+def message_kinds() -> list[type[Any]]:
+    """Return every message class of the package."""
+    modules = [importlib.import_module(f"protocol.{module.name}") for module in pkgutil.iter_modules(protocol.__path__)]
+    found = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    return sorted((kind for kind in found if hasattr(kind, "_wire")), key=lambda kind: kind.__name__)
+
+
+KINDS = message_kinds()
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+def is_malformed(kind: type[Any], data: bytes) -> bool:
+    """Tell whether decoding refuses the bytes, as it refuses all: any other exception fails the test."""
+    try:
+        decode(kind, data)
+    except ProtocolError as refused:
+        return refused.code == "malformed"
+    return False
+
+
+# --- all messages --------------------------------------------------------------------------------------------------
+
+
+def test_the_messages_of_all_modules_are_found() -> None:
+    assert {"Terms", "KeyEnvelope", "Part", "CheckCall", "SchnorrProof", "DleqProof", "DepositFacts"} <= {
+        kind.__name__ for kind in KINDS
+    }
+    assert len(KINDS) >= 45
+
+
+def test_no_two_messages_begin_alike() -> None:
+    assert len({kind._wire[0] for kind in KINDS}) == len(KINDS)
+
+
+@every_kind
+def test_a_message_decodes_to_what_was_encoded(kind: type[Any]) -> None:
+    @deterministic(15)
+    @given(messages(kind))
+    def check(value: Any) -> None:  # noqa: ANN401
+        data = encode(value)
+        assert decode(kind, data) == value
+        assert encode(decode(kind, data)) == data
+
+    check()
+
+
+@every_kind
+def test_every_truncation_and_every_byte_more_is_refused(kind: type[Any]) -> None:
+    @deterministic(3)
+    @given(messages(kind), st.binary(min_size=1, max_size=3))
+    def check(value: Any, more: bytes) -> None:  # noqa: ANN401
+        data = encode(value)
+        step = 1 + len(data) // 400
+        assert all(is_malformed(kind, data[:size]) for size in [*range(0, len(data), step), len(data) - 1])
+        assert is_malformed(kind, data + more)
+        assert is_malformed(kind, data + b"\x00")
+        assert is_malformed(kind, more + data)
+
+    check()
+
+
+@every_kind
+def test_equal_encodings_are_of_equal_values(kind: type[Any]) -> None:
+    @deterministic(15)
+    @given(messages(kind), messages(kind))
+    def check(left: Any, right: Any) -> None:  # noqa: ANN401
+        assert (encode(left) == encode(right)) == (left == right)
+
+    check()
+
+
+@every_kind
+def test_changed_bytes_are_refused_or_are_the_one_encoding_of_another_value(kind: type[Any]) -> None:
+    @deterministic(8)
+    @given(messages(kind), st.data())
+    def check(value: Any, data: st.DataObject) -> None:  # noqa: ANN401
+        encoded = encode(value)
+        for _ in range(12):
+            at = data.draw(st.integers(0, len(encoded) - 1))
+            changed = bytearray(encoded)
+            changed[at] ^= data.draw(st.integers(1, 255))
+            try:
+                other = decode(kind, bytes(changed))
+            except ProtocolError as refused:
+                assert refused.code == "malformed"  # noqa: PT017  either outcome is right
+                continue
+            assert at >= PREFIX_BYTES
+            assert other != value
+            assert encode(other) == bytes(changed)
+
+    check()
+
+
+@every_kind
+def test_arbitrary_bytes_are_decoded_or_refused_as_malformed_and_nothing_else(kind: type[Any]) -> None:
+    prefix = kind._wire[0]
+
+    @deterministic(30)
+    @given(st.binary(max_size=300), st.booleans())
+    def check(body: bytes, prefixed: bool) -> None:  # noqa: FBT001
+        data = prefix + body if prefixed else body
+        try:
+            value = decode(kind, data)
+        except ProtocolError as refused:
+            assert refused.code == "malformed"  # noqa: PT017  either outcome is right
+        else:
+            assert encode(value) == data
+
+    check()
+
+
+@every_kind
+def test_no_message_reads_as_another_kind(kind: type[Any]) -> None:
+    @deterministic(2)
+    @given(messages(kind))
+    def check(value: Any) -> None:  # noqa: ANN401
+        data = encode(value)
+        assert [other for other in KINDS if not is_malformed(other, data)] == [kind]
+
+    check()
+
+
+@message("lane", version=2)
+class LaterLane:
+    """A later version of a message, of the same fields."""
+
+    blinded: Annotated[bytes, Fixed(32)]
+    rule_id: Annotated[str, Text()]
+    rule_version: Annotated[int, UInt(32)]
+
+
+def test_another_version_of_a_message_is_refused() -> None:
+    fields = {"blinded": POINTS[0], "rule_id": "rule", "rule_version": 1}
+    older, later = encode(Lane(**fields)), encode(LaterLane(**fields))
+    assert older[PREFIX_BYTES:] == later[PREFIX_BYTES:]
+    assert is_malformed(Lane, later)
+    assert is_malformed(LaterLane, older)
+    assert is_malformed(LaterLane, b"")
+
+
+def test_the_hint_of_a_refusal_never_quotes_the_bytes() -> None:
+    secret = b"\xff\xfe 310101199001011234"
+    for data in (secret, encode(Lane(blinded=POINTS[0], rule_id="r", rule_version=1)) + secret):
+        with pytest.raises(ProtocolError) as refused:
+            decode(Lane, data)
+        assert "3101" not in str(refused.value)
+
+
+# --- codecs, at their edges ----------------------------------------------------------------------------------------
+
+
+def written(codec: Codec, value: object) -> bytes:
+    out = bytearray()
+    codec.write(value, out)
+    return bytes(out)
+
+
+def reads(codec: Codec, data: bytes) -> object:
+    reader = Reader(data)
+    value = codec.read(reader)
+    reader.finish()
+    return value
+
+
+@pytest.mark.parametrize(
+    ("codec", "value", "data"),
+    [
+        (UInt(8), 255, "ff"),
+        (UInt(16), 1, "0001"),
+        (UInt(48), 2**48 - 1, "ffffffffffff"),
+        (UInt(256), 1, "00" * 31 + "01"),
+        (Fixed(3), b"abc", "616263"),
+        (Blob(5), b"", "00000000"),
+        (Blob(5), b"ab", "000000026162"),
+        (Text(), "寿", "03e5afbf"),
+        (Maybe(UInt(8)), None, "00"),
+        (Maybe(UInt(8)), 0, "0100"),
+        (Seq(UInt(8), most=3), (), "00000000"),
+        (Seq(UInt(8), most=3), (1, 2), "000000020102"),
+    ],
+    ids=str,
+)
+def test_the_wire_form_of_each_codec(codec: Codec, value: object, data: str) -> None:
+    assert written(codec, value) == bytes.fromhex(data)
+    assert reads(codec, bytes.fromhex(data)) == value
+
+
+@pytest.mark.parametrize(
+    ("codec", "value"),
+    [
+        (UInt(8), 256),
+        (UInt(8), -1),
+        (UInt(8, least=1), 0),
+        (UInt(8, most=3), 4),
+        (UInt(48), 2**48),
+        (Fixed(3), b"ab"),
+        (Fixed(3), b"abcd"),
+        (Blob(2), b"abc"),
+        (Text(), ""),
+        (Text(2), "abc"),
+        (Text(2), "寿"),
+        (Seq(UInt(8), most=2), (1, 2, 3)),
+        (Seq(UInt(8), least=1, most=2), ()),
+        (Seq(UInt(8), most=2), (256,)),
+        (Maybe(UInt(8)), 256),
+        (Nested(Lane), LaterLane(blinded=bytes(32), rule_id="r", rule_version=1)),
+        (Fixed(32, group.is_element), bytes(32)),
+        (Fixed(32, group.is_scalar), b"\xff" * 32),
+    ],
+    ids=str,
+)
+def test_a_value_that_could_not_be_read_is_not_written(codec: Codec, value: object) -> None:
+    with pytest.raises(ProtocolError, match="malformed"):
+        written(codec, value)
+
+
+@pytest.mark.parametrize(
+    ("codec", "data"),
+    [
+        (UInt(8), ""),
+        (UInt(8, least=1), "00"),
+        (UInt(8, most=3), "04"),
+        (UInt(48), "ffffffffff"),
+        (Blob(2), "00000003616263"),
+        (Blob(2), "0000000261"),
+        (Blob(2), "ffffffff"),
+        (Text(), "00"),
+        (Text(2), "03616263"),
+        (Text(), "02ff41"),
+        (Text(), "02c080"),
+        (Text(), "03eda080"),
+        (Maybe(UInt(8)), "02"),
+        (Maybe(UInt(8)), "ff00"),
+        (Maybe(UInt(8)), "01"),
+        (Maybe(UInt(8)), "0000"),
+        (Seq(UInt(8), most=2), "00000003010203"),
+        (Seq(UInt(8), most=2), "ffffffff"),
+        (Seq(UInt(8), least=1, most=2), "00000000"),
+        (Seq(UInt(8), most=2), "0000000201"),
+        (Seq(UInt(8), most=2), "000000010102"),
+    ],
+    ids=str,
+)
+def test_bytes_that_no_value_is_written_as_are_refused(codec: Codec, data: str) -> None:
+    with pytest.raises(ProtocolError, match="malformed"):
+        reads(codec, bytes.fromhex(data))
+
+
+def test_points_and_scalars_of_a_message_are_checked_when_read_and_when_written() -> None:
+    good = encode(DleqProof(challenge=group.scalar_from_int(1), response=group.scalar_from_int(2)))
+    order = group.ORDER.to_bytes(32, "little")
+    assert is_malformed(DleqProof, good[:PREFIX_BYTES] + order + good[PREFIX_BYTES + 32 :])
+    assert is_malformed(DleqProof, good[:-32] + order)
+    with pytest.raises(ProtocolError, match="malformed"):
+        encode(DleqProof(challenge=order, response=group.scalar_from_int(2)))
+    lane = encode(Lane(blinded=POINTS[0], rule_id="r", rule_version=1))
+    assert is_malformed(Lane, lane[:PREFIX_BYTES] + bytes(32) + lane[PREFIX_BYTES + 32 :])
+    with pytest.raises(ProtocolError, match="malformed"):
+        encode(Lane(blinded=bytes(32), rule_id="r", rule_version=1))
+
+
+@deterministic(10)
+@given(messages(CheckCall), messages(CheckOutcome))
+def test_attempts_beyond_the_third_or_three_custodians_cannot_be_said(call: CheckCall, outcome: CheckOutcome) -> None:
+    for changes in ({"attempt": 0}, {"attempt": 4}, {"chosen": (0, 1, 2)}, {"chosen": (0, 1, 2, 16)}, {"tick": 2**64}):
+        with pytest.raises(ProtocolError, match="malformed"):
+            encode(type(call)(**{**vars(call), **changes}))
+    with pytest.raises(ProtocolError, match="malformed"):
+        encode(type(outcome)(**{**vars(outcome), "tags": (bytes(15),)}))
+
+
+@deterministic(10)
+@given(messages(CheckStatement))
+def test_a_check_has_at_least_one_lane_and_four_envelopes(statement: CheckStatement) -> None:
+    for changes in ({"lanes": ()}, {"envelopes": statement.envelopes[:3]}, {"lanes": statement.lanes * 1025}):
+        with pytest.raises(ProtocolError, match="malformed"):
+            encode(type(statement)(**{**vars(statement), **changes}))
+
+
+def test_a_message_is_immutable_and_takes_annotated_fields_alone() -> None:
+    lane = Lane(blinded=POINTS[0], rule_id="r", rule_version=1)
+    with pytest.raises(AttributeError):
+        lane.rule_id = "other"  # type: ignore[misc]  the point of the test
+    with pytest.raises(TypeError, match="has no codec"):
+
+        @message("no codec", version=1)
+        class NoCodec:
+            plain: int
+
+
+def test_values_are_drawn_for_every_codec_that_messages_use() -> None:
+    codecs = {codec for kind in KINDS for _, codec in kind._wire[1]}
+    assert {ID, HASH} <= codecs
+    for codec in codecs:
+        values_of(codec)
