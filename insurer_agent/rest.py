@@ -67,7 +67,6 @@ def _underwriting(app: Flask, agent: Agent) -> None:
         _require_api_key(agent)
         return jsonify({"rules": [_rule(rule) for rule in agent.requester.rules()]})
 
-
     @app.get("/v1/status")
     def status() -> Response:
         _require_api_key(agent)

@@ -261,12 +261,13 @@ def repeated(kept: Kept, envelope_hash: bytes) -> Refusable:
 
 
 def corrects(item: Proposed, original: Proposed) -> bool:
-    """Tell whether a cancellation or amendment names an issue of the same depositor, person, product and day."""
+    """Tell whether a correction names an issue of the same depositor, person, product, day and excluded slot."""
     return (
         original.kind == ISSUE
         and (item.depositor, item.shard, item.epoch, item.index)
         == (original.depositor, original.shard, original.epoch, original.index)
         and (item.row.product, item.row.day) == (original.row.product, original.row.day)
+        and item.row.excluded == original.row.excluded
     )
 
 

@@ -92,6 +92,21 @@ def deposit_context(depositor: str, deposit_id: bytes) -> bytes:
     return kdf.join(b"deposit", depositor.encode(), deposit_id)
 
 
+def draw_deposit_id(party: Party, identity: Identity, earlier: bytes | None, random: RandomBytes) -> bytes:
+    """Return a fresh deposit id; for a correction, one that excludes the slot that its issue excludes.
+
+    Otherwise the slot that the issue excluded would hold the correction without the issue. Takes about n draws.
+    """
+    if earlier is None:
+        return random(16)
+    shard = shard_of_person(party, identity)
+    own, size = party.manifest.slot_of_group(shard, party.id), len(party.manifest.committee(shard).slots)
+    wanted = excluded_slot(shard, own, size, earlier)
+    while excluded_slot(shard, own, size, deposit_id := random(16)) != wanted:
+        pass
+    return deposit_id
+
+
 def make_deposit(party: Party, entry: Entry, deposit_id: bytes, random: RandomBytes) -> MadeDeposit:
     """Step 1: blind the person, share amount and count, salt a digest per label, seal one envelope per holder."""
     manifest, shard = party.manifest, shard_of_person(party, entry.identity)
@@ -531,7 +546,8 @@ def run_deposit(
     Returns the deposit, with its id, and the verified receipts by slot.
     """
     # 1. The depositor blinds, shares, seals and signs.
-    made = make_deposit(depositor, entry, random(16), random)
+    deposit_id = draw_deposit_id(depositor, entry.identity, entry.earlier, random)
+    made = make_deposit(depositor, entry, deposit_id, random)
     signed = sign_batch(depositor, [made], now)
 
     # 2. The service evaluates and passes an envelope to each holder.

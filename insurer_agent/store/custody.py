@@ -168,7 +168,7 @@ class PostgresCustody:
     def _has_issue(self, connection: Rows, item: Proposed) -> bool:
         found = connection.execute(
             "SELECT 1 FROM custody_deposit WHERE depositor = %s AND id_key = %s AND kind = %s AND tick IS NOT NULL"
-            " AND shard = %s AND epoch = %s AND token = %s AND product = %s AND day = %s",
+            " AND shard = %s AND epoch = %s AND token = %s AND product = %s AND day = %s AND excluded = %s",
             (
                 item.depositor,
                 self._id_key(item.depositor, item.earlier or b""),
@@ -178,6 +178,7 @@ class PostgresCustody:
                 item.index,
                 item.row.product,
                 _day(item.row.day),
+                item.row.excluded,
             ),
         ).fetchone()
         return found is not None

@@ -15,7 +15,7 @@ from insurer_agent.intake.policy_csv import Event, PolicyRow
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import enqueue
 from insurer_agent.store.vault import Vault
-from protocol.deposit import Entry
+from protocol.deposit import Entry, draw_deposit_id
 from protocol.encoding import ID, Text, UInt, decode, encode, message
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import DAY, FLAG
@@ -106,7 +106,11 @@ class Register:
         applied, changed, entry = self._decide(event, record)
         connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
         if changed is not None and entry is not None:
-            deposit_id = changed.issue_id if entry.kind == ISSUE else self._random(16)
+            deposit_id = (
+                changed.issue_id
+                if entry.kind == ISSUE
+                else draw_deposit_id(self._party, entry.identity, entry.earlier, self._random)
+            )
             connection.execute(
                 "INSERT INTO policy (policy_key, sealed) VALUES (%s, %s)"
                 " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",

@@ -108,7 +108,8 @@ class _Alliance:
         self._ids = [f"insurer-{number:02d}" for number in range(1, options.members + 1)]
         self._check_options()
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.processes = Processes(self._state / "logs")
+        self._logs = self._state / "logs"
+        self.processes = Processes(self._logs)
         self._urls: dict[str, str] = {}
         self._service_url = ""
 
@@ -161,6 +162,10 @@ class _Alliance:
                     gone.add(name)
                     say(f"{name} has ended with status {status}; the others go on")
 
+    def _run(self, commands: list[tuple[str, list[str]]]) -> None:
+        for _ in run_all(commands, at_once=_AT_ONCE, logs=self._logs):
+            pass
+
     # --- keys and manifest
 
     def _member(self, name: str) -> Path:
@@ -176,14 +181,14 @@ class _Alliance:
         ports = _ports(self._options.port_base, len(self._ids) + 1)
         salt = self._state / "salt"
         salt.unlink(missing_ok=True)
-        run_all([("salt", [AGENT, "salt", str(salt)])], at_once=1, output=sys.stderr)
+        self._run([("salt", [AGENT, "salt", str(salt)])])
         service_url = f"http://127.0.0.1:{ports[0]}"
         commands = [("service init", [SERVICE, "init", "--state", str(self._state / "service"), "--url", service_url])]
         for name, port in zip(self._ids, ports[1:], strict=True):
             url = f"http://127.0.0.1:{port}"
             arguments = ["--state", str(self._member(name)), "--member", name, "--url", url, "--salt-file", str(salt)]
             commands.append((f"{name} init", [AGENT, "init", *arguments]))
-        run_all(commands, at_once=_AT_ONCE, output=sys.stderr)
+        self._run(commands)
         salt.unlink()  # every member has it in its key file; the service must not
         terms = build_terms(
             alliance="local",
@@ -242,16 +247,14 @@ class _Alliance:
         say("preparing the members' databases")
         keys = self._state / "api-keys"
         keys.mkdir(mode=0o700, exist_ok=True)
-        run_all(
+        self._run(
             [
                 (
                     f"{name} api-key",
                     [AGENT, "api-key", "--state", str(self._member(name)), "underwriting", "--file", str(keys / name)],
                 )
                 for name in self._ids
-            ],
-            at_once=_AT_ONCE,
-            output=sys.stderr,
+            ]
         )
         return {name: (keys / name).read_text(encoding="ascii").strip() for name in self._ids}
 
@@ -288,7 +291,8 @@ class _Alliance:
         for name in self._ids:
             file = str(self._options.policies.resolve() / f"{name}.csv")
             commands.append((f"{name} import", [AGENT, "import", "--state", str(self._member(name)), file]))
-        run_all(commands, at_once=_AT_ONCE, output=sys.stderr)
+        for done, line in enumerate(run_all(commands, at_once=_AT_ONCE, logs=self._logs), start=1):
+            say(f"  {done}/{len(commands)} {line}")
 
     def _wait_until_visible(self, keys: dict[str, str], tick_seconds: int) -> None:
         """Wait until no agent has a deposit on its way, then until checks are as of that moment."""

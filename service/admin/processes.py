@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 END_SECONDS = 12.0
 
@@ -85,30 +84,38 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
         child.kill()
 
 
-def run_all(commands: Sequence[tuple[str, list[str]]], *, at_once: int, output: IO[str] | None) -> None:
-    """Run `python -m module arguments` commands, a few at once; raise `ProcessFailedError` when one fails."""
-    waiting, running = list(commands), list[tuple[str, subprocess.Popen[bytes]]]()
+def run_all(commands: Sequence[tuple[str, list[str]]], *, at_once: int, logs: Path) -> Iterator[str]:
+    """Run `python -m module arguments` commands, a few at once, each with a log of its own.
+
+    Yields the last line of each one's log as it ends; raises `ProcessFailedError` when one fails.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting, running = list(commands), list[tuple[str, Path, subprocess.Popen[bytes]]]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 name, arguments = waiting.pop(0)
-                child = subprocess.Popen(  # noqa: S603  our own interpreter and modules
-                    [sys.executable, "-m", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=output,
-                    env=_environment(),
-                )
-                running.append((name, child))
+                file = logs / f"{name.replace(' ', '-')}.log"
+                with file.open("wb") as log:
+                    child = subprocess.Popen(  # noqa: S603  our own interpreter and modules
+                        [*_orphan_guard(), sys.executable, "-m", *arguments],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=log,
+                        env=_environment(),
+                    )
+                running.append((name, file, child))
             for entry in list(running):
-                name, child = entry
+                name, file, child = entry
                 if child.poll() is not None:
                     running.remove(entry)
+                    last = (file.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
                     if child.returncode != 0:
-                        raise ProcessFailedError(f"{name} failed with status {child.returncode}")
+                        raise ProcessFailedError(f"{name} failed with status {child.returncode}: {last}; see {file}")
+                    yield last
             time.sleep(0.02)
     finally:
-        for _, child in running:
+        for _, _, child in running:
             child.kill()
             child.wait()
 

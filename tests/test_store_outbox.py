@@ -1,0 +1,422 @@
+"""The outbox hands out each deposit in its turn, always as the same bytes, until it is complete."""
+
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+from strategies import deterministic
+from world import make_world, person
+
+from insurer_agent.depositor import Depositor
+from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.outbox import MAX_BACKOFF_SECONDS, Backlog, Outbox, Outgoing, enqueue
+from insurer_agent.store.vault import Vault, VaultError
+from protocol.custody import Kept
+from protocol.deposit import Entry, MadeDeposit, make_deposit
+from protocol.encoding import decode, encode
+from protocol.manifest import Manifest
+from protocol.messages import AMENDMENT, ISSUE, DepositBatch, SignedBatch
+from protocol.party import Party
+from protocol.secret import Secret
+from transport.peers import Peers
+
+DAY = 739_000
+WORLD = make_world()
+PARTY = WORLD.party(1)
+VAULT = Vault(Secret(bytes(range(32))), "register", secrets.token_bytes)
+RECEIPT = Kept(7, never=False, envelope_hash=bytes(32))
+
+
+@dataclass(frozen=True)
+class Store:
+    """An outbox with the hand that fills it and the clock that it reads."""
+
+    database: Database
+    outbox: Outbox
+
+    @classmethod
+    def open(cls, dsn: str, *, size: int = 2) -> "Store":
+        database = Database(dsn, size=size)
+        database.migrate()
+        return cls(database, Outbox(database, VAULT))
+
+    def put(self, *entries: Entry) -> list[bytes]:
+        """Enqueue deposits in one transaction; return their ids."""
+        numbers = [secrets.token_bytes(16) for _ in entries]
+
+        def transaction(connection: Rows) -> None:
+            for number, item in zip(numbers, entries, strict=True):
+                enqueue(connection, VAULT, PARTY, item, number)
+
+        self.database.run("enqueue", transaction)
+        return numbers
+
+    def due(self, limit: int = 1_000) -> list[Outgoing]:
+        return self.outbox.due(limit)
+
+    def due_ids(self) -> list[bytes]:
+        return [item.deposit_id for item in self.due()]
+
+    def wait(self, seconds: int = 2 * MAX_BACKOFF_SECONDS) -> None:
+        """Let that much time pass, as far as the outbox can tell."""
+        query = "UPDATE deposit SET next_attempt_at = next_attempt_at - make_interval(secs => %s)"
+        self.database.run("wait", lambda connection: connection.execute(query.encode(), (seconds,)))
+
+    def column(self, name: str) -> list[object]:
+        query = f"SELECT {name} FROM deposit ORDER BY seq"  # noqa: S608
+        return self.database.run("column", lambda at: [line[0] for line in at.execute(query.encode())])
+
+    def record(
+        self, item: Outgoing, *, made: bool = False, complete: bool = False, slots: tuple[int, ...] = ()
+    ) -> None:
+        states = dict.fromkeys(slots, RECEIPT)
+        self.outbox.record(item, states, made=made, complete=complete, reason=None if complete else "refused")
+
+    def make(self, item: Outgoing) -> MadeDeposit:
+        """Make up a deposit that was handed out, and store it."""
+        made = item.made or make_deposit(PARTY, item.entry or entry(0), item.deposit_id, secrets.token_bytes)
+        self.outbox.store_made({} if item.made else {item.seq: made})
+        return made
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    opened = Store.open(database)
+    yield opened
+    opened.database.close()
+
+
+def entry(whom: int, amount: int = 100, kind: int = ISSUE, earlier: bytes | None = None) -> Entry:
+    return Entry(person(whom), kind, "accident", DAY, amount, int(kind == ISSUE), earlier)
+
+
+# --- whose turn it is ----------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_in_is_handed_out_as_it_was(store: Store) -> None:
+    entries = [entry(1, 1), entry(2, 10**12), entry(3, -(10**12), AMENDMENT, secrets.token_bytes(16)), entry(4, 0)]
+    numbers = store.put(*entries)
+    due = store.due()
+    assert [item.entry for item in due] == entries
+    assert [item.deposit_id for item in due] == numbers
+    for item in due:
+        made = make_deposit(PARTY, item.entry or entry(0), item.deposit_id, secrets.token_bytes)
+        assert (item.shard, item.excluded, item.made, item.attempts) == (made.shard, made.excluded, None, 0)
+
+
+def test_deposits_are_due_in_the_order_in_which_they_came(store: Store) -> None:
+    numbers = [number for whom in range(6) for number in store.put(entry(2 * whom), entry(2 * whom + 1))]
+    assert store.due_ids() == numbers
+    assert [item.deposit_id for item in store.due(5)] == numbers[:5]
+    assert store.due(0) == []
+
+
+def test_those_that_wait_longest_come_first(store: Store) -> None:
+    numbers = store.put(*[entry(whom) for whom in range(3)])
+    first, _, _ = store.due()
+    store.record(first)
+    assert store.due_ids() == numbers[1:]
+    store.wait()
+    assert store.due_ids() == [*numbers[1:], numbers[0]]
+
+
+def test_nothing_is_handed_out_for_a_person_while_an_earlier_deposit_is_unmade(store: Store) -> None:
+    issue, other, correction, last = store.put(entry(1), entry(2), entry(1, -5, AMENDMENT), entry(1, 6))
+    assert store.due_ids() == [issue, other]
+    item = store.due()[0]
+    store.make(item)  # made up is not made: no holder has said that it has it
+    assert store.due_ids() == [issue, other]
+    store.record(item)
+    assert store.due_ids() == [other]  # nor is it made by waiting for its turn
+    store.wait()
+    store.record(store.due()[1], slots=(0, 1))
+    assert store.due_ids() == [other]
+    store.record(replace(item, attempts=1), made=True, slots=(0, 1, 2, 3))
+    assert store.due_ids() == [other, correction]
+    store.wait()
+    (found,) = (item for item in store.due() if item.deposit_id == correction)
+    store.record(found, made=True, complete=True)
+    assert last in store.due_ids()
+
+
+@dataclass
+class Plain:
+    """What a plain list knows of a deposit."""
+
+    number: bytes
+    whom: int
+    made: bool = False
+    complete: bool = False
+
+
+def test_any_course_of_things_hands_out_what_a_plain_list_says(database: str) -> None:
+    # Durability is not what is tested here, and waiting for the disk would take most of the time.
+    store = Store.open(make_conninfo(database, options="-c synchronous_commit=off"))
+    steps = st.one_of(
+        st.tuples(st.just("put"), st.lists(st.integers(0, 2), min_size=1, max_size=3)),
+        st.tuples(st.sampled_from(["refused", "made", "complete"]), st.integers(0, 4)),
+    )
+
+    @deterministic(40)
+    @given(st.lists(steps, max_size=14))
+    def holds(course: list[tuple[str, list[int] | int]]) -> None:
+        store.database.run("clear", lambda connection: connection.execute("DELETE FROM deposit"))
+        plain: list[Plain] = []
+        for what, which in course:
+            if isinstance(which, list):
+                numbers = store.put(*[entry(whom) for whom in which])
+                plain += [Plain(number, whom) for number, whom in zip(numbers, which, strict=True)]
+            elif due := store.due():
+                item = due[which % len(due)]
+                (known,) = (known for known in plain if known.number == item.deposit_id)
+                store.make(item)
+                known.made |= what != "refused"
+                known.complete = what == "complete"
+                store.record(item, made=known.made, complete=known.complete)
+            store.wait()
+            open_before = {
+                place: any(other.whom == known.whom and not other.made for other in plain[:place])
+                for place, known in enumerate(plain)
+            }
+            expected = {
+                known.number for place, known in enumerate(plain) if not known.complete and not open_before[place]
+            }
+            assert set(store.due_ids()) == expected
+            unmade = sum(not known.made for known in plain)
+            assert store.outbox.backlog() == Backlog(unmade, sum(not known.complete for known in plain) - unmade)
+
+    try:
+        holds()
+    finally:
+        store.database.close()
+
+
+# --- the same bytes ------------------------------------------------------------------------------------------------
+
+
+def test_a_deposit_is_made_up_once_and_handed_out_as_the_same_bytes_ever_after(database: str, store: Store) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    made = store.make(item)
+    elsewhere = Store.open(database)
+    try:
+        for attempts, each in enumerate((store, elsewhere, store)):
+            (again,) = each.due()
+            assert (again.made, again.entry, again.attempts) == (made, None, attempts)
+            each.record(again, slots=(attempts,), made=attempts > 1)
+            each.wait()
+    finally:
+        elsewhere.database.close()
+
+
+def test_the_entry_is_erased_when_the_bytes_are_stored_and_the_bytes_when_all_have_receipted(store: Store) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    assert [sealed is None for sealed in store.column("entry") + store.column("made")] == [False, True]
+    store.make(item)
+    assert [sealed is None for sealed in store.column("entry") + store.column("made")] == [True, False]
+    store.record(item, made=True)
+    assert [sealed is None for sealed in store.column("entry") + store.column("made")] == [True, False]
+    store.record(item, made=True, complete=True)
+    assert [sealed is None for sealed in store.column("entry") + store.column("made")] == [True, True]
+    store.wait()
+    assert store.due() == []
+
+
+def test_other_bytes_never_take_the_place_of_those_stored(store: Store) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    made = store.make(item)
+    assert item.entry is not None
+    other = make_deposit(PARTY, item.entry, item.deposit_id, secrets.token_bytes)
+    assert other != made
+    store.outbox.store_made({item.seq: other})
+    assert store.due()[0].made == made
+
+
+def test_storing_nothing_is_nothing(store: Store) -> None:
+    store.outbox.store_made({})
+    assert store.due() == []
+
+
+@dataclass
+class Wire:
+    """A lookup service that takes all deposits and answers none, as a depositor sees it on the wire."""
+
+    url: str
+    bodies: list[bytes] = field(default_factory=list)
+
+    def deposits(self) -> list[bytes]:
+        """Return what was sent for each deposit, in the order in which it was sent."""
+        batches = [decode(DepositBatch, decode(SignedBatch, body).batch) for body in self.bodies]
+        return [encode(deposit) for batch in batches for deposit in batch.deposits]
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        seen = Wire(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield seen
+        server.shutdown()
+        thread.join()
+
+
+def depositor(store: Store, wire: Wire) -> Depositor:
+    manifest = Manifest.of(replace(WORLD.manifest.terms, service_url=wire.url))
+    return Depositor(Party(PARTY.id, PARTY.keys, manifest), Peers(), store.outbox, 10.0, secrets.token_bytes)
+
+
+def test_what_is_sent_again_is_byte_for_byte_what_was_sent_first(database: str, store: Store, wire: Wire) -> None:
+    store.put(*[entry(whom) for whom in range(5)], entry(0, 6))
+    after_restart = Store.open(database)
+    try:
+        for each in (store, store, after_restart):
+            assert depositor(each, wire).send_due() == 5
+            each.wait()
+    finally:
+        after_restart.database.close()
+    assert sorted(Counter(wire.deposits()).values()) == [3] * 5
+    assert store.column("attempts") == [3] * 5 + [0]
+
+
+@pytest.mark.xfail(strict=True, reason="the sender whose bytes were not stored sends them all the same")
+def test_two_senders_that_take_a_deposit_at_once_send_the_same_bytes(store: Store, wire: Wire) -> None:
+    # As when the lock of the background work is lost with its connection: the one that held it does not notice.
+    store.put(entry(1))
+    one, two = depositor(store, wire), depositor(store, wire)
+    of_one, of_two = store.due(), store.due()
+    one._send(of_one)
+    two._send(of_two)
+    assert len(wire.deposits()) == 2
+    assert len(set(wire.deposits())) == 1
+
+
+# --- what came of it -----------------------------------------------------------------------------------------------
+
+
+def test_receipts_of_several_attempts_come_together(store: Store) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    for states in ({0: 7, 3: 7}, {4: 9}, {3: 6}, {}):
+        kept = {slot: replace(RECEIPT, tick=tick) for slot, tick in states.items()}
+        store.outbox.record(item, kept, made=False, complete=False, reason=None)
+    assert store.column("receipts") == [{"0": 7, "3": 6, "4": 9}]
+
+
+def test_the_time_at_which_a_deposit_was_made_is_set_once(store: Store) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    store.record(item)
+    assert store.column("made_at") == [None]
+    store.record(item, made=True)
+    (made_at,) = store.column("made_at")
+    assert made_at is not None
+    for made, complete in ((True, False), (False, False), (True, True)):
+        store.record(item, made=made, complete=complete)
+        assert store.column("made_at") == [made_at]
+    assert store.column("completed_at") != [None]
+
+
+@pytest.mark.xfail(strict=True, reason="completed_at goes back to null, with neither entry nor bytes left to send")
+def test_a_deposit_that_is_complete_stays_so_whatever_is_recorded_late(store: Store) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    store.make(item)
+    store.record(item, made=True, complete=True)
+    store.record(item, made=True)
+    store.wait()
+    assert store.due() == []
+    assert store.outbox.backlog() == Backlog(0, 0)
+
+
+def test_the_wait_for_the_next_attempt_doubles_up_to_its_bound(store: Store) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    waits = []
+    for attempts in (*range(9), 10, 11, 30, 100_000):
+
+        def now(connection: Rows) -> float:
+            found = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+            assert found is not None
+            return float(found[0])
+
+        before = store.database.run("clock", now)
+        store.record(replace(item, attempts=attempts))
+        after = store.database.run("clock", now)
+        (planned,) = store.column("extract(epoch FROM next_attempt_at)::float8")
+        assert isinstance(planned, float)
+        waits.append(next(wait for wait in range(200) if before + wait <= planned <= after + wait))
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60, 60]
+    assert store.column("attempts") == [13]
+
+
+def test_every_attempt_is_counted_and_the_last_reason_kept(store: Store) -> None:
+    store.put(entry(1))
+    for attempts, reason in enumerate(["refused", "too-few-custodians", None]):
+        (item,) = store.due()
+        assert item.attempts == attempts
+        store.outbox.record(item, {}, made=False, complete=False, reason=reason)
+        assert store.column("last_reason") == [reason]
+        store.wait()
+
+
+def test_the_backlog_tells_unmade_from_incomplete(store: Store) -> None:
+    assert store.outbox.backlog() == Backlog(0, 0)
+    store.put(*[entry(whom) for whom in range(4)], entry(0))
+    assert store.outbox.backlog() == Backlog(5, 0)
+    first, second, third, _ = store.due()
+    store.record(first, made=True)
+    store.record(second, made=True, complete=True)
+    store.record(third)
+    assert store.outbox.backlog() == Backlog(3, 1)
+
+
+# --- what stands in the tables -------------------------------------------------------------------------------------
+
+
+def test_an_entry_does_not_open_in_the_place_of_another(store: Store) -> None:
+    store.put(entry(1, 5), entry(2, 6))
+    swap = "UPDATE deposit a SET entry = b.entry FROM deposit b WHERE a.seq <> b.seq"
+    store.database.run("tamper", lambda connection: connection.execute(swap.encode()))
+    with pytest.raises(VaultError):
+        store.due()
+
+
+def test_persons_are_told_apart_and_not_told(store: Store) -> None:
+    store.put(entry(1), entry(2), entry(1, 6))
+    keys = store.column("person_key")
+    assert keys[0] == keys[2] != keys[1]
+    shown = "|".join(str(text) for text in store.column("deposit::text"))
+    for whom in (1, 2):
+        for secret in (person(whom).number, person(whom).number.encode().hex()):
+            assert secret not in shown
+
+
+@pytest.mark.xfail(
+    strict=True, reason="`made` is not sealed: a holder's database has the hash of each of its envelopes"
+)
+def test_envelopes_on_their_way_do_not_stand_in_clear(store: Store) -> None:
+    store.put(entry(1))
+    made = store.make(store.due()[0])
+    (stored,) = store.column("made")
+    assert isinstance(stored, bytes)
+    assert [envelope for envelope in made.deposit.envelopes if envelope in stored] == []
