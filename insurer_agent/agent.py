@@ -16,6 +16,7 @@ from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.outbox import Outbox
 from insurer_agent.store.register import Register
+from insurer_agent.store.server import find_dsn
 from insurer_agent.store.vault import Vault
 from protocol.errors import ProtocolError
 from protocol.identity import salt_check
@@ -44,7 +45,7 @@ class Agent:
         """Read and check everything; raise `SettingsError` or `Problem` with what to change."""
         settings = Settings.load(state)
         keys = AgentKeys.load(state)
-        database = Database(settings.database, size=connections or settings.threads // 2)
+        database = Database(find_dsn(settings), size=connections or settings.threads // 2)
         database.migrate()
         manifest = load_manifest(settings, keys, database)
         try:

@@ -52,35 +52,40 @@ def _serve(args: argparse.Namespace) -> int:
     from insurer_agent.agent import Agent
     from insurer_agent.config import Settings
     from insurer_agent.rest import make_app
+    from insurer_agent.store.server import database_server
     from transport.server import serve
 
     settings = Settings.load(args.state)
-    Agent.open(args.state, connections=1).database.close()  # what is wrong is said here, before any worker starts
 
     def app() -> Flask:
         agent = Agent.open(args.state)
         background.start(agent)
         return make_app(agent)
 
-    serve(
-        app,
-        host=settings.host,
-        port=settings.port,
-        state=settings.state,
-        workers=settings.workers,
-        threads=settings.threads,
-    )
+    with database_server(settings):
+        Agent.open(args.state, connections=1).database.close()  # what is wrong is said here, before any worker starts
+        serve(
+            app,
+            host=settings.host,
+            port=settings.port,
+            state=settings.state,
+            workers=settings.workers,
+            threads=settings.threads,
+        )
     return 0
 
 
 def _import(args: argparse.Namespace) -> int:
     from insurer_agent.agent import Agent
+    from insurer_agent.config import Settings
     from insurer_agent.importer import import_files, wait_until_deposited
+    from insurer_agent.store.server import database_server
 
-    agent = Agent.open(args.state, connections=2)
-    counts = import_files(agent, args.files)
-    deposited = args.wait is None or wait_until_deposited(agent, args.wait)
-    agent.database.close()
+    with database_server(Settings.load(args.state)):
+        agent = Agent.open(args.state, connections=2)
+        counts = import_files(agent, args.files)
+        deposited = args.wait is None or wait_until_deposited(agent, args.wait)
+        agent.database.close()
     return 0 if deposited and not counts["rejected files"] else 1
 
 
@@ -88,11 +93,14 @@ def _api_key(args: argparse.Namespace) -> int:
     from insurer_agent.config import Settings
     from insurer_agent.store.api_keys import ApiKeys
     from insurer_agent.store.database import Database
+    from insurer_agent.store.server import database_server, find_dsn
 
-    database = Database(Settings.load(args.state).database, size=1)
-    database.migrate()
-    key = ApiKeys(database).make(args.name, secrets.token_bytes)
-    database.close()
+    settings = Settings.load(args.state)
+    with database_server(settings):
+        database = Database(find_dsn(settings), size=1)
+        database.migrate()
+        key = ApiKeys(database).make(args.name, secrets.token_bytes)
+        database.close()
     if args.file is None:
         print(key)
     else:

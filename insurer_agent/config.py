@@ -12,12 +12,12 @@ SETTINGS_FILE = "config.toml"
 
 
 class _SettingsSchema(Schema):
-    """What may be set. Paths are taken relative to the state directory."""
+    """What may be set. Paths are taken relative to the state directory; without `database`, one is started in it."""
 
     member_id = fields.String(required=True, validate=validate.Length(1, 64))
     host = fields.String(load_default="127.0.0.1")
     port = fields.Integer(required=True, validate=validate.Range(1, 65535))
-    database = fields.String(required=True, validate=validate.Length(min=1))
+    database = fields.String(load_default=None, validate=validate.Length(min=1))
     manifest = fields.String(load_default="manifest.bin")
     admins = fields.String(load_default="admins.json")
     allow_local = fields.Boolean(load_default=False)
@@ -42,7 +42,7 @@ class Settings:
     member_id: str
     host: str
     port: int
-    database: str = field(repr=False)
+    database: str | None = field(repr=False)
     manifest: Path
     admins: Path
     allow_local: bool

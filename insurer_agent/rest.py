@@ -16,7 +16,7 @@ from insurer_agent.schemas import CheckAnswerSchema, CheckRequestSchema, RuleSch
 from protocol.check import Verdict
 from protocol.manifest import SUM_INSURED, Rule, day_of
 from protocol.messages import CheckCall, CommitCall, NeverCall, PrepareCall, Relayed
-from transport import internal, problems
+from transport import internal, web
 from transport.capture import capture_messages
 from transport.problems import Problem
 from transport.server import MAX_BODY
@@ -31,7 +31,7 @@ def make_app(agent: Agent) -> Flask:
     """Return the WSGI application of an agent."""
     app = Flask("insurer_agent")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    problems.register(app)
+    web.register(app)
     _underwriting(app, agent)
     _internal(app, agent)
     _health(app, agent)
@@ -77,8 +77,8 @@ def _underwriting(app: Flask, agent: Agent) -> None:
 def _internal(app: Flask, agent: Agent) -> None:
     def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
         def handle() -> Response:
-            internal.require_service(agent.party.manifest.terms.service_signing_key, agent.party.id)
-            return internal.message_response(answer(internal.read_message(kind)))
+            web.require_service(agent.party.manifest.terms.service_signing_key, agent.party.id)
+            return web.message_response(answer(web.read_message(kind)))
 
         app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
 

@@ -15,7 +15,7 @@ from protocol.party import ServiceParty
 from service.config import Settings, load_keys
 from service.custodians import Custodians
 from service.relay import Relay
-from transport import internal, problems
+from transport import internal, web
 from transport.capture import capture_messages
 from transport.peers import Peers
 from transport.server import MAX_BODY
@@ -45,11 +45,11 @@ def make_app(state: Path) -> Flask:
     relay = Relay(party, Custodians(party, Peers()), settings, secrets.token_bytes)
     app = Flask("service")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    problems.register(app)
+    web.register(app)
 
     def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
         def handle() -> Response:
-            return internal.message_response(answer(internal.read_message(kind)))
+            return web.message_response(answer(web.read_message(kind)))
 
         app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
 

@@ -828,6 +828,21 @@ def test_parts_of_two_attempts_of_one_check_do_not_mix(made: Attempt) -> None:
                 conclude(made.world.service, made.evaluation, number, made.chosen, TICK, answers)
 
 
+def test_two_attempts_of_a_check_have_no_label_or_session_in_common(made: Attempt) -> None:
+    # Were labels to repeat, a service could learn from two attempts which bits of the shares are alike.
+    for bend in (other_attempt, other_tick):
+        for slot in made.chosen:
+            one, two = made.answer(slot).part, made.answer(slot, bend(made, slot)).part
+            assert one.session_check != two.session_check
+            for left, right in zip(one.sent, two.sent, strict=True):
+                pieces = [
+                    {data[at : at + 16] for at in range(0, len(data), 16)} for data in (left.labels, right.labels)
+                ]
+                assert not pieces[0] & pieces[1]
+            for mine, other in zip(one.vouched, two.vouched, strict=True):
+                assert mine.masked != other.masked
+
+
 # --- what a custodian records: replays and the budget -------------------------------------------------------------
 
 
@@ -977,6 +992,31 @@ def test_an_outcome_that_cannot_be_is_no_verdict(world: World) -> None:
     }
     for what, outcome in bent.items():
         assert made.read(outcome) == [(INDETERMINATE, Void.DISAGREEMENT)] * 2, what
+
+
+@pytest.mark.parametrize("number", [0, 4, 255])
+def test_tags_that_fit_an_attempt_that_cannot_be_are_no_verdict(made: Attempt, number: int) -> None:
+    assert made.read(fitting(made, 3, made.chosen)) == [(WITHIN, None)] * 2
+    assert made.read(fitting(made, number, made.chosen)) == [(INDETERMINATE, Void.DISAGREEMENT)] * 2
+
+
+def test_tags_that_fit_a_choice_that_cannot_be_are_no_verdict(world: World) -> None:
+    made = attempt(world, an_insider(world), [Question(person(1), RULE, 5)])
+    own = world.manifest.slot_of_group(0, made.requester.id)
+    assert own is not None
+    a, b, c, d = made.chosen
+    assert made.read(fitting(made, 1, (a, b, c, d))) == [(WITHIN, None)]
+    for chosen in (tuple(sorted((own, a, b, c))), (b, a, c, d), (a, a, b, c), (a, b, c), (a, b, c, 15)):
+        assert made.read(fitting(made, 1, chosen)) == [(INDETERMINATE, Void.DISAGREEMENT)]
+
+
+def fitting(made: Attempt, number: int, chosen: tuple[int, ...]) -> CheckOutcome:
+    """Return an outcome with the tags of "within" for any attempt and choice: the work of whoever knows s."""
+    lane_tags = comparison.tags(
+        made.pending.seed.reveal(), made.statement.check_id, number, chosen, len(made.statement.lanes)
+    )
+    within = tuple(pair[0] for pair in lane_tags)
+    return CheckOutcome(check_id=made.statement.check_id, attempt=number, chosen=chosen, tags=within, void=None)
 
 
 def test_the_tag_of_another_lane_or_attempt_or_a_tag_changed_is_no_verdict(made: Attempt) -> None:

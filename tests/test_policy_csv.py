@@ -188,7 +188,9 @@ def test_the_case_of_a_policy_number_is_kept(file: Path) -> None:
     assert row.policy_number == "aB-1"
 
 
-@pytest.mark.parametrize(("cell", "outcome"), [("", 0), (" ", 0), ("12.30", 1230), ("abc", None), ("0.00", 0), ("-1", None)])
+@pytest.mark.parametrize(
+    ("cell", "outcome"), [("", 0), (" ", 0), ("12.30", 1230), ("abc", None), ("0.00", 0), ("-1", None)]
+)
 def test_a_cancellation_may_leave_the_amount_out(file: Path, cell: str, outcome: int | None) -> None:
     content = GOOD.replace(b"5000000.00", cell.encode()).replace(b"issue", b"cancel")
     (row,) = read(file, HEADER + b"\n" + content)

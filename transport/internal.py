@@ -7,25 +7,20 @@ that is replayed within those 60 s meets the replay records of checks and the id
 
 import hashlib
 import json
-import time
 from typing import TypeVar
 
-from flask import Response, request
-
 from protocol import signing
-from protocol.encoding import decode, encode
+from protocol.encoding import decode
 from protocol.errors import ProtocolError
-from protocol.messages import FRESHNESS_SECONDS
 from protocol.secret import Secret
 from transport.peers import Reply, Unreachable
-from transport.problems import Problem
 
 M = TypeVar("M")
 
 CONTENT_TYPE = "application/vnd.cover-lookup"
 TIME_HEADER = "Lookup-Time"
 SIGNATURE_HEADER = "Lookup-Signature"
-_PURPOSE = "internal call"
+PURPOSE = "internal call"
 
 CHECK = "/internal/v1/check"
 PREPARE = "/internal/v1/prepare"
@@ -34,38 +29,15 @@ NEVER = "/internal/v1/never"
 COMMITTEE_KEY = "/internal/v1/committee-key"
 
 
-def _parts(recipient: str, path: str, issued_at: int, body: bytes) -> tuple[bytes, ...]:
+def signed_parts(recipient: str, path: str, issued_at: int, body: bytes) -> tuple[bytes, ...]:
+    """Return what the service signs of a call."""
     return recipient.encode(), path.encode(), issued_at.to_bytes(8, "big"), hashlib.sha256(body).digest()
 
 
 def signed_headers(private: Secret, recipient: str, path: str, body: bytes, now: float) -> dict[str, str]:
     """Return the headers of a call from the service to an agent."""
-    signature = signing.sign(private, _PURPOSE, *_parts(recipient, path, int(now), body))
+    signature = signing.sign(private, PURPOSE, *signed_parts(recipient, path, int(now), body))
     return {"Content-Type": CONTENT_TYPE, TIME_HEADER: str(int(now)), SIGNATURE_HEADER: signature.hex()}
-
-
-def require_service(public: bytes, recipient: str) -> None:
-    """Refuse (`bad-signature`, `stale`) the current request unless the service made it to this agent, just now."""
-    try:
-        issued_at = int(request.headers.get(TIME_HEADER, ""))
-        signature = bytes.fromhex(request.headers.get(SIGNATURE_HEADER, ""))
-    except ValueError:
-        raise ProtocolError("bad-signature", "internal calls carry the service's time and signature") from None
-    if not 0 <= issued_at < 1 << 63 or abs(time.time() - issued_at) > FRESHNESS_SECONDS:
-        raise ProtocolError("stale", "the call is more than 60 s from this clock; check both clocks")
-    signing.verify(public, signature, _PURPOSE, *_parts(recipient, request.path, issued_at, request.get_data()))
-
-
-def read_message(kind: type[M]) -> M:
-    """Return the message of the current request's body."""
-    if request.mimetype != CONTENT_TYPE:
-        raise Problem(415, "unsupported-media-type", f"the body's content type is {CONTENT_TYPE}")
-    return decode(kind, request.get_data())
-
-
-def message_response(value: object) -> Response:
-    """Return a message as a response."""
-    return Response(encode(value), content_type=CONTENT_TYPE)
 
 
 def message_of(kind: type[M], reply: Reply | Unreachable) -> M:

@@ -1,15 +1,6 @@
-"""Errors over HTTP: problem+json (RFC 9457) with a stable code and a hint, from one table."""
+"""Errors as they are told to callers: a stable code, a hint, and the HTTP status that goes with each."""
 
-import logging
 from typing import Any
-
-from flask import Flask, Response, json
-from marshmallow import ValidationError
-from werkzeug.exceptions import HTTPException
-
-from protocol.errors import ProtocolError
-
-log = logging.getLogger(__name__)
 
 STATUS_OF_CODE = {
     "unknown-rule": 404,
@@ -43,8 +34,8 @@ class Problem(Exception):  # noqa: N818  the term of RFC 9457
         self.hint = hint
         self.errors = errors
 
-    def response(self) -> Response:
-        """Return the problem+json response."""
+    def body(self) -> dict[str, Any]:
+        """Return the members of the problem+json document (RFC 9457)."""
         body: dict[str, Any] = {
             "type": f"urn:cover-lookup:problem:{self.code}",
             "title": self.code.replace("-", " "),
@@ -56,10 +47,7 @@ class Problem(Exception):  # noqa: N818  the term of RFC 9457
             body["hint"] = self.hint
         if self.errors is not None:
             body["errors"] = self.errors
-        response = Response(json.dumps(body), status=self.status, content_type="application/problem+json")
-        if self.status == 401:  # noqa: PLR2004  RFC 9110, section 11.6.1
-            response.headers["WWW-Authenticate"] = 'Bearer realm="insurer agent"'
-        return response
+        return body
 
 
 def fault(error: BaseException) -> str:
@@ -71,40 +59,3 @@ def fault(error: BaseException) -> str:
             where = f"{file}:{place.tb_lineno}"
         place = place.tb_next
     return f"{type(error).__name__} at {where}"
-
-
-def register(app: Flask) -> None:
-    """Have every error of the app leave as problem+json."""
-
-    @app.errorhandler(Problem)
-    def on_problem(error: Problem) -> Response:
-        return error.response()
-
-    @app.errorhandler(ProtocolError)
-    def on_refusal(error: ProtocolError) -> Response:
-        return Problem(STATUS_OF_CODE.get(error.code, 422), error.code, error.hint).response()
-
-    @app.errorhandler(ValidationError)
-    def on_invalid(error: ValidationError) -> Response:
-        # The messages name fields and expectations; marshmallow does not repeat the values.
-        return Problem(
-            422,
-            "invalid-request",
-            "the request does not fit the schema",
-            hint="see errors, by field",
-            errors=error.messages_dict,
-        ).response()
-
-    @app.errorhandler(HTTPException)
-    def on_http(error: HTTPException) -> Response:
-        code = (error.name or "error").lower().replace(" ", "-")
-        response = Problem(error.code or 500, code, error.description or code).response()
-        for name, value in error.get_headers():
-            if name.lower() == "allow":
-                response.headers[name] = value
-        return response
-
-    @app.errorhandler(Exception)
-    def on_fault(error: Exception) -> Response:
-        log.error("internal fault: %s", fault(error))
-        return Problem(500, "internal-error", "the fault has been logged; nothing was half done").response()

@@ -1,0 +1,41 @@
+"""Where the agent's PostgreSQL is: the one that the settings name, or an embedded one in the state directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from insurer_agent.config import Settings
+from insurer_agent.embedded_postgres import EmbeddedPostgres, PostgresError
+from transport.settings import SettingsError, write_private
+
+_DATABASE = "insurer_agent"
+
+
+def find_dsn(settings: Settings) -> str:
+    """Return the connection string; raise `SettingsError` while the embedded server is not running."""
+    if settings.database is not None:
+        return settings.database
+    try:
+        return (settings.state / "postgres" / "agent-dsn").read_text(encoding="utf-8").strip()
+    except OSError:
+        raise SettingsError(
+            "the embedded PostgreSQL is not running, and the setting `database` names no other"
+        ) from None
+
+
+@contextmanager
+def database_server(settings: Settings) -> Iterator[None]:
+    """Have a PostgreSQL for the block: start the embedded one unless another is named or it is running already."""
+    file = settings.state / "postgres" / "agent-dsn"
+    if settings.database is not None or file.exists():
+        yield
+        return
+    try:
+        with EmbeddedPostgres(settings.state / "postgres") as server:
+            server.create_database(_DATABASE)
+            write_private(file, server.dsn(_DATABASE).encode())
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+    except PostgresError as error:
+        raise SettingsError(str(error)) from None
