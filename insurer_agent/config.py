@@ -17,7 +17,7 @@ class _SettingsSchema(Schema):
     member_id = fields.String(required=True, validate=validate.Length(1, 64))
     host = fields.String(load_default="127.0.0.1")
     port = fields.Integer(required=True, validate=validate.Range(1, 65535))
-    database = fields.String(load_default=None, validate=validate.Length(min=1))
+    database = fields.String(load_default=None)
     manifest = fields.String(load_default="manifest.bin")
     admins = fields.String(load_default="admins.json")
     allow_local = fields.Boolean(load_default=False)
@@ -29,8 +29,8 @@ class _SettingsSchema(Schema):
     capture = fields.String(load_default=None, allow_none=True)
 
     @validates("database")
-    def _is_a_dsn(self, value: str, **_: object) -> None:
-        if not value.startswith(("postgresql://", "postgres://")) and "=" not in value:
+    def _is_a_dsn(self, value: str | None, **_: object) -> None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")) and "=" not in value:
             raise ValidationError("a PostgreSQL connection string: postgresql://user:password@host:port/name")
 
 

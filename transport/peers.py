@@ -54,6 +54,11 @@ class Peers:
     def __init__(self) -> None:
         self._local = threading.local()
 
+    def close(self) -> None:
+        """Close the connections of the calling thread."""
+        for url in list(self._local.__dict__.get("connections", {})):
+            self._drop(url)
+
     def call(self, call: Call, seconds: float) -> Reply | Unreachable:
         """Make one call and wait for at most that long."""
         return self.exchange([call], seconds)[0]
@@ -147,11 +152,11 @@ class Peers:
         try:
             connection.sock.settimeout(left)
             response: HTTPResponse = connection.getresponse()
-            body = response.read(MAX_ANSWER + 1)
+            if response.length is None or response.length > MAX_ANSWER:
+                raise _FaultError(timed_out=False)  # our peers state the length of every answer
+            body = response.read()
         except TimeoutError:
             raise _FaultError(timed_out=True) from None
         except (OSError, HTTPException):
             raise _FaultError(timed_out=False) from None
-        if len(body) > MAX_ANSWER:
-            raise _FaultError(timed_out=False)
         return Reply(response.status, body, response.headers.get_content_type())
