@@ -660,6 +660,7 @@ def test_who_loses_the_connection_that_holds_the_lock_is_told_when_leaving(datab
     with opened(database, size=1) as other, pytest.raises(psycopg.OperationalError):
         lose_the_lock(other)
     assert let_in == [True, True]  # both, for a while: what is done under the lock must bear that
+    assert one(store, SETTINGS) == 0
     with store.exclusively(77) as held:
         assert held
 
