@@ -48,10 +48,7 @@ class Agent:
         database = Database(find_dsn(settings), size=connections or settings.threads // 2)
         database.migrate()
         manifest = load_manifest(settings, keys, database)
-        try:
-            party = Party(settings.member_id, keys.member, manifest)
-        except ProtocolError as error:
-            raise SettingsError(f"the manifest does not fit this agent: {error.hint}") from None
+        party = Party(settings.member_id, keys.member, manifest)
         peers, random = Peers(), secrets.token_bytes
         vault = Vault(keys.storage, "register", random)
         custody_vault = Vault(keys.storage, "custody", random)
@@ -84,6 +81,7 @@ def load_manifest(settings: Settings, keys: AgentKeys, database: Database) -> Ma
         row = connection.execute("SELECT value FROM setting WHERE name = 'manifest'").fetchone()
         serial, seen = (int.from_bytes(row[0][:8], "big"), bytes(row[0][8:])) if row else (0, None)
         manifest = open_manifest(data, pins, time.time(), serial, seen)
+        _require_fit(settings, keys, manifest)
         connection.execute(
             "INSERT INTO setting (name, value) VALUES ('manifest', %s)"
             " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value",
@@ -92,13 +90,17 @@ def load_manifest(settings: Settings, keys: AgentKeys, database: Database) -> Ma
         return manifest
 
     try:
-        manifest = database.run("load manifest", transaction)
+        return database.run("load manifest", transaction)
     except ProtocolError as error:
         raise SettingsError(f"the manifest {settings.manifest} is refused ({error.code}): {error.hint}") from None
+
+
+def _require_fit(settings: Settings, keys: AgentKeys, manifest: Manifest) -> None:
+    """Refuse a manifest that is not for this agent, before it is remembered as the newest seen."""
     if manifest.terms.local and not settings.allow_local:
         raise SettingsError(
             "the manifest is for a local alliance, without its floor of persons a shard; see allow_local"
         )
     if manifest.terms.salt_check != salt_check(keys.member.salt):
         raise SettingsError("the key file holds another salt than the alliance's; ask the member that made it")
-    return manifest
+    Party(settings.member_id, keys.member, manifest)

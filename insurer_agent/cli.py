@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import logging
 import secrets
 import sys
 from pathlib import Path
 
-from transport.problems import Problem
+from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
 # Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
@@ -147,18 +146,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; errors of use and configuration are told in a line and end with status 2."""
-    args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        status: int = args.run(args)
-    except SettingsError as error:
-        print(f"insurer-agent: {error}", file=sys.stderr)
-        return 2
-    except Problem as error:
-        print(f"insurer-agent: {error.detail}", file=sys.stderr)
-        return 2
-    return status
+    """Run the command; see `run_command`."""
+    return run_command(_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,18 @@ class Depositor:
         return len(due)
 
     def _send(self, batch: list[Outgoing]) -> None:
-        made = []
-        fresh = {}
-        for item in batch:
-            if item.made is None:
-                assert item.entry is not None  # erased only when `made` was stored
-                fresh[item.seq] = make_deposit(self._party, item.entry, item.deposit_id, self._random)
-            made.append(item.made or fresh[item.seq])
-        self._outbox.store_made(fresh)  # before the first byte leaves, so that a repeat is the same bytes
+        fresh = {
+            item.seq: make_deposit(self._party, item.entry, item.deposit_id, self._random)
+            for item in batch
+            if item.made is None and item.entry is not None
+        }
+        # Stored before the first byte leaves, so that a repeat is the same bytes.
+        stored = self._outbox.store_made(fresh)
+        ready = {item.seq: item.made or stored.get(item.seq) for item in batch}
+        batch = [item for item in batch if ready[item.seq] is not None]
+        made = [deposit for deposit in ready.values() if deposit is not None]
+        if not made:
+            return
 
         signed = sign_batch(self._party, made, time.time())
         manifest = self._party.manifest

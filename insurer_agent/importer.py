@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TextIO
 
 from insurer_agent.agent import Agent
-from insurer_agent.intake.errors import FileRejected, IntakeError
+from insurer_agent.intake.errors import FileRejected
 from insurer_agent.intake.policy_csv import PolicyRow, RejectedRow, read_policies
-from insurer_agent.store.register import PolicyEvent
+from insurer_agent.store.register import POLICY_UNKNOWN, Applied, PolicyEvent
 
 ROWS_A_TRANSACTION = 500
+MAX_WAITING_ROWS = 100_000
 _POLL_SECONDS = 0.2
 
 
@@ -38,16 +39,38 @@ def import_files(agent: Agent, files: list[Path], report: TextIO = sys.stderr) -
 def _import(agent: Agent, file: Path, counts: Counter[str], report: TextIO) -> None:
     terms = agent.party.manifest.terms
     rows = read_policies(file, products=frozenset(terms.products), maximum=terms.deposit_cap)
+    # Exports are not always in order of time: what corrects a policy that is not known yet waits for the file's end,
+    # so that the same file comes to the same whether it is imported once or twice.
+    waiting: list[PolicyRow | RejectedRow] = []
     for chunk in _chunks(rows):
-        good = [row for row in chunk if isinstance(row, PolicyRow)]
-        results = iter(agent.register.apply([PolicyEvent.of_row(row) for row in good]))
-        for row in chunk:
-            outcome = row if isinstance(row, RejectedRow) else next(results)
-            if isinstance(outcome, RejectedRow | IntakeError):
-                counts["rejected"] += 1
-                print(f"{file.name}:{row.row}: {outcome.code}: {outcome.reason}", file=report)
-            else:
-                counts[outcome.value] += 1
+        waiting += _apply(agent, file, chunk, counts, report, may_wait=MAX_WAITING_ROWS - len(waiting))
+    for chunk in _chunks(iter(waiting)):
+        _apply(agent, file, chunk, counts, report, may_wait=0)
+
+
+def _apply(
+    agent: Agent,
+    file: Path,
+    chunk: list[PolicyRow | RejectedRow],
+    counts: Counter[str],
+    report: TextIO,
+    *,
+    may_wait: int,
+) -> list[PolicyRow]:
+    """Apply rows in one transaction, count and report them; return those, `may_wait` at most, that wait instead."""
+    waiting: list[PolicyRow] = []
+    good = [row for row in chunk if isinstance(row, PolicyRow)]
+    results = iter(agent.register.apply([PolicyEvent.of_row(row) for row in good]))
+    for row in chunk:
+        outcome = row if isinstance(row, RejectedRow) else next(results)
+        if isinstance(outcome, Applied):
+            counts[outcome.value] += 1
+        elif isinstance(row, PolicyRow) and outcome.code == POLICY_UNKNOWN and len(waiting) < may_wait:
+            waiting.append(row)
+        else:
+            counts["rejected"] += 1
+            print(f"{file.name}:{row.row}: {outcome.code}: {outcome.reason}", file=report)
+    return waiting
 
 
 def _chunks(rows: Iterator[PolicyRow | RejectedRow]) -> Iterator[list[PolicyRow | RejectedRow]]:

@@ -135,10 +135,10 @@ class Blob:
 
 
 class Text:
-    """1 to `most` bytes of UTF-8, their count (1 byte) before them."""
+    """1 to `most` bytes of UTF-8, their count before them: 1 byte, or 2 where `most` is above 255."""
 
     def __init__(self, most: int = 64) -> None:
-        self._count = UInt(8, least=1, most=most)
+        self._count = UInt(8 if most < 1 << 8 else 16, least=1, most=most)
 
     def write(self, value: str, out: bytearray) -> None:
         """Append count and bytes."""

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
-from transport.settings import SettingsError
+from transport.commands import run_command
 
 
 def _init(args: argparse.Namespace) -> int:
@@ -37,8 +36,7 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; errors of use and configuration are told in a line and end with status 2."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lookup-service", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     init = commands.add_parser("init", help="Make the service's keys, and service.json for the alliance's admins.")
@@ -48,14 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     serve.set_defaults(run=_serve)
     for command in (init, serve):
         command.add_argument("--state", type=Path, required=True, help="the service's state directory")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        status: int = args.run(args)
-    except SettingsError as error:
-        print(f"lookup-service: {error}", file=sys.stderr)
-        return 2
-    return status
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see `run_command`."""
+    return run_command(_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -82,11 +82,13 @@ class PostgresCustody:
 
         self._database.run("admit check", transaction)
 
-    @staticmethod
-    def _charge(connection: Rows, admission: Admission) -> None:
+    def _charge(self, connection: Rows, admission: Admission) -> None:
         # In order of the index, so that two checks with the same persons wait for each other and never lock up.
         for charge in sorted(admission.charges, key=lambda charge: (charge.index, charge.rule_id)):
             key = (admission.requester_group, charge.index, charge.rule_id)
+            # One budget is spread over days, a row each: checks on both sides of midnight must wait for each other.
+            lock = self._vault.index("budget", key[0].encode(), key[1], key[2].encode())
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (int.from_bytes(lock[:8], "big", signed=True),))
             connection.execute(
                 "INSERT INTO budget (requester_group, token, rule_id, day, answers) VALUES (%s, %s, %s, %s, 1)"
                 " ON CONFLICT (requester_group, token, rule_id, day) DO UPDATE SET answers = budget.answers + 1",
@@ -94,8 +96,8 @@ class PostgresCustody:
             )
             row = connection.execute(
                 "SELECT sum(answers) FROM budget"
-                " WHERE requester_group = %s AND token = %s AND rule_id = %s AND day BETWEEN %s AND %s",
-                (*key, _day(admission.today - charge.budget_days + 1), _day(admission.today)),
+                " WHERE requester_group = %s AND token = %s AND rule_id = %s AND day >= %s",
+                (*key, _day(admission.today - charge.budget_days + 1)),
             ).fetchone()
             if row is None or row[0] > charge.budget:
                 raise ProtocolError("budget-exhausted", "the query budget for this person and rule is spent")
@@ -122,7 +124,7 @@ class PostgresCustody:
         )
         rows = []
         for depositor, id_key, product, day, excluded, sealed in found:
-            kept = decode(KeptShares, self._vault.open(_place(depositor, id_key), sealed))
+            kept = decode(KeptShares, self._vault.open(_place(depositor, id_key), sealed or b""))
             rows.append(CustodyRow(product, day.toordinal(), excluded, kept.amounts, kept.counts))
         return tuple(rows)
 
@@ -185,6 +187,8 @@ class PostgresCustody:
 
     def commit(self, depositor: str, shard: int, commits: Sequence[tuple[bytes, int]]) -> list[Refusable]:
         """See `Custody.commit`."""
+        if not commits:
+            return []
 
         def transaction(connection: Rows) -> list[Refusable]:
             results = [self._commit(connection, depositor, shard, *commit) for commit in commits]

@@ -124,22 +124,32 @@ class Outbox:
             shard,
             excluded,
             None if entry is None else _entry(decode(_StoredEntry, self._vault.open(deposit_id, entry))),
-            None if made is None else MadeDeposit(shard, excluded, decode(Deposit, made)),
+            None if made is None else self._opened(shard, excluded, deposit_id, made),
             attempts,
         )
 
-    def store_made(self, made: Mapping[int, MadeDeposit]) -> None:
-        """Store the bytes of deposits, by seq, before they are first sent; the entries are erased."""
+    def store_made(self, made: Mapping[int, MadeDeposit]) -> dict[int, MadeDeposit]:
+        """Store the bytes of deposits, by seq, before they are first sent; erase their entries.
 
-        def transaction(connection: Rows) -> None:
+        Returns the bytes that count: where another sender has stored its own meanwhile, those.
+        """
+
+        def transaction(connection: Rows) -> dict[int, MadeDeposit]:
+            stored = {}
             for seq, item in made.items():
-                connection.execute(
-                    "UPDATE deposit SET made = %s, entry = NULL WHERE seq = %s AND made IS NULL",
-                    (encode(item.deposit), seq),
-                )
+                row = connection.execute(
+                    "UPDATE deposit SET made = coalesce(made, %s), entry = NULL WHERE seq = %s"
+                    " RETURNING deposit_id, made",
+                    (self._vault.seal(_made_place(item.deposit.deposit_id), encode(item.deposit)), seq),
+                ).fetchone()
+                if row is not None and row[1] is not None:
+                    stored[seq] = self._opened(item.shard, item.excluded, *row)
+            return stored
 
-        if made:
-            self._database.run("store made deposits", transaction)
+        return self._database.run("store made deposits", transaction) if made else {}
+
+    def _opened(self, shard: int, excluded: int, deposit_id: bytes, sealed: bytes) -> MadeDeposit:
+        return MadeDeposit(shard, excluded, decode(Deposit, self._vault.open(_made_place(deposit_id), sealed)))
 
     def record(
         self, outgoing: Outgoing, states: Mapping[int, Kept], *, made: bool, complete: bool, reason: str | None
@@ -152,7 +162,8 @@ class Outbox:
             connection.execute(
                 "UPDATE deposit SET receipts = receipts || %s, attempts = attempts + 1, last_reason = %s,"
                 " made_at = CASE WHEN %s THEN coalesce(made_at, now()) ELSE made_at END,"
-                " completed_at = CASE WHEN %s THEN now() END, made = CASE WHEN %s THEN NULL ELSE made END,"
+                " completed_at = CASE WHEN %s THEN coalesce(completed_at, now()) ELSE completed_at END,"
+                " made = CASE WHEN %s THEN NULL ELSE made END,"
                 " next_attempt_at = now() + make_interval(secs => %s) WHERE seq = %s",
                 (Jsonb(receipts), reason, made, complete, complete, wait, outgoing.seq),
             )
@@ -169,6 +180,10 @@ class Outbox:
         )
         assert row is not None
         return Backlog(unmade=row[0], incomplete=row[1] - row[0])
+
+
+def _made_place(deposit_id: bytes) -> bytes:
+    return b"made" + bytes(deposit_id)
 
 
 def _entry(stored: _StoredEntry) -> Entry:

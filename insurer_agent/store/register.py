@@ -22,6 +22,8 @@ from protocol.manifest import DAY, FLAG
 from protocol.messages import AMENDMENT, CANCELLATION, ISSUE
 from protocol.party import Party, RandomBytes
 
+POLICY_UNKNOWN = "policy-unknown"
+
 
 class Applied(enum.Enum):
     """What came of an event that was not refused."""
@@ -35,7 +37,7 @@ class Applied(enum.Enum):
 class Record:
     """What is sealed in a row of the register. Amounts in fen; `current` is what counts now, 0 once cancelled."""
 
-    policy_number: Annotated[str, Text(255)]
+    policy_number: Annotated[str, Text(256)]
     document_type: Annotated[str, Text(32)]
     document_number: Annotated[str, Text(64)]
     product: Annotated[str, Text(64)]
@@ -74,24 +76,27 @@ class Register:
 
     def apply(self, events: Sequence[PolicyEvent]) -> list[Applied | IntakeError]:
         """Apply events in their order, in one transaction, each with a result of its own."""
+        keys = [self._policy_key(event) for event in events]
 
         def transaction(connection: Rows) -> list[Applied | IntakeError]:
+            # Two processes that deliver one policy take turns; the row itself may not exist yet. All locks are taken
+            # first and in one order, so that no two imports wait for each other.
+            for lock in sorted({int.from_bytes(key[:8], "big", signed=True) for key in keys}):
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
             results: list[Applied | IntakeError] = []
-            for event in events:
+            for event, key in zip(events, keys, strict=True):
                 try:
-                    results.append(self._apply(connection, event))
+                    results.append(self._apply(connection, event, key))
                 except IntakeError as refusal:
                     results.append(refusal)
             return results
 
         return self._database.run("apply policy events", transaction)
 
-    def _apply(self, connection: Rows, event: PolicyEvent) -> Applied:
-        policy_key = self._vault.index(
-            "policy", event.policy_number.encode(), event.insured.encode(), event.product.encode()
-        )
-        # Two processes that deliver one policy take turns; the row itself may not exist yet.
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (int.from_bytes(policy_key[:8], "big", signed=True),))
+    def _policy_key(self, event: PolicyEvent) -> bytes:
+        return self._vault.index("policy", event.policy_number.encode(), event.insured.encode(), event.product.encode())
+
+    def _apply(self, connection: Rows, event: PolicyEvent, policy_key: bytes) -> Applied:
         fingerprint = self._vault.index(
             "row",
             policy_key,
@@ -125,7 +130,7 @@ class Register:
             return self._issue(event, record)
         if record is None:
             verb = "cancels" if event.event is Event.CANCEL else "amends"
-            raise IntakeError("policy-unknown", f"{verb} a policy that was never issued")
+            raise IntakeError(POLICY_UNKNOWN, f"{verb} a policy that was never issued")
         if event.event is Event.CANCEL:
             if record.cancelled:
                 return Applied.REPEATED, None, None

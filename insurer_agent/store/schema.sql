@@ -24,8 +24,8 @@ CREATE TABLE IF NOT EXISTS policy_row (
     fingerprint bytea PRIMARY KEY  -- HMAC of a row's meaning: a repeated row counts once
 );
 
--- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit is made up,
--- `made` (sealed envelopes) once it is complete.
+-- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
+-- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.
 CREATE TABLE IF NOT EXISTS deposit (
     seq             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     deposit_id      bytea NOT NULL UNIQUE,

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
 
 from insurer_agent.config import Settings
 from insurer_agent.embedded_postgres import EmbeddedPostgres, PostgresError
@@ -26,7 +29,7 @@ def find_dsn(settings: Settings) -> str:
 def database_server(settings: Settings) -> Iterator[None]:
     """Have a PostgreSQL for the block: start the embedded one unless another is named or it is running already."""
     file = settings.state / "postgres" / "agent-dsn"
-    if settings.database is not None or file.exists():
+    if settings.database is not None or _answers(file):
         yield
         return
     try:
@@ -39,3 +42,12 @@ def database_server(settings: Settings) -> Iterator[None]:
                 file.unlink(missing_ok=True)
     except PostgresError as error:
         raise SettingsError(str(error)) from None
+
+
+def _answers(file: Path) -> bool:
+    """Tell whether an embedded server answers; a killed one leaves its file behind."""
+    try:
+        with psycopg.connect(file.read_text(encoding="utf-8").strip(), connect_timeout=5):
+            return True
+    except (OSError, psycopg.OperationalError):
+        return False

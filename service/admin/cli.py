@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import logging
 import secrets
 import sys
 import time
 from pathlib import Path
 
-from protocol.errors import ProtocolError
+from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
 
@@ -164,21 +163,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; errors of use and configuration are told in a line and end with status 2."""
-    args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        status: int = args.run(args)
-    except SettingsError as error:
-        print(f"alliance: {error}", file=sys.stderr)
-        return 2
-    except ProtocolError as error:
-        print(f"alliance: {error.hint}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"alliance: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return status
+    """Run the command; see `run_command`."""
+    return run_command(_parser(), argv)
 
 
 if __name__ == "__main__":
