@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
-from world import NOW, World, make_world, name, seeded
+from world import NOW, World, make_world, seeded
 
 from protocol import committee_keys, kdf
 from protocol.channel import OVERHEAD, Channel, sealing_public_key
@@ -313,4 +313,3 @@ def test_a_key_does_not_print(world: World) -> None:
     key = world.members[slots_of(world)[0]].committee_keys[0, None]
     assert key.secret.reveal().hex() not in repr(key)
     assert repr(key.secret.reveal()) not in repr(key)
-    assert name(1) in world.members

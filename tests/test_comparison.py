@@ -13,6 +13,7 @@ from protocol.comparison import Disagreement, Garbled, Part, Seed, Sent, Vouched
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.sharing import Chosen, labels
+from protocol.stamps import pair_stamp
 from protocol.token import Pseudonym
 
 A = Chosen((0, 2, 3, 5), 6)
@@ -424,6 +425,30 @@ def test_sub_keys_of_a_seed_are_unequal_and_do_not_print() -> None:
     assert len({seed.key(name) for name in ("wire labels", "offsets", "AES key", "K", "session")}) == 5
     assert seed.secret.hex() not in repr(seed)
     assert repr(seed.secret) not in repr(seed)
+
+
+def test_pads_digests_masks_and_stamps_are_apart_by_domain_group_lane_and_pair() -> None:
+    # Even where labels, stamps or sums are equal: none stands for another.
+    derived = [
+        make(bytes(768), bytes(32), place, lane)
+        for make in (comparison._voucher_pad, comparison._voucher_digest)
+        for place in range(6)
+        for lane in (0, 1, 256)
+    ]
+    assert len(set(derived)) == 2 * 6 * 3
+    masks = {comparison._output_mask(header, lane, bytes(192)) for header in (b"", b"h") for lane in (0, 1, 256)}
+    assert len(masks) == 6
+    assert len({pair_stamp(bytes(32), pair, 6, {}) for pair in combinations(range(6), 2)}) == 15
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (2, 5)])
+def test_a_stamp_covers_the_sums_of_every_slot_that_the_pair_holds_and_of_no_other(pair: tuple[int, int]) -> None:
+    empty = pair_stamp(bytes(32), pair, 6, {})
+    for excluded in range(6):
+        assert (pair_stamp(bytes(32), pair, 6, {excluded: 1}) == empty) == (excluded in pair)
+    sums = [pair_stamp(bytes(32), (0, 1), 6, {2: left, 3: right}) for left, right in ((1, 2), (2, 1), (3, 0), (0, 3))]
+    assert len(set(sums)) == 4
+    assert pair_stamp(b"k" * 32, pair, 6, {}) != empty
 
 
 def test_tags_follow_from_seed_check_attempt_choice_and_lane_and_no_two_are_equal() -> None:

@@ -9,7 +9,8 @@ import pytest
 from strategies import POINTS
 from world import LIMIT, NOW, TODAY, World, make_world, name, person, seeded
 
-from protocol import signing, voprf
+from protocol import group, signing, voprf
+from protocol import token as prover
 from protocol.check import MemberInMemory, Verdict, Void, shard_of_person
 from protocol.custody import Kept, Reading, Refusable
 from protocol.deposit import (
@@ -28,6 +29,8 @@ from protocol.deposit import (
     commit_call,
     confirm,
     decide,
+    deposit_context,
+    draw_deposit_id,
     give_receipts,
     is_complete,
     is_made,
@@ -58,6 +61,7 @@ from protocol.messages import (
     envelope_hash,
 )
 from protocol.party import Party, random_scalar
+from protocol.token import SchnorrProof
 
 EXCEEDS, WITHIN, INDETERMINATE = Verdict.EXCEEDS, Verdict.WITHIN, Verdict.INDETERMINATE
 BEFORE = NOW - 60
@@ -377,6 +381,40 @@ def test_a_correction_of_a_correction_is_refused(world: World, relay: Relay, ins
     assert correction(relay, insider, second).reason == "refused"
 
 
+def test_an_outsider_corrects_its_deposits_at_the_holders_of_the_issue(world: World, outsider: int) -> None:
+    for whom in range(1, 9):
+        issue, _ = world.deposit(outsider, person(whom), LIMIT)
+        earlier = issue.deposit.deposit_id
+        made, states = world.deposit(outsider, person(whom), -LIMIT, kind=CANCELLATION, count=-1, earlier=earlier)
+        assert made.excluded == issue.excluded
+        assert is_complete(world.manifest, made, states)
+        assert world.check(others(world, outsider), person(whom), LIMIT) == (WITHIN, None)
+
+
+def test_a_correction_that_excludes_another_slot_than_its_issue_is_refused(world: World, outsider: int) -> None:
+    # By every holder, not only by the slot that has no issue: that one may be down.
+    issue, _ = world.deposit(outsider, person(1), LIMIT)
+    party, item = world.party(outsider), entry(kind=AMENDMENT, amount=-1, count=0, earlier=issue.deposit.deposit_id)
+    reasons = set()
+    for number in range(40):
+        made = make_deposit(party, item, bytes([number]) * 16, world.random)
+        relay = Relay.start(world, made, outsider)
+        up = [slot for slot in relay.slots if slot != issue.excluded]
+        reasons.add((made.excluded == issue.excluded, relay.decide(up).reason))
+    assert reasons == {(True, None), (False, "refused")}
+
+
+def test_ids_of_corrections_are_drawn_until_they_exclude_the_issues_slot(world: World, insider: int) -> None:
+    for number in range(1, 9):
+        earlier, party = bytes([number]) * 16, world.party(number)
+        issue = make_deposit(party, entry(), earlier, world.random)
+        drawn = draw_deposit_id(party, person(1), earlier, world.random)
+        assert make_deposit(party, entry(), drawn, world.random).excluded == issue.excluded
+        assert drawn != earlier
+    fresh = {draw_deposit_id(world.party(insider), person(1), None, world.random) for _ in range(20)}
+    assert len(fresh) == 20
+
+
 # --- what holders refuse -------------------------------------------------------------------------------------------
 
 
@@ -491,6 +529,23 @@ def test_a_depositor_that_names_two_persons_is_refused(relay: Relay) -> None:
     unequal = bent(relay, lambda body: replace(body, unblinder=stolen.unblinder, proof=stolen.proof), relay.slots[:1])
     assert refusal(unequal, relay.slots[0]) == "bad-unblinder"
     assert refusal_of(unequal) == "refused"
+
+
+def test_holders_that_come_to_different_pseudonyms_refuse_together(relay: Relay) -> None:
+    # A depositor can prove two blinds for one B: each holder's proofs hold, and only their comparison shows it.
+    key, blinded = relay.world.manifest.blinding_key, Element(relay.made.deposit.blinded)
+    t, nonce = (random_scalar(relay.world.random) for _ in range(2))
+    unblinder, commitment = group.multiply(t, key), group.multiply(nonce, key)
+    context = deposit_context(relay.depositor.id, relay.made.deposit.deposit_id)
+    challenge = prover._challenge(context, blinded, key, unblinder, commitment)
+    response = group.scalar_add(nonce, group.scalar_multiply(challenge, t))
+    proof = SchnorrProof(challenge=challenge, response=response)
+    slot = relay.slots[0]
+    unequal = bent(relay, lambda body: replace(body, unblinder=unblinder, proof=proof), [slot])
+    (accepted,) = unequal.accepted(slot)
+    assert isinstance(accepted, AcceptedDeposit)
+    assert refusal_of(unequal) == "refused"
+    assert unequal.visible() == {slot: set() for slot in relay.slots}
 
 
 @pytest.mark.parametrize(

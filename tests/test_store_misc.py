@@ -32,6 +32,7 @@ from insurer_agent.store.api_keys import PREFIX, ApiKeys
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import MAX_TRIES, Database, Rows
 from insurer_agent.store.keyring import Keyring
+from insurer_agent.store.server import database_server, find_dsn
 from insurer_agent.store.vault import Vault, VaultError
 from protocol import signing
 from protocol.committee_keys import CommitteeKey
@@ -826,3 +827,13 @@ def test_a_manifest_that_does_not_fit_does_not_stand_in_the_way_of_the_right_one
     other_alliance = terms(1_000, alliance="other", salt_check=bytes(32))
     assert "salt" in load(configured, store, other_alliance)
     assert load(configured, store, terms(5)) == "5"
+
+
+@pytest.mark.xfail(strict=True, raises=Problem, reason="a connection string that was left behind is taken for a server")
+def test_an_embedded_server_that_was_killed_is_started_again(configured: Settings) -> None:
+    left_behind = configured.state / "postgres" / "agent-dsn"
+    left_behind.parent.mkdir(mode=0o700)
+    left_behind.write_text(f"host=127.0.0.1 port={free_port()} user=postgres password=x dbname=insurer_agent")
+    settings = replace(configured, database=None)
+    with database_server(settings), opened(find_dsn(settings)) as store:
+        assert one(store, SETTINGS) == 0

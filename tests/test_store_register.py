@@ -212,16 +212,24 @@ def test_what_is_deposited_is_on_the_day_of_issue_and_names_the_issue(insurer: I
         assert (entry.identity, entry.product, entry.day) == (original.identity, original.product, original.day)
 
 
-def test_a_deposit_goes_where_the_protocol_sends_it(insurer: Insurer) -> None:
-    insurer.import_files(CANONICAL)
+def test_a_deposit_goes_where_the_protocol_sends_it_and_a_correction_where_its_issue_went(insurer: Insurer) -> None:
+    manifest, own_slots = insurer.party.manifest, set()
+    for whom in range(12):
+        issued = event(whom=whom)
+        insurer.apply(issued, replace(issued, event=Event.AMEND, amount=5), replace(issued, event=Event.CANCEL))
     places = insurer.database.run(
         "places", lambda connection: connection.execute("SELECT deposit_id, shard, excluded FROM deposit").fetchall()
     )
-    entries, manifest = dict(insurer.entries()), insurer.party.manifest
+    excluded_of = {bytes(deposit_id): excluded for deposit_id, _, excluded in places}
+    entries = dict(insurer.entries())
     for deposit_id, shard, excluded in places:
-        assert shard == shard_of_person(insurer.party, entries[bytes(deposit_id)].identity)
+        entry = entries[bytes(deposit_id)]
+        assert shard == shard_of_person(insurer.party, entry.identity)
         own, slots = manifest.slot_of_group(shard, insurer.party.id), len(manifest.committee(shard).slots)
         assert excluded == excluded_slot(shard, own, slots, bytes(deposit_id))
+        assert excluded == excluded_of[entry.earlier or bytes(deposit_id)]
+        own_slots.add(own is None)
+    assert own_slots == {True, False}  # it sits in the committee of one shard and not in that of the other
 
 
 # --- what an event means -------------------------------------------------------------------------------------------
@@ -539,7 +547,7 @@ def kill_connections(dsn: str) -> None:
 
 @dataclass
 class Crashing:
-    """A source of random bytes, of which an issue takes one draw, with something that happens at some draws."""
+    """A source of random bytes, of which an event takes one draw or more, with something that happens at some draws."""
 
     crash: Callable[[], object]
     at: range

@@ -1,5 +1,7 @@
 """Whoever blinds a person comes to one pseudonym, and nobody aims a token at a pseudonym that he has merely seen."""
 
+import hmac
+from collections import Counter
 from itertools import product
 
 import pytest
@@ -13,7 +15,7 @@ from protocol.check import check_context
 from protocol.deposit import deposit_context
 from protocol.errors import ProtocolError
 from protocol.group import Element, Scalar
-from protocol.identity import DocumentType, Identity
+from protocol.identity import DocumentType, Identity, shard_of
 from protocol.secret import Secret
 from protocol.token import SchnorrProof, Token, blind, hash_identity, index_key, unblind, verify_unblinder
 from protocol.voprf import blind_evaluate
@@ -80,6 +82,24 @@ def test_a_number_does_not_run_into_its_document_type_or_salt() -> None:
         (Secret(b""), Identity(DocumentType.PASSPORT, "1")),
     ]
     assert len({hash_identity(salt, identity) for salt, identity in alike}) == len(alike)
+
+
+def test_the_wire_form_of_an_identity_has_each_part_with_its_length_before_it() -> None:
+    assert PERSON.encode() == b"\x08passport\x09E00000001"
+    assert Identity(DocumentType.ORGANIZATION, "\u4fdd").encode() == b"\x0corganization\x03\xe4\xbf\x9d"
+    for size in (0, 65):
+        with pytest.raises(ProtocolError, match="identity-length"):
+            Identity(DocumentType.PASSPORT, "1" * size)
+
+
+def test_a_shard_follows_from_salt_and_identity_and_shards_are_filled_evenly() -> None:
+    digest = hmac.digest(SALT.reveal(), b"shard" + PERSON.encode(), "sha256")
+    assert shard_of(SALT, PERSON, 7) == int.from_bytes(digest, "big") % 7
+    persons = [Identity(DocumentType.RESIDENT_ID, str(number)) for number in range(800)]
+    filled = Counter(shard_of(SALT, identity, 4) for identity in persons)
+    assert set(filled) == set(range(4))
+    assert all(140 < count < 260 for count in filled.values())
+    assert any(shard_of(SALT, identity, 4) != shard_of(Secret(bytes(32)), identity, 4) for identity in persons)
 
 
 @deterministic(25)
@@ -180,6 +200,18 @@ def test_an_unblinder_that_is_no_element_is_refused() -> None:
     token = token_of(PERSON)
     for bad in (bytes(32), b"\xff" * 32):
         assert not verify_unblinder(Token(token.blinded, Element(bad), token.proof), KS_PUBLIC, CONTEXT)
+
+
+def test_a_prover_that_fits_d_to_a_challenge_drawn_before_is_refused() -> None:
+    # With D left out of the hash, D = (z*Ks - R) / c would pass for any R, without a logarithm of D being known.
+    blinded, commitment = token_of(PERSON).blinded, hash_identity(SALT, SOMEBODY_ELSE)
+    for guess in (KS_PUBLIC, commitment, token_of(PERSON).unblinder):
+        challenge, response = prover._challenge(CONTEXT, blinded, KS_PUBLIC, guess, commitment), scalar(99)
+        fitted = group.multiply(
+            group.scalar_invert(challenge), group.subtract(group.multiply(response, KS_PUBLIC), commitment)
+        )
+        proof = SchnorrProof(challenge=challenge, response=response)
+        assert not verify_unblinder(Token(blinded, fitted, proof), KS_PUBLIC, CONTEXT)
 
 
 # --- the attack: a member that is a custodian too aims a check at a pseudonym it has seen --------------------------
