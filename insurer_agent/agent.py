@@ -1,5 +1,6 @@
 """One agent put together: settings, keys, manifest, database, and the three roles over them."""
 
+import hashlib
 import secrets
 import time
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from insurer_agent.store.outbox import Outbox
 from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
 from insurer_agent.store.vault import Vault
+from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.identity import salt_check
 from protocol.manifest import Manifest, open_manifest
 from protocol.party import Party
 from transport.peers import Peers
@@ -52,7 +53,7 @@ class Agent:
         peers, random = Peers(), secrets.token_bytes
         vault = Vault(keys.storage, "register", random)
         custody_vault = Vault(keys.storage, "custody", random)
-        custody = PostgresCustody(database, custody_vault, manifest.terms.tick_seconds)
+        custody = PostgresCustody(database, custody_vault, manifest.terms.tick_seconds, manifest.terms.epoch)
         keyring = Keyring(database, custody_vault)
         outbox = Outbox(database, vault)
         return cls(
@@ -82,6 +83,7 @@ def load_manifest(settings: Settings, keys: AgentKeys, database: Database) -> Ma
         serial, seen = (int.from_bytes(row[0][:8], "big"), bytes(row[0][8:])) if row else (0, None)
         manifest = open_manifest(data, pins, time.time(), serial, seen)
         _require_fit(settings, keys, manifest)
+        _require_epoch(connection, manifest)
         connection.execute(
             "INSERT INTO setting (name, value) VALUES ('manifest', %s)"
             " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value",
@@ -101,6 +103,15 @@ def _require_fit(settings: Settings, keys: AgentKeys, manifest: Manifest) -> Non
         raise SettingsError(
             "the manifest is for a local alliance, without its floor of persons a shard; see allow_local"
         )
-    if manifest.terms.salt_check != salt_check(keys.member.salt):
-        raise SettingsError("the key file holds another salt than the alliance's; ask the member that made it")
     Party(settings.member_id, keys.member, manifest)
+
+
+def _require_epoch(connection: Rows, manifest: Manifest) -> None:
+    """Bind the database to key epoch and committees: under others, its rows would be missed and persons look new."""
+    terms = manifest.terms
+    committees = b"".join(encode(committee) for committee in terms.committees)
+    epoch = hashlib.sha256(terms.epoch.to_bytes(4, "big") + terms.blinding_key + committees).digest()
+    connection.execute("INSERT INTO setting (name, value) VALUES ('epoch', %s) ON CONFLICT DO NOTHING", (epoch,))
+    row = connection.execute("SELECT value FROM setting WHERE name = 'epoch'").fetchone()
+    if row is None or bytes(row[0]) != epoch:
+        raise ProtocolError("other-epoch", "the database is of another key epoch or other committees; see SPEC.md, 9")

@@ -4,6 +4,7 @@ Each method is one call of the service (SPEC.md, sections 5 and 6). What a call 
 answer leaves.
 """
 
+import hmac
 import logging
 import time
 
@@ -20,7 +21,6 @@ from protocol.messages import (
     CommitCall,
     HolderReceipts,
     KeyConfirmation,
-    NeverCall,
     PrepareAnswer,
     PrepareCall,
     Relay,
@@ -28,7 +28,7 @@ from protocol.messages import (
     SignedRelay,
 )
 from protocol.party import Party, RandomBytes
-from transport.internal import CONTENT_TYPE, message_of
+from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 
 log = logging.getLogger(__name__)
@@ -80,18 +80,13 @@ class Custodian:
         kept = self._custody.commit(call.depositor, call.shard, commits)
         return give_receipts(self._party, call.depositor, call.shard, [item for item, _ in commits], kept)
 
-    def never(self, call: NeverCall) -> HolderReceipts:
-        """Give deposits up for good unless they are committed, and say so to the depositor."""
-        kept = self._custody.abandon(call.depositor, call.shard, call.deposit_ids)
-        return give_receipts(self._party, call.depositor, call.shard, call.deposit_ids, kept)
-
     # --- committee keys
 
     def receive_key(self, relayed: Relayed) -> KeyConfirmation:
-        """Keep a committee key from its maker and confirm it."""
+        """Keep a committee key from its maker and confirm what is kept: the first of a committee's version stands."""
         key = committee_keys.receive(self._party, relayed.sender, relayed.envelope)
-        self._keyring.keep(key)
-        return KeyConfirmation(check_value=key.check_value(self._party.id))
+        kept = self._keyring.keep(key)
+        return KeyConfirmation(check_value=kept.check_value(self._party.id))
 
     def exchange_keys(self) -> int:
         """Make the keys that this member makes and hand them out; return how many are missing or unconfirmed here."""
@@ -122,10 +117,12 @@ class Custodian:
         body = encode(SignedRelay(relay=relay, signature=signature))
         call = Call(self._party.manifest.terms.service_url, "/v1/relay", body, {"Content-Type": CONTENT_TYPE})
         try:
-            confirmation = message_of(KeyConfirmation, self._peers.call(call, _RELAY_SECONDS))
+            reply = self._peers.call(call, _RELAY_SECONDS)
+            public = self._party.manifest.terms.service_signing_key
+            confirmation = service_message_of(KeyConfirmation, call, reply, public)
         except ProtocolError:
             return False
-        if confirmation.check_value != key.check_value(holder):
+        if not hmac.compare_digest(confirmation.check_value, key.check_value(holder)):
             log.error("%s confirmed another committee key of shard %d than it was sent", holder, key.name.shard)
             return False
         self._keyring.confirm(key, holder)

@@ -12,7 +12,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import BatchOutcome, DepositOutcome
 from protocol.party import Party, RandomBytes
 from protocol.stamps import tick_at
-from transport.internal import CONTENT_TYPE, message_of
+from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ class Depositor:
         manifest = self._party.manifest
         call = Call(manifest.terms.service_url, "/v1/deposits", encode(signed), {"Content-Type": CONTENT_TYPE})
         try:
-            outcomes = message_of(BatchOutcome, self._peers.call(call, self._seconds)).outcomes
+            reply = self._peers.call(call, self._seconds)
+            key = manifest.terms.service_signing_key
+            outcomes = service_message_of(BatchOutcome, call, reply, key).outcomes
         except ProtocolError as error:
             outcomes = tuple(DepositOutcome(receipts=(), reason=error.code) for _ in made)
         if len(outcomes) != len(made):

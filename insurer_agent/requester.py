@@ -10,7 +10,7 @@ from protocol.identity import Identity
 from protocol.manifest import Rule, china_day
 from protocol.messages import CheckOutcome
 from protocol.party import Party, RandomBytes
-from transport.internal import CONTENT_TYPE, message_of
+from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 
 
@@ -46,15 +46,16 @@ class Requester:
         Always comes back with a verdict, `INDETERMINATE` where none could be had before the deadline; refuses
         (`unknown-rule`, `manifest-expired`) what cannot be asked.
         """
-        manifest, now = self._party.manifest, time.time()
+        manifest, now, began = self._party.manifest, time.time(), time.monotonic()
         rule = manifest.current_rule(rule_id, china_day(now))
         manifest.require_current(manifest.hash, now)
         pending, request = ask(self._party, [Question(subject, rule, proposed)], now, now + self._seconds, self._random)
         call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
         verdict, reason = Verdict.INDETERMINATE, None
         try:
-            outcome = message_of(CheckOutcome, self._peers.call(call, pending.deadline - time.time()))
-            verdict, reason = read_outcome(pending, outcome, time.time())[0]
+            reply = self._peers.call(call, self._seconds - (time.monotonic() - began))
+            outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
+            verdict, reason = read_outcome(pending, outcome, now + time.monotonic() - began)[0]
         except ProtocolError as error:
             reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
         return Answer(pending.check_id, rule, verdict, reason, pending.as_of)

@@ -15,7 +15,7 @@ from insurer_agent.requester import Answer
 from insurer_agent.schemas import CheckAnswerSchema, CheckRequestSchema, RuleSchema
 from protocol.check import Verdict
 from protocol.manifest import SUM_INSURED, Rule, day_of
-from protocol.messages import CheckCall, CommitCall, NeverCall, PrepareCall, Relayed
+from protocol.messages import CheckCall, CommitCall, PrepareCall, Relayed
 from transport import internal, web
 from transport.capture import capture_messages
 from transport.problems import Problem
@@ -85,7 +85,6 @@ def _internal(app: Flask, agent: Agent) -> None:
     serve(internal.CHECK, CheckCall, agent.custodian.check)
     serve(internal.PREPARE, PrepareCall, agent.custodian.prepare)
     serve(internal.COMMIT, CommitCall, agent.custodian.commit)
-    serve(internal.NEVER, NeverCall, agent.custodian.never)
     serve(internal.COMMITTEE_KEY, Relayed, agent.custodian.receive_key)
 
 

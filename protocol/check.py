@@ -5,7 +5,7 @@ databases between the same calls. Step numbers are those of SPEC.md, section 6.
 """
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -109,6 +109,8 @@ def ask(
         raise ProtocolError("mixed-shards", "the lanes of one check are in one shard")
     (shard,) = shards
     manifest, check_id, seed, as_of = party.manifest, random(16), random(32), china_day(now)
+    if not all(0 <= question.proposed <= manifest.terms.deposit_cap for question in questions):
+        raise ProtocolError("bad-amount", "the proposed cover is negative or above the manifest's cap")
     slots = manifest.committee(shard).slots
     own = manifest.slot_of_group(shard, party.id)
     excluded = excluded_slot(shard, own, len(slots), check_id)
@@ -220,10 +222,21 @@ class Evaluation:
     proof: voprf.DleqProof
 
 
-def accept_request(service: ServiceParty, request: CheckRequest, now: float, random: RandomBytes) -> Evaluation:
+Admit = Callable[[str, int], None]
+"""Told an authenticated member and how many persons it asks about, before the work is done; may refuse."""
+
+
+def admit_all(_member: str, _persons: int) -> None:
+    """Refuse nobody."""
+
+
+def accept_request(
+    service: ServiceParty, request: CheckRequest, now: float, random: RandomBytes, admit: Admit = admit_all
+) -> Evaluation:
     """Step 2, first half: authenticate the requester and evaluate its blinded persons."""
     statement, manifest = request.signed.statement, service.manifest
     _verify_statement(manifest, request.signed, now)
+    admit(statement.requester, len(statement.lanes))
     own = manifest.slot_of_group(statement.shard, statement.requester)
     expected = [slot for slot in range(len(manifest.committee(statement.shard).slots)) if slot != own]
     if [entry.slot for entry in statement.envelopes] != expected:
@@ -395,7 +408,8 @@ def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: 
     `key` is the committee key without the requester's group; `view` is one snapshot of the store.
     """
     statement = accepted.statement
-    if (key.name.shard, key.name.omitted) != (statement.shard, accepted.omitted):
+    version = party.manifest.committee(statement.shard).version
+    if (key.name.shard, key.name.omitted, key.name.committee_version) != (statement.shard, accepted.omitted, version):
         raise ProtocolError("other-key", "the committee key is not the one for this requester")
     header = encode(
         _header(party.manifest, statement, accepted.attempt, accepted.chosen.slots, accepted.tick, key.name)

@@ -43,15 +43,18 @@ _TABLE_BYTES = 321 * 2 * LABEL_BYTES
 
 @message("garbled circuit", version=1)
 class Garbled:
-    """What the first of A sends and the others hash: table, AES key, encrypted outputs of all lanes."""
+    """What the first of A sends and the others hash: table, AES key, encrypted outputs, and per lane and group a
+    hash of K, by which the service notices a doctored one; K has 256 random bits, so its hash tells nothing.
+    """
 
     table: Annotated[bytes, Blob(MAX_LANES * _TABLE_BYTES)]
     aes_key: Annotated[bytes, Fixed(AES_KEY_BYTES)]
     outputs: Annotated[bytes, Blob(MAX_LANES * 2 * TAG_BYTES)]
+    vouchers: Annotated[bytes, Blob(MAX_LANES * INPUTS * K_BYTES)]
 
     def digest(self) -> bytes:
-        """Return the hash by which the other three of A confirm all three parts."""
-        parts = kdf.join(b"cover-lookup/v1 garbled circuit", self.table, self.aes_key, self.outputs)
+        """Return the hash by which the other three of A confirm all parts."""
+        parts = kdf.join(b"cover-lookup/v1 garbled circuit", self.table, self.aes_key, self.outputs, self.vouchers)
         return hashlib.sha256(parts).digest()
 
 
@@ -130,7 +133,7 @@ def garble(
     lanes: list[LaneInput],
     chosen: Chosen,
     slot: int,
-    stamp_sums: Mapping[int, int],
+    stamp_sums: Mapping[int, bytes],
 ) -> Part:
     """Return one custodian's part of the comparison; `stamp_sums` maps excluded slot to running sum."""
     position, count = chosen.position(slot), len(lanes)
@@ -148,7 +151,8 @@ def garble(
     vouchers = np.frombuffer(kdf.stream(seed.key("K"), count * INPUTS * K_BYTES), dtype=np.uint8)
     vouchers = vouchers.reshape(count, INPUTS, K_BYTES)
     outputs = _masked_outputs(seed, garbler, lane_tags, [row.tobytes() for row in vouchers])
-    garbled = Garbled(table=garbler.table.encode(), aes_key=aes_key, outputs=outputs)
+    hashes = b"".join(_voucher_hash(one.tobytes()) for one in vouchers.reshape(-1, K_BYTES))
+    garbled = Garbled(table=garbler.table.encode(), aes_key=aes_key, outputs=outputs, vouchers=hashes)
 
     active = wires.activate(_input_bits(lanes))
     session = seed.key("session")
@@ -181,12 +185,19 @@ def _vouch(labels: bytes, stamp: bytes, place: int, vouchers: bytes) -> Vouched:
     return Vouched(masked=bytes(masked), digests=bytes(digests))
 
 
-@dataclass(frozen=True)
 class Disagreement(Exception):  # noqa: N818  it names what happened, and is no fault of this program
     """Custodians of A sent parts that do not belong together; `slots` are those an alarm names."""
 
-    slots: tuple[int, ...]
-    what: str
+    def __init__(self, slots: tuple[int, ...], what: str) -> None:
+        super().__init__(f"slots {slots}: {what}")
+        self.slots = slots
+        self.what = what
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Disagreement) and (self.slots, self.what) == (other.slots, other.what)
+
+    def __hash__(self) -> int:
+        return hash((self.slots, self.what))
 
 
 def evaluate(parts: Mapping[int, Part], chosen: Chosen, lanes: int, header: bytes) -> list[bytes]:
@@ -205,7 +216,11 @@ def evaluate(parts: Mapping[int, Part], chosen: Chosen, lanes: int, header: byte
         for lane in range(lanes):
             labels = sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
             masked = vouched.masked[lane * K_BYTES : (lane + 1) * K_BYTES]
-            vouchers[lane].append(_xor(masked, _voucher_pad(labels, sent.stamp, place, lane)))
+            voucher = _xor(masked, _voucher_pad(labels, sent.stamp, place, lane))
+            at = (lane * INPUTS + place) * K_BYTES
+            if not hmac.compare_digest(_voucher_hash(voucher), garbled.vouchers[at : at + K_BYTES]):
+                raise Disagreement((chosen.slots[GROUPS[place][1]],), "a voucher's K")
+            vouchers[lane].append(voucher)
     evaluator = Evaluator(garbled.aes_key, ActiveLabels(np.stack(inputs, axis=1)), Table.decode(garbled.table, lanes))
     opened = evaluator.open_outputs(_blocks(garbled.outputs, lanes, 2))
     return [_xor(opened[lane].tobytes(), _output_mask(header, lane, b"".join(vouchers[lane]))) for lane in range(lanes)]
@@ -262,6 +277,7 @@ def _well_shaped(part: Part, position: int, lanes: int) -> bool:
         (part.garbled is not None) == (position == 0)
         and (part.garbled is None or len(part.garbled.table) == lanes * _TABLE_BYTES)
         and (part.garbled is None or len(part.garbled.outputs) == lanes * 2 * TAG_BYTES)
+        and (part.garbled is None or len(part.garbled.vouchers) == lanes * INPUTS * K_BYTES)
         and len(part.sent) == CHOSEN - 1 - position
         and len(part.vouched) == position
         and all(len(sent.labels) == lanes * _LABELS_A_LANE for sent in part.sent)
@@ -309,6 +325,10 @@ def _voucher_digest(labels: bytes, stamp: bytes, place: int, lane: int) -> bytes
     return hashlib.sha256(
         b"cover-lookup/v1 voucher digest" + bytes([place]) + lane.to_bytes(2, "big") + stamp + labels
     ).digest()
+
+
+def _voucher_hash(voucher: bytes) -> bytes:
+    return hashlib.sha256(b"cover-lookup/v1 voucher hash" + voucher).digest()
 
 
 def _blocks(data: bytes, *shape: int) -> Block:

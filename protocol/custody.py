@@ -5,18 +5,20 @@ The contract, on which replay protection and the all-or-nothing visibility of de
 - `admit`, `prepare`, `commit` and `abandon` are durable and visible to every later call once they return, and have
   no effect at all when they raise;
 - `view` is one snapshot: it never sees a part of a commit;
-- the rows of `view` are those of the tick asked for and before, in the epoch asked for.
+- the rows of `view` are those of the tick asked for and before;
+- a store belongs to one key epoch: `view` and `prepare` in another are refused (`other-epoch`), never answered as zero.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from protocol import group
 from protocol.errors import ProtocolError
 from protocol.manifest import SUM_INSURED, Rule
 from protocol.messages import ISSUE
 from protocol.sharing import Label, Share, add_shares, held_labels
-from protocol.stamps import STAMP_MODULUS, deposit_stamp
+from protocol.stamps import deposit_stamp
 from protocol.token import IndexKey
 
 
@@ -90,7 +92,7 @@ class CustodyView:
     """One snapshot: the rows of each lane's person, and the running stamp sums by excluded slot."""
 
     lanes: tuple[PersonRows, ...]
-    stamp_sums: Mapping[int, int]
+    stamp_sums: Mapping[int, bytes]
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ class Custody(Protocol):
         """Keep deposits unseen, each with a result of its own.
 
         Repeats are answered with their state. Refused: another envelope under a known id (`deposit-reused`), an id
-        given up (`deposit-abandoned`), and a correction without a committed issue of the same depositor, person,
-        product and day (`unknown-earlier`).
+        given up (`deposit-abandoned`), and a correction that names a deposit which is no issue of the same depositor,
+        person, product, day and excluded slot (`wrong-earlier`). One whose issue is not here is kept: a refusal would
+        show the service, which can hold an issue back from one holder, which corrections are its own.
         """
 
     def commit(self, depositor: str, shard: int, commits: Sequence[tuple[bytes, int]]) -> list[Refusable]:
@@ -161,6 +164,7 @@ class MemoryCustody:
         self._attempts: set[tuple[str, bytes, int]] = set()
         self._charges: dict[tuple[str, IndexKey, str, int], int] = {}
         self._deposits: dict[tuple[str, bytes], tuple[Proposed | None, Kept]] = {}
+        self._epoch: int | None = None
 
     def admit(self, admission: Admission) -> None:
         """See `Custody`."""
@@ -188,19 +192,20 @@ class MemoryCustody:
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody`."""
+        self._bind(reading.epoch)
         committed = [
             (proposed, kept.tick)
             for proposed, kept in self._deposits.values()
             if proposed is not None
             and kept.tick is not None
             and kept.tick <= reading.tick
-            and (proposed.shard, proposed.epoch) == (reading.shard, reading.epoch)
+            and proposed.shard == reading.shard
         ]
-        stamps: dict[int, int] = {}
+        stamps: dict[int, bytes] = {}
         for proposed, tick in committed:
             slot = proposed.row.excluded
             stamp = deposit_stamp(proposed.depositor, proposed.deposit_id, tick)
-            stamps[slot] = (stamps.get(slot, 0) + stamp) % STAMP_MODULUS
+            stamps[slot] = group.accumulate(stamps.get(slot, group.IDENTITY), [stamp])
         lanes = tuple(
             PersonRows(tuple(p.row for p, _ in committed if p.index == index and p.row.day >= first))
             for index, first in reading.lanes
@@ -211,14 +216,19 @@ class MemoryCustody:
         """See `Custody`."""
         return [self._prepare(item) for item in proposed]
 
+    def _bind(self, epoch: int) -> None:
+        self._epoch = epoch if self._epoch is None else self._epoch
+        require_epoch(self._epoch, epoch)
+
     def _prepare(self, item: Proposed) -> Refusable:
+        self._bind(item.epoch)
         key = (item.depositor, item.deposit_id)
         if key in self._deposits:
             return repeated(self._deposits[key][1], item.envelope_hash)
         if item.kind != ISSUE:
-            original, kept = self._deposits.get((item.depositor, item.earlier or b""), (None, None))
-            if original is None or kept is None or kept.tick is None or not corrects(item, original):
-                return unknown_earlier()
+            original, _ = self._deposits.get((item.depositor, item.earlier or b""), (None, None))
+            if original is not None and not corrects(item, original):
+                return wrong_earlier()
         self._deposits[key] = (item, Kept(None, never=False, envelope_hash=item.envelope_hash))
         return self._deposits[key][1]
 
@@ -251,6 +261,12 @@ class MemoryCustody:
         return results
 
 
+def require_epoch(own: int, asked: int) -> None:
+    """Refuse what belongs to another key epoch than the store."""
+    if own != asked:
+        raise ProtocolError("other-epoch", "the store is of another key epoch; it must be re-keyed first")
+
+
 def repeated(kept: Kept, envelope_hash: bytes) -> Refusable:
     """Return the answer to a deposit id that is known already."""
     if kept.never:
@@ -271,6 +287,6 @@ def corrects(item: Proposed, original: Proposed) -> bool:
     )
 
 
-def unknown_earlier() -> ProtocolError:
-    """Return the refusal of a correction whose issue is not here."""
-    return ProtocolError("unknown-earlier", "the policy that this corrects is not committed here")
+def wrong_earlier() -> ProtocolError:
+    """Return the refusal of a correction that does not fit the issue that it names."""
+    return ProtocolError("wrong-earlier", "this does not correct the policy that it names")

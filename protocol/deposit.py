@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol import kdf, signing, voprf
-from protocol.check import MemberInMemory, shard_of_person
+from protocol.check import Admit, MemberInMemory, admit_all, shard_of_person
 from protocol.committee import excluded_slot
 from protocol.committee_keys import CommitteeKey
 from protocol.custody import CustodyRow, Kept, Proposed, Refusable
@@ -23,6 +23,7 @@ from protocol.manifest import Manifest
 from protocol.messages import (
     COMMITTED,
     FRESHNESS_SECONDS,
+    ISSUE,
     NEVER,
     Abandon,
     BatchOutcome,
@@ -110,6 +111,8 @@ def draw_deposit_id(party: Party, identity: Identity, earlier: bytes | None, ran
 def make_deposit(party: Party, entry: Entry, deposit_id: bytes, random: RandomBytes) -> MadeDeposit:
     """Step 1: blind the person, share amount and count, salt a digest per label, seal one envelope per holder."""
     manifest, shard = party.manifest, shard_of_person(party, entry.identity)
+    if abs(entry.amount) > manifest.terms.deposit_cap or abs(entry.count) > 1:
+        raise ProtocolError("bad-amount", "the amount of a deposit is above the manifest's cap")
     slots = manifest.committee(shard).slots
     excluded = excluded_slot(shard, manifest.slot_of_group(shard, party.id), len(slots), deposit_id)
     scalars = (random_scalar(random), random_scalar(random))
@@ -147,9 +150,22 @@ def make_deposit(party: Party, entry: Entry, deposit_id: bytes, random: RandomBy
             counts=tuple(counts[name] for name in held),
             salts=tuple(salts[name] for name in held),
         )
-        envelopes.append(party.channel(custodian).seal(PURPOSE, deposit_id, encode(body), random(32)))
+        padded = _pad(encode(body), len(slots))
+        envelopes.append(party.channel(custodian).seal(PURPOSE, deposit_id, padded, random(32)))
     deposit = Deposit(deposit_id=deposit_id, blinded=token.blinded, envelopes=tuple(envelopes))
     return MadeDeposit(shard, excluded, deposit)
+
+
+def _pad(body: bytes, slots: int) -> bytes:
+    """Pad a body to a length that depends on the committee's size alone: else it would tell kind and product."""
+    return (body + b"\x80").ljust(512 + 128 * slots, b"\x00")
+
+
+def _unpad(padded: bytes) -> bytes:
+    body, mark, rest = padded.rpartition(b"\x80")
+    if not mark or any(rest):
+        raise ProtocolError("malformed", "the padding of an envelope is not well formed")
+    return body
 
 
 def sign_batch(party: Party, made: Sequence[MadeDeposit], now: float) -> SignedBatch:
@@ -192,8 +208,13 @@ class EvaluatedBatch:
     proof: voprf.DleqProof
 
 
-def accept_batch(service: ServiceParty, signed: SignedBatch, now: float, random: RandomBytes) -> EvaluatedBatch:
-    """Step 2: authenticate the depositor, check the shape, evaluate the blinded persons."""
+def accept_batch(
+    service: ServiceParty, signed: SignedBatch, now: float, random: RandomBytes, admit: Admit = admit_all
+) -> EvaluatedBatch:
+    """Step 2: authenticate the depositor, check the shape, evaluate the blinded persons.
+
+    `admit` is told depositor and number of deposits before any is evaluated, and may refuse.
+    """
     batch, manifest = decode(DepositBatch, signed.batch), service.manifest
     _authenticate(manifest, batch.depositor, batch.issued_at, now, signed.signature, PURPOSE, signed.batch)
     manifest.require_current(batch.manifest_hash, now)
@@ -203,6 +224,7 @@ def accept_batch(service: ServiceParty, signed: SignedBatch, now: float, random:
         raise ProtocolError("bad-batch", "a batch has distinct ids and one envelope per holder")
     for deposit in batch.deposits:
         _require_excluded(manifest, batch.depositor, batch.shard, batch.excluded, deposit.deposit_id)
+    admit(batch.depositor, len(batch.deposits))
     blinded = [Element(deposit.blinded) for deposit in batch.deposits]
     evaluated = [voprf.blind_evaluate(service.keys.blinding, point) for point in blinded]
     proof = voprf.prove(service.keys.blinding, manifest.blinding_key, blinded, evaluated, random_scalar(random))
@@ -274,7 +296,7 @@ def accept_prepare(party: Party, call: PrepareCall, now: float) -> list[Accepted
 def _accept_deposit(party: Party, call: PrepareCall, slot: int, item: EvaluatedDeposit) -> AcceptedDeposit:
     manifest = party.manifest
     opened = party.channel(call.depositor).open(PURPOSE, item.deposit_id, item.envelope)
-    body = decode(DepositEnvelope, opened)
+    body = decode(DepositEnvelope, _unpad(opened))
     facts = body.facts
     same = (
         (facts.depositor, facts.deposit_id, facts.shard) == (call.depositor, item.deposit_id, call.shard)
@@ -285,6 +307,8 @@ def _accept_deposit(party: Party, call: PrepareCall, slot: int, item: EvaluatedD
     if not same:
         raise ProtocolError("unequal-fields", "the envelope and the call say different things")
     _require_excluded(manifest, facts.depositor, facts.shard, facts.excluded, facts.deposit_id)
+    if (facts.kind == ISSUE) != (facts.earlier is None):
+        raise ProtocolError("bad-kind", "a correction names its issue, an issue names none")
     if facts.product not in manifest.terms.products:
         raise ProtocolError("unknown-product", "the product is not in the manifest")
     size = len(manifest.committee(facts.shard).slots)
@@ -365,7 +389,8 @@ def decide(
 
     A deposit that some holder committed before keeps that tick.
     """
-    size = len(manifest.committee(evaluated.batch.shard).slots)
+    size, count = len(manifest.committee(evaluated.batch.shard).slots), len(evaluated.batch.deposits)
+    answers = {slot: answer for slot, answer in answers.items() if len(answer.answers) == count}
     return [
         _decide(
             size,
@@ -395,7 +420,7 @@ def _decide(size: int, excluded: int, answers: Mapping[int, Prepared], tick: int
     if not agreed or any(len(values) > 1 for values in digests.values()):
         return Decision(None, (), REFUSED)
     earlier = [answer.tick for answer in answers.values() if answer.tick is not None]
-    return Decision(min(earlier, default=tick), tuple(sorted(answers)), None)
+    return Decision(min(tick, *earlier) if earlier else tick, tuple(sorted(answers)), None)
 
 
 def commit_call(evaluated: EvaluatedBatch, decisions: Sequence[Decision], slot: int) -> CommitCall | None:
@@ -434,7 +459,7 @@ def accept_abandon(service: ServiceParty, signed: SignedAbandon, now: float) -> 
         encode(abandon),
     )
     slots = holder_slots(service.manifest, abandon.shard, abandon.excluded)
-    return slots, NeverCall(depositor=abandon.depositor, shard=abandon.shard, deposit_ids=abandon.deposit_ids)
+    return slots, NeverCall(signed=signed)
 
 
 # --- step 5: a holder commits and gives its receipt ----------------------------------------------------------------
@@ -446,6 +471,17 @@ def accept_commit(party: Party, call: CommitCall, now: float) -> list[tuple[byte
     if any(commit.tick > current for commit in call.commits):
         raise ProtocolError("future-tick", "the tick of a commit lies in the future; check both clocks")
     return [(commit.deposit_id, commit.tick) for commit in call.commits]
+
+
+def accept_never(party: Party, call: NeverCall, now: float) -> Abandon:
+    """Refuse a call to give deposits up that their depositor did not sign, just now; return what it asks for."""
+    abandon = call.signed.abandon
+    _authenticate(
+        party.manifest, abandon.depositor, abandon.issued_at, now, call.signed.signature, ABANDON, encode(abandon)
+    )
+    if party.manifest.own_slot(abandon.shard, party.id) == abandon.excluded:
+        raise ProtocolError("bad-excluded", "the excluded slot gets nothing of a deposit")
+    return abandon
 
 
 def give_receipts(

@@ -142,7 +142,10 @@ class Text:
 
     def write(self, value: str, out: bytearray) -> None:
         """Append count and bytes."""
-        data = value.encode()
+        try:
+            data = value.encode()
+        except UnicodeEncodeError:
+            raise malformed("a text is not Unicode") from None
         self._count.write(len(data), out)
         out += data
 
@@ -223,7 +226,8 @@ def message(name: str, *, version: int) -> Callable[[type[M]], type[M]]:
     """Make a class a frozen dataclass with a wire form. Fields cannot be reordered or changed within a version."""
 
     def apply(cls: type[M]) -> type[M]:
-        made = dataclasses.dataclass(frozen=True)(cls)
+        made = dataclasses.dataclass(frozen=True, repr=False)(cls)
+        made.__repr__ = lambda _: f"<{name}>"  # type: ignore[method-assign]  # messages may hold secrets
         fields = []
         for field_name, hint in get_type_hints(made, include_extras=True).items():
             if get_origin(hint) is not Annotated:

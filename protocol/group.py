@@ -9,6 +9,7 @@ everywhere, and libsodium's multiplication reports it as an error.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import NewType
 
 import rbcl
@@ -24,13 +25,19 @@ POINT_BYTES = 32
 SCALAR_BYTES = 32
 UNIFORM_BYTES = 64
 ORDER = 2**252 + 27742317777372353535851937790883648493
-_IDENTITY = bytes(POINT_BYTES)
+IDENTITY = bytes(POINT_BYTES)
+"""The encoding of the identity; no `Element`, but where sums start."""
 SUITE = b"ristretto255-SHA512"
 
 
 def is_element(data: bytes) -> bool:
     """Tell whether `data` canonically encodes an element other than the identity."""
-    return len(data) == POINT_BYTES and data != _IDENTITY and bool(rbcl.crypto_core_ristretto255_is_valid_point(data))
+    return (
+        len(data) == POINT_BYTES
+        and data[-1] < 1 << 7  # libsodium ignores the top bit, so an element would have two encodings
+        and data != IDENTITY
+        and bool(rbcl.crypto_core_ristretto255_is_valid_point(data))
+    )
 
 
 def is_scalar(data: bytes) -> bool:
@@ -93,8 +100,16 @@ def subtract(left: Element, right: Element) -> Element:
     return _not_identity(rbcl.crypto_core_ristretto255_sub(left, right))
 
 
+def accumulate(total: bytes, points: Iterable[Element], *, sign: int = 1) -> bytes:
+    """Return total + sign * (sum of points); total and result may be the identity."""
+    combine = rbcl.crypto_core_ristretto255_add if sign > 0 else rbcl.crypto_core_ristretto255_sub
+    for point in points:
+        total = combine(total, point)
+    return total
+
+
 def _not_identity(point: bytes) -> Element:
-    if point == _IDENTITY:
+    if point == IDENTITY:
         raise ProtocolError("identity-element", "a sum is the identity")
     return Element(point)
 

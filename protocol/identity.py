@@ -32,9 +32,12 @@ class Identity:
     number: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        size = len(self.number.encode())
+        try:
+            size = len(self.number.encode())
+        except UnicodeEncodeError:
+            size = 0
         if not 0 < size <= MAX_NUMBER_BYTES:
-            raise ProtocolError("identity-length", "a document number has 1 to 64 bytes")
+            raise ProtocolError("identity-length", "a document number has 1 to 64 bytes of Unicode text")
 
     def encode(self) -> bytes:
         """Encode injectively: each part with its length (one byte) before it."""

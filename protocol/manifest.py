@@ -17,6 +17,7 @@ from protocol.errors import ProtocolError
 from protocol.group import Element
 from protocol.secret import Secret
 from protocol.sharing import HALF_RING, MAX_SLOTS, MIN_SLOTS
+from protocol.stamps import MAX_TICK_SECONDS
 
 PERSONS_A_SHARD = 10_000
 MAX_WINDOW_DAYS = 366
@@ -80,7 +81,7 @@ class Terms:
     local: Annotated[int, FLAG]
     issued_at: Annotated[int, UInt(64)]
     valid_until: Annotated[int, UInt(64)]
-    tick_seconds: Annotated[int, UInt(16, least=1, most=60)]
+    tick_seconds: Annotated[int, UInt(16, least=1, most=MAX_TICK_SECONDS)]
     shards: Annotated[int, UInt(32, least=1, most=4096)]
     expected_persons: Annotated[int, UInt(64)]
     deposit_cap: Annotated[int, UInt(48, least=1)]

@@ -285,15 +285,6 @@ class CommitCall:
     commits: Annotated[tuple[Commit, ...], Seq(Nested(Commit), least=1, most=MAX_DEPOSITS)]
 
 
-@message("never call", version=1)
-class NeverCall:
-    """Service to one holder: give these deposits up for good unless they are committed."""
-
-    depositor: Annotated[str, NAME]
-    shard: Annotated[int, SHARD]
-    deposit_ids: Annotated[tuple[bytes, ...], Seq(ID, least=1, most=MAX_DEPOSITS)]
-
-
 COMMITTED, NEVER = 1, 2
 
 
@@ -359,6 +350,13 @@ class SignedAbandon:
 
     abandon: Annotated[Abandon, Nested(Abandon)]
     signature: Annotated[bytes, SIGNATURE]
+
+
+@message("never call", version=1)
+class NeverCall:
+    """Service to one holder: give these deposits up for good unless they are committed; the depositor's own word."""
+
+    signed: Annotated[SignedAbandon, Nested(SignedAbandon)]
 
 
 # --- relayed between members ---------------------------------------------------------------------------------------

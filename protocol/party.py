@@ -8,6 +8,7 @@ from protocol import channel, group, signing
 from protocol.channel import Channel
 from protocol.errors import ProtocolError
 from protocol.group import Scalar
+from protocol.identity import salt_check
 from protocol.manifest import Manifest, Member
 from protocol.secret import Secret
 
@@ -62,6 +63,8 @@ class Party:
         entry = self.manifest.member(self.id)
         if self.keys.public(self.id, entry.group, entry.url) != entry:
             raise ProtocolError("other-keys", "the manifest lists other public keys for this member")
+        if salt_check(self.keys.salt) != self.manifest.terms.salt_check:
+            raise ProtocolError("other-salt", "the key file holds another salt than the alliance's; ask who made it")
 
     @cached_property
     def group(self) -> str:

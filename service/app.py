@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, jsonify, request
 
 from protocol.errors import ProtocolError
 from protocol.manifest import AdminPins, Manifest, open_manifest
-from protocol.messages import CheckRequest, SignedAbandon, SignedBatch, SignedRelay
+from protocol.messages import CheckRequest, SignedBatch, SignedRelay
 from protocol.party import ServiceParty
 from service.config import Settings, load_keys
 from service.custodians import Custodians
@@ -49,13 +49,15 @@ def make_app(state: Path) -> Flask:
 
     def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
         def handle() -> Response:
-            return web.message_response(answer(web.read_message(kind)))
+            response = web.message_response(answer(web.read_message(kind)))
+            signature = internal.sign_answer(party.keys.signing, path, request.get_data(), response.get_data())
+            response.headers[internal.SIGNATURE_HEADER] = signature
+            return response
 
         app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
 
     serve("/v1/checks", CheckRequest, relay.check)
     serve("/v1/deposits", SignedBatch, relay.deposit)
-    serve("/v1/deposits/abandon", SignedAbandon, relay.abandon)
     serve("/v1/relay", SignedRelay, relay.relay)
 
     @app.get("/v1/manifest")

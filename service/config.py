@@ -32,13 +32,14 @@ class _SettingsSchema(Schema):
     check_seconds = fields.Float(load_default=1.9, validate=validate.Range(0.1, 60))
     attempt_seconds = fields.Float(load_default=0.6, validate=validate.Range(0.05, 10))
     deposit_seconds = fields.Float(load_default=4.0, validate=validate.Range(0.5, 60))
+    deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
     checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
     capture = fields.String(load_default=None, allow_none=True)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the service; `checks_a_second` is the rate that one member may keep up."""
+    """The settings of the service; rates are those that one member may keep up, per worker."""
 
     state: Path
     host: str
@@ -51,6 +52,7 @@ class Settings:
     attempt_seconds: float
     deposit_seconds: float
     checks_a_second: float
+    deposits_a_second: float
     capture: Path | None
 
     @classmethod

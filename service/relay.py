@@ -17,7 +17,6 @@ from protocol.deposit import (
     REFUSED,
     Decision,
     EvaluatedBatch,
-    accept_abandon,
     accept_batch,
     batch_outcome,
     commit_call,
@@ -38,7 +37,6 @@ from protocol.messages import (
     KeyConfirmation,
     PrepareAnswer,
     Relayed,
-    SignedAbandon,
     SignedBatch,
     SignedRelay,
 )
@@ -58,6 +56,8 @@ _OUT = 100.0
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
 RELAY_PURPOSE = "relay"
+NO_ANSWER = {"unreachable", "timeout", "not-ready", "database-unavailable", "internal-error", "malformed"}
+"""What a peer says that is out of order: as good as no answer, and no refusal."""
 
 
 class Relay:
@@ -68,7 +68,8 @@ class Relay:
         self._custodians = custodians
         self._settings = settings
         self._random = random
-        self._rates = RateLimit(settings.checks_a_second)
+        self._checks = RateLimit(settings.checks_a_second)
+        self._deposits = RateLimit(settings.deposits_a_second)
 
     # --- a check
 
@@ -76,9 +77,8 @@ class Relay:
         """Relay a check: up to three attempts, each with four custodians, within the deadline."""
         deadline = time.monotonic() + self._settings.check_seconds
         # 2. Authenticate, evaluate the blinded persons, prove it.
-        evaluation = accept_request(self._service, request, time.time(), self._random)
+        evaluation = accept_request(self._service, request, time.time(), self._random, self._checks.take)
         statement = request.signed.statement
-        self._rates.take(statement.requester)
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
         void = Void.TOO_FEW_CUSTODIANS
@@ -125,18 +125,18 @@ class Relay:
     def deposit(self, signed: SignedBatch) -> BatchOutcome:
         """Relay a batch of deposits: prepare, compare, commit at one tick."""
         # 2. Authenticate, evaluate the blinded persons, prove it.
-        evaluated = accept_batch(self._service, signed, time.time(), self._random)
+        evaluated = accept_batch(self._service, signed, time.time(), self._random, self._deposits.take)
         batch, seconds = evaluated.batch, self._settings.deposit_seconds / 2
         # 3. Every holder verifies and keeps, unseen.
         calls = {slot: prepare_call(evaluated, slot) for slot in evaluated.slots}
         answered = self._custodians.call(batch.shard, internal.PREPARE, calls, PrepareAnswer, seconds)
         answers = {slot: answer for slot, answer in answered.items() if isinstance(answer, PrepareAnswer)}
-        answers = {slot: item for slot, item in answers.items() if len(item.answers) == len(batch.deposits)}
         refusals = self._refusals(batch.shard, answered)
         if refusals:
             return _refused(evaluated, refusals)
         # 4. Compare, name the tick.
         tick = tick_at(time.time(), self._service.manifest.terms.tick_seconds)
+        self._note_dissent(batch.shard, answers)
         decisions = decide(self._service.manifest, evaluated, answers, tick)
         # 5. Commit; 6. gather the receipts.
         return self._commit(evaluated, decisions, seconds)
@@ -153,15 +153,12 @@ class Relay:
                 self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, _ODD)
         return batch_outcome(decisions, receipts)
 
-    def abandon(self, signed: SignedAbandon) -> BatchOutcome:
-        """Relay a final "never" to every holder and gather what they say."""
-        slots, call = accept_abandon(self._service, signed, time.time())
-        answered = self._custodians.call(
-            call.shard, internal.NEVER, dict.fromkeys(slots, call), HolderReceipts, self._settings.deposit_seconds
-        )
-        decision = Decision(None, slots, None)
-        receipts = {slot: answer for slot, answer in answered.items() if isinstance(answer, HolderReceipts)}
-        return batch_outcome([decision] * len(call.deposit_ids), receipts)
+    def _note_dissent(self, shard: int, answers: dict[int, PrepareAnswer]) -> None:
+        """Name holders that refuse deposits of a batch: one alone can hold up all of a shard."""
+        for slot, answer in answers.items():
+            codes = sorted({item.refusal for item in answer.answers if item.refusal is not None})
+            if codes:
+                self._note(shard, slot, f"refuses deposits: {', '.join(codes)}")
 
     def _refusals(self, shard: int, answers: dict[int, M | ProtocolError]) -> set[str]:
         """Return the codes with which holders refused a whole call; having had no answer is no refusal."""
@@ -169,7 +166,7 @@ class Relay:
         for slot, answer in answers.items():
             if isinstance(answer, ProtocolError):
                 self._note(shard, slot, f"did not take a deposit: {answer.code}")
-                if answer.code not in ("unreachable", "timeout", "not-ready", "database-unavailable"):
+                if answer.code not in NO_ANSWER:
                     codes.add(answer.code)
         return codes
 
@@ -195,7 +192,7 @@ def _void_of(codes: set[str], remaining: int) -> Void:
     """Return the public reason of an attempt in which custodians refused or did not answer."""
     if "budget-exhausted" in codes:
         return Void.BUDGET_EXHAUSTED
-    if codes <= {"unreachable", "timeout", "not-ready", "database-unavailable"}:
+    if codes <= NO_ANSWER:
         return Void.TOO_FEW_CUSTODIANS if remaining < CHOSEN else Void.TIMEOUT
     return Void.DISAGREEMENT
 
@@ -207,19 +204,19 @@ def _refused(evaluated: EvaluatedBatch, codes: set[str]) -> BatchOutcome:
 
 
 class RateLimit:
-    """A token bucket a member: `rate` checks a second kept up, ten seconds' worth at once. Per process."""
+    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once. Per process."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._lock = Lock()
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def take(self, member: str) -> None:
-        """Count one check; refuse (`rate-limited`) when the member's bucket is empty."""
+    def take(self, member: str, persons: int) -> None:
+        """Count lanes or deposits; refuse (`rate-limited`) when the member's bucket has fewer left."""
         now, most = time.monotonic(), max(1.0, self._rate * 10)
         with self._lock:
             left, at = self._buckets.get(member, (most, now))
             left = min(most, left + (now - at) * self._rate)
-            if left < 1:
-                raise ProtocolError("rate-limited", "too many checks; slow down")
-            self._buckets[member] = (left - 1, now)
+            if left < persons:
+                raise ProtocolError("rate-limited", "too much at once; slow down")
+            self._buckets[member] = (left - persons, now)

@@ -111,5 +111,25 @@ def test_an_answer_that_is_no_answer_is_unreachable(peers: Peers, garbage: bytes
         assert peers.call(to(url), 5) == Unreachable(timed_out=False)
 
 
+def test_a_peer_that_drips_its_answer_does_not_outlast_the_deadline(peers: Peers) -> None:
+    release = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        if read_request(connection):
+            for byte in OK:
+                try:
+                    connection.sendall(bytes([byte]))
+                except OSError:
+                    return
+                if release.wait(0.1):
+                    return
+
+    with server(drip) as url:
+        began = time.monotonic()
+        assert peers.call(to(url), 0.5) == Unreachable(timed_out=True)
+        assert time.monotonic() - began < 5  # dripped to its end it takes 7 seconds
+        release.set()
+
+
 def test_other_schemes_are_refused(peers: Peers) -> None:
     assert peers.call(to("file:///etc/passwd"), 1) == Unreachable(timed_out=False)

@@ -271,7 +271,6 @@ def test_any_history_has_the_results_that_it_has_in_memory(database: str) -> Non
     assert {outcome for outcome in outcomes if not seen[outcome]} == set()
 
 
-@pytest.mark.xfail(strict=True, reason="commit([]) raises ValueError: max() of nothing")
 def test_a_commit_of_nothing_is_nothing(custody: PostgresCustody) -> None:
     assert custody.commit("insurer-01", 0, []) == MemoryCustody().commit("insurer-01", 0, []) == []
 
@@ -368,7 +367,6 @@ def test_all_attempts_of_a_check_at_once_are_charged_once(store: Database, custo
     assert recorded(store) == {"requests": 1, "attempts": 3, "charges": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="a charge of the next day is left out of the sum: the budget is exceeded")
 def test_a_check_that_is_recorded_after_the_first_of_the_next_day_counts_that_one_too(custody: PostgresCustody) -> None:
     memory = MemoryCustody()
     charges = (Charge(index(0), "rule", 1, 30),)
@@ -380,14 +378,13 @@ def test_a_check_that_is_recorded_after_the_first_of_the_next_day_counts_that_on
     assert code_of(lambda: custody.admit(early)) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="charges of two days do not wait for each other: the budget is exceeded")
 def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database, custody: PostgresCustody) -> None:
     charged, go_on = threading.Event(), threading.Event()
 
     class Slow(PostgresCustody):
         """Is about to commit for as long as the test likes."""
 
-        def _charge(self, connection: Rows, admission: Admission) -> None:  # type: ignore[override]
+        def _charge(self, connection: Rows, admission: Admission) -> None:
             super()._charge(connection, admission)
             charged.set()
             assert go_on.wait(20)
@@ -639,7 +636,6 @@ def test_shares_that_were_moved_or_changed_do_not_open(
         custody.view(VIEW_ALL)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="shares that were erased end in TypeError, not in VaultError")
 def test_shares_that_were_erased_do_not_open(store: Database, custody: PostgresCustody) -> None:
     with_two_rows(custody)
     tamper(store, "UPDATE custody_deposit SET shares = NULL WHERE depositor = 'insurer-03'")

@@ -820,7 +820,6 @@ def test_a_local_manifest_and_one_of_another_salt_are_refused(store: Database, c
     assert "salt" in load(configured, store, terms(6, salt_check=bytes(32)))
 
 
-@pytest.mark.xfail(strict=True, reason="it is remembered before it is found not to fit: the right one is then refused")
 def test_a_manifest_that_does_not_fit_does_not_stand_in_the_way_of_the_right_one(
     store: Database, configured: Settings
 ) -> None:
@@ -829,7 +828,6 @@ def test_a_manifest_that_does_not_fit_does_not_stand_in_the_way_of_the_right_one
     assert load(configured, store, terms(5)) == "5"
 
 
-@pytest.mark.xfail(strict=True, raises=Problem, reason="a connection string that was left behind is taken for a server")
 def test_an_embedded_server_that_was_killed_is_started_again(configured: Settings) -> None:
     left_behind = configured.state / "postgres" / "agent-dsn"
     left_behind.parent.mkdir(mode=0o700)

@@ -213,7 +213,11 @@ class FourCustodians:
 
     def part(self, slot: int, lanes: Sequence[Sequence[Shared]], *, change: Mapping[Label, int] | None = None) -> Part:
         """Return what a custodian sends for the deposits of each lane; `change` is added to its first lane's sums."""
-        size, inputs, stamps = self.chosen.committee_size, [], dict.fromkeys(range(self.chosen.committee_size), 0)
+        size, inputs, stamps = (
+            self.chosen.committee_size,
+            [],
+            dict.fromkeys(range(self.chosen.committee_size), group.IDENTITY),
+        )
         for lane, (deposits, limit) in enumerate(zip(lanes, self.limits, strict=True)):
             parts = [{key: Share(value) for key, value in change.items()}] if change and lane == 0 else []
             for number, deposit in enumerate(deposits):
@@ -221,9 +225,8 @@ class FourCustodians:
                     uniform = seeded((self.name, lane, number))((size - 2) * SHARE_BYTES)
                     whole = share(deposit.value, size, deposit.excluded, uniform)
                     parts.append({key: whole[key] for key in held_labels(size, deposit.excluded, slot)})
-                    stamps[deposit.excluded] += deposit_stamp(
-                        "insurer-01", lane.to_bytes(8, "big") + number.to_bytes(8, "big"), 1
-                    )
+                    stamp = deposit_stamp("insurer-01", lane.to_bytes(8, "big") + number.to_bytes(8, "big"), 1)
+                    stamps[deposit.excluded] = group.accumulate(stamps[deposit.excluded], [stamp])
             inputs.append(LaneInput(tuple(group_sums(self.chosen, slot, add_shares(parts))), limit))
         return comparison.garble(self.seed, self.tags, inputs, self.chosen, slot, stamps)
 

@@ -1,8 +1,9 @@
-"""Binary messages over HTTP, and the service's signature on its calls to custodians.
+"""Binary messages over HTTP, and the service's signatures on its calls to custodians and its answers to agents.
 
 Until mutual TLS binds the channel itself, the service signs recipient, path, time and body's hash of every call to an
-agent, and the agent refuses calls without that signature, for another agent, or more than 60 s from its clock. A call
-that is replayed within those 60 s meets the replay records of checks and the idempotence of deposits.
+agent, and its answers with the hash of what they answer. Agents refuse what it did not sign, calls for another agent
+or more than 60 s from their clock. A call that is replayed within those 60 s meets the replay records of checks and
+the idempotence of deposits.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from protocol import signing
 from protocol.encoding import decode
 from protocol.errors import ProtocolError
 from protocol.secret import Secret
-from transport.peers import Reply, Unreachable
+from transport.peers import Call, Reply, Unreachable
 
 M = TypeVar("M")
 
@@ -21,11 +22,11 @@ CONTENT_TYPE = "application/vnd.cover-lookup"
 TIME_HEADER = "Lookup-Time"
 SIGNATURE_HEADER = "Lookup-Signature"
 PURPOSE = "internal call"
+_ANSWER = "answer of the service"
 
 CHECK = "/internal/v1/check"
 PREPARE = "/internal/v1/prepare"
 COMMIT = "/internal/v1/commit"
-NEVER = "/internal/v1/never"
 COMMITTEE_KEY = "/internal/v1/committee-key"
 
 
@@ -38,6 +39,27 @@ def signed_headers(private: Secret, recipient: str, path: str, body: bytes, now:
     """Return the headers of a call from the service to an agent."""
     signature = signing.sign(private, PURPOSE, *signed_parts(recipient, path, int(now), body))
     return {"Content-Type": CONTENT_TYPE, TIME_HEADER: str(int(now)), SIGNATURE_HEADER: signature.hex()}
+
+
+def sign_answer(private: Secret, path: str, request: bytes, answer: bytes) -> str:
+    """Return the header by which an agent knows that the service gave this answer to this very request."""
+    return signing.sign(private, _ANSWER, *_answer_parts(path, request, answer)).hex()
+
+
+def _answer_parts(path: str, request: bytes, answer: bytes) -> tuple[bytes, ...]:
+    return path.encode(), hashlib.sha256(request).digest(), hashlib.sha256(answer).digest()
+
+
+def service_message_of(kind: type[M], call: Call, reply: Reply | Unreachable, public: bytes) -> M:
+    """As `message_of`, for an answer of the service: refuse (`bad-signature`) what it did not sign for this call."""
+    message = message_of(kind, reply)
+    assert isinstance(reply, Reply)
+    try:
+        signature = bytes.fromhex(reply.signature)
+    except ValueError:
+        raise ProtocolError("bad-signature", "the answer bears no signature of the service") from None
+    signing.verify(public, signature, _ANSWER, *_answer_parts(call.path, call.body, reply.body))
+    return message
 
 
 def message_of(kind: type[M], reply: Reply | Unreachable) -> M:

@@ -4,11 +4,13 @@ One thread, several peers, no thread pool: a fan-out to four custodians takes as
 kept per thread and peer.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any
 from urllib.parse import urlsplit
 
 CONNECT_SECONDS = 0.25
@@ -33,6 +35,7 @@ class Reply:
     status: int
     body: bytes = field(repr=False)
     content_type: str
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,29 @@ class Unreachable:
     """No answer was had: the peer refused the connection, broke it off, or `timed_out`."""
 
     timed_out: bool
+
+
+class _DeadlineSocket(socket.socket):
+    """A socket whose reads end at a deadline, however slowly the peer drips its bytes."""
+
+    deadline = 0.0
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401  as in the standard library
+        """Read as the standard library does, for no longer than until the deadline."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+        count: int = super().recv_into(*args, **kwargs)
+        return count
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        """Connect, and put a deadline on the socket."""
+        super().connect()
+        plain = self.sock
+        self.sock = _DeadlineSocket(plain.family, plain.type, plain.proto, plain.detach())
 
 
 class _FaultError(Exception):
@@ -118,7 +144,7 @@ class Peers:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise _FaultError(timed_out=False)
-        kept[url] = HTTPConnection(parts.hostname, parts.port or 80)
+        kept[url] = _Connection(parts.hostname, parts.port or 80)
         return kept[url], False
 
     def _drop(self, url: str) -> None:
@@ -146,11 +172,10 @@ class Peers:
     @staticmethod
     def _receive(connection: HTTPConnection, deadline: float) -> Reply:
         # An answer that arrived while a slower peer was waited for still counts: a moment is left to take it in.
-        left = max(deadline - time.monotonic(), LAST_MOMENT_SECONDS)
-        if connection.sock is None:
+        if not isinstance(connection.sock, _DeadlineSocket):
             raise _FaultError(timed_out=False)
+        connection.sock.deadline = max(deadline, time.monotonic() + LAST_MOMENT_SECONDS)
         try:
-            connection.sock.settimeout(left)
             response: HTTPResponse = connection.getresponse()
             if response.length is None or response.length > MAX_ANSWER:
                 raise _FaultError(timed_out=False)  # our peers state the length of every answer
@@ -159,4 +184,5 @@ class Peers:
             raise _FaultError(timed_out=True) from None
         except (OSError, HTTPException):
             raise _FaultError(timed_out=False) from None
-        return Reply(response.status, body, response.headers.get_content_type())
+        signature = response.headers.get("Lookup-Signature", "")
+        return Reply(response.status, body, response.headers.get_content_type(), signature)

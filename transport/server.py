@@ -10,7 +10,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-MAX_BODY = 64 << 20
+MAX_BODY = 8 << 20
 KEEP_ALIVE_SECONDS = 75
 _PR_SET_PDEATHSIG = 1
 

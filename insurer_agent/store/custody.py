@@ -5,11 +5,12 @@ depositor's deposits take turns under an advisory lock, so that a repeat never r
 """
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.vault import Vault
+from protocol import group
 from protocol.custody import (
     Admission,
     CustodyRow,
@@ -20,14 +21,18 @@ from protocol.custody import (
     Reading,
     Refusable,
     repeated,
-    unknown_earlier,
+    require_epoch,
+    wrong_earlier,
 )
 from protocol.encoding import ID, decode, encode, message
 from protocol.errors import ProtocolError
+from protocol.group import Element
 from protocol.messages import ISSUE, SHARES
-from protocol.stamps import MAX_AS_OF_AGE, STAMP_MODULUS, deposit_stamp
+from protocol.stamps import MAX_AS_OF_AGE, deposit_stamp
 
 _DEPOSITOR_LOCK = 7_261_002
+_STAMP_LOCK = 7_261_005
+_FOLD_ROWS = 16
 KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
 
@@ -48,9 +53,10 @@ def _day(ordinal: int) -> dt.date:
 class PostgresCustody:
     """See `protocol.custody.Custody`."""
 
-    def __init__(self, database: Database, vault: Vault, tick_seconds: int) -> None:
+    def __init__(self, database: Database, vault: Vault, tick_seconds: int, epoch: int) -> None:
         self._database = database
         self._vault = vault
+        self._epoch = epoch
         self._fold_after = MAX_AS_OF_AGE // tick_seconds + 4
 
     # --- checks
@@ -104,15 +110,14 @@ class PostgresCustody:
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody.view`: one snapshot of rows and stamps."""
+        require_epoch(self._epoch, reading.epoch)
 
         def transaction(connection: Rows) -> CustodyView:
             lanes = tuple(PersonRows(self._rows(connection, reading, index, first)) for index, first in reading.lanes)
-            stamps = connection.execute(
-                "SELECT excluded, mod(sum(sum), %s) FROM custody_stamp"
-                " WHERE shard = %s AND tick <= %s GROUP BY excluded",
-                (STAMP_MODULUS, reading.shard, reading.tick),
+            found = connection.execute(
+                "SELECT excluded, sum FROM custody_stamp WHERE shard = %s AND tick <= %s", (reading.shard, reading.tick)
             )
-            return CustodyView(lanes, {excluded: int(total) for excluded, total in stamps})
+            return CustodyView(lanes, _totals((excluded, bytes(total)) for excluded, total in found))
 
         return self._database.run("read custody", transaction, snapshot=True)
 
@@ -134,6 +139,8 @@ class PostgresCustody:
         """See `Custody.prepare`."""
         if not proposed:
             return []
+        for item in proposed:
+            require_epoch(self._epoch, item.epoch)
         return self._in_turn(
             "prepare deposits",
             proposed[0].depositor,
@@ -145,8 +152,8 @@ class PostgresCustody:
         known = self._kept(connection, item.depositor, id_key)
         if known is not None:
             return repeated(known, item.envelope_hash)
-        if item.kind != ISSUE and not self._has_issue(connection, item):
-            return unknown_earlier()
+        if item.kind != ISSUE and not self._fits_issue(connection, item):
+            return wrong_earlier()
         shares = KeptShares(deposit_id=item.deposit_id, amounts=item.row.amounts, counts=item.row.counts)
         connection.execute(
             "INSERT INTO custody_deposit (depositor, id_key, shard, epoch, kind, token, product, day, excluded,"
@@ -167,23 +174,15 @@ class PostgresCustody:
         )
         return Kept(None, never=False, envelope_hash=item.envelope_hash)
 
-    def _has_issue(self, connection: Rows, item: Proposed) -> bool:
-        found = connection.execute(
-            "SELECT 1 FROM custody_deposit WHERE depositor = %s AND id_key = %s AND kind = %s AND tick IS NOT NULL"
-            " AND shard = %s AND epoch = %s AND token = %s AND product = %s AND day = %s AND excluded = %s",
-            (
-                item.depositor,
-                self._id_key(item.depositor, item.earlier or b""),
-                ISSUE,
-                item.shard,
-                item.epoch,
-                item.index,
-                item.row.product,
-                _day(item.row.day),
-                item.row.excluded,
-            ),
+    def _fits_issue(self, connection: Rows, item: Proposed) -> bool:
+        """Tell whether the deposit that a correction names fits it, or is not here (yet)."""
+        row = connection.execute(
+            "SELECT kind, shard, epoch, token, product, day, excluded FROM custody_deposit"
+            " WHERE depositor = %s AND id_key = %s AND NOT never",
+            (item.depositor, self._id_key(item.depositor, item.earlier or b"")),
         ).fetchone()
-        return found is not None
+        fitting = (ISSUE, item.shard, item.epoch, item.index, item.row.product, _day(item.row.day), item.row.excluded)
+        return row is None or tuple(row) == fitting
 
     def commit(self, depositor: str, shard: int, commits: Sequence[tuple[bytes, int]]) -> list[Refusable]:
         """See `Custody.commit`."""
@@ -191,13 +190,26 @@ class PostgresCustody:
             return []
 
         def transaction(connection: Rows) -> list[Refusable]:
-            results = [self._commit(connection, depositor, shard, *commit) for commit in commits]
+            # The stamps of a shard are sums of group elements, which the database cannot add up: writers take turns.
+            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_STAMP_LOCK, shard))
+            changes: dict[tuple[int, int], bytes] = {}
+            results = [self._commit(connection, depositor, shard, *commit, changes) for commit in commits]
+            for (excluded, tick), change in changes.items():
+                self._add_stamp(connection, shard, excluded, tick, change)
             self._fold(connection, shard, max(tick for _, tick in commits) - self._fold_after)
             return results
 
         return self._in_turn("commit deposits", depositor, transaction)
 
-    def _commit(self, connection: Rows, depositor: str, shard: int, deposit_id: bytes, tick: int) -> Refusable:
+    def _commit(
+        self,
+        connection: Rows,
+        depositor: str,
+        shard: int,
+        deposit_id: bytes,
+        tick: int,
+        changes: dict[tuple[int, int], bytes],
+    ) -> Refusable:
         id_key = self._id_key(depositor, deposit_id)
         row = connection.execute(
             "SELECT excluded, tick, envelope_hash FROM custody_deposit"
@@ -207,36 +219,46 @@ class PostgresCustody:
         if row is None:
             return ProtocolError("not-prepared", "this deposit is not prepared here")
         excluded, before, envelope_hash = row
-        if before is None or tick < before:
-            change = deposit_stamp(depositor, deposit_id, tick)
-            self._add_stamp(connection, shard, excluded, tick, change)
-            if before is not None:
-                self._add_stamp(connection, shard, excluded, before, -deposit_stamp(depositor, deposit_id, before))
-            connection.execute(
-                "UPDATE custody_deposit SET tick = %s WHERE depositor = %s AND id_key = %s", (tick, depositor, id_key)
-            )
         lower = tick if before is None else min(tick, before)
+        if lower != before:
+            for at, sign in ((lower, +1), (before, -1)):
+                if at is not None:
+                    stamp = deposit_stamp(depositor, deposit_id, at)
+                    total = changes.get((excluded, at), group.IDENTITY)
+                    changes[excluded, at] = group.accumulate(total, [stamp], sign=sign)
+            connection.execute(
+                "UPDATE custody_deposit SET tick = %s WHERE depositor = %s AND id_key = %s", (lower, depositor, id_key)
+            )
         return Kept(lower, never=False, envelope_hash=bytes(envelope_hash))
 
     @staticmethod
-    def _add_stamp(connection: Rows, shard: int, excluded: int, tick: int, change: int) -> None:
+    def _add_stamp(connection: Rows, shard: int, excluded: int, tick: int, change: bytes) -> None:
+        key = (shard, excluded, tick)
+        row = connection.execute(
+            "SELECT sum FROM custody_stamp WHERE shard = %s AND excluded = %s AND tick = %s", key
+        ).fetchone()
+        total = group.IDENTITY if row is None else bytes(row[0])
         connection.execute(
             "INSERT INTO custody_stamp (shard, excluded, tick, sum) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT (shard, excluded, tick) DO UPDATE SET sum = mod(custody_stamp.sum + EXCLUDED.sum, %s)",
-            (shard, excluded, tick, change % STAMP_MODULUS, STAMP_MODULUS),
+            " ON CONFLICT (shard, excluded, tick) DO UPDATE SET sum = EXCLUDED.sum",
+            (*key, group.accumulate(total, [Element(change)])),
         )
 
     @staticmethod
     def _fold(connection: Rows, shard: int, before: int) -> None:
         """Fold ticks that no check may name any more into the newest of them: the sums as of later ticks stay."""
-        connection.execute(
-            "WITH old AS (DELETE FROM custody_stamp WHERE shard = %(shard)s AND tick < %(before)s"
-            "  AND (SELECT count(*) FROM custody_stamp WHERE shard = %(shard)s AND tick < %(before)s) > 64"
-            "  RETURNING excluded, tick, sum)"
-            " INSERT INTO custody_stamp (shard, excluded, tick, sum)"
-            " SELECT %(shard)s, excluded, max(tick), mod(sum(sum), %(modulus)s) FROM old GROUP BY excluded",
-            {"shard": shard, "before": before, "modulus": STAMP_MODULUS},
-        )
+        old = connection.execute(
+            "SELECT excluded, sum, tick FROM custody_stamp WHERE shard = %s AND tick < %s", (shard, before)
+        ).fetchall()
+        if len(old) <= _FOLD_ROWS:
+            return
+        newest = max(tick for _, _, tick in old)
+        connection.execute("DELETE FROM custody_stamp WHERE shard = %s AND tick < %s", (shard, before))
+        for excluded, total in _totals((excluded, bytes(part)) for excluded, part, _ in old).items():
+            connection.execute(
+                "INSERT INTO custody_stamp (shard, excluded, tick, sum) VALUES (%s, %s, %s, %s)",
+                (shard, excluded, newest, total),
+            )
 
     def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes]) -> list[Refusable]:
         """See `Custody.abandon`."""
@@ -293,6 +315,14 @@ class PostgresCustody:
             connection.execute("DELETE FROM budget WHERE day < %s", (_day(today - 400),))
 
         self._database.run("forget old checks", transaction)
+
+
+def _totals(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
+    """Add up stamps by excluded slot."""
+    totals: dict[int, bytes] = {}
+    for excluded, part in parts:
+        totals[excluded] = group.accumulate(totals.get(excluded, group.IDENTITY), [Element(part)])
+    return totals
 
 
 def _place(depositor: str, id_key: bytes) -> bytes:

@@ -19,7 +19,15 @@ Rows = Connection[tuple[Any, ...]]
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 5
+_OPTIONS = "-c synchronous_commit=on"
+"""Whatever the role's default: an answer may leave only when its replay record cannot be lost any more."""
 _SCHEMA_LOCK = 7_261_001
+
+
+def _require_durable(connection: Rows) -> None:
+    row = connection.execute("SELECT current_setting('fsync'), current_setting('full_page_writes')").fetchone()
+    if row != ("on", "on"):
+        raise Problem(503, "database-not-durable", "the database server runs with fsync or full_page_writes off")
 
 
 class Database:
@@ -27,7 +35,7 @@ class Database:
 
     def __init__(self, dsn: str, *, size: int) -> None:
         # Failing fast beats queueing: a check has two seconds in all.
-        conninfo = make_conninfo(dsn, connect_timeout=5, application_name="insurer-agent")
+        conninfo = make_conninfo(dsn, connect_timeout=5, application_name="insurer-agent", options=_OPTIONS)
         self._pool = ConnectionPool(conninfo, min_size=1, max_size=size, timeout=1.0, open=False, name="agent")
         self._pool.open()
 
@@ -44,6 +52,7 @@ class Database:
             connection.execute(schema.encode())
 
         self.run("migrate", apply)
+        self.run("check durability", _require_durable)
 
     def run(self, name: str, transaction: Callable[[Rows], T], *, snapshot: bool = False) -> T:
         """Run a transaction; retry it when the server asks for that.

@@ -21,7 +21,7 @@ class HeldKey:
 
 
 class Keyring:
-    """The newest key of each (shard, omitted slot) under the committee's present version."""
+    """The key of each (shard, omitted slot) under a version of the committee; the first that came stands."""
 
     def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
@@ -40,12 +40,12 @@ class Keyring:
         return held.key
 
     def find(self, shard: int, omitted: int | None, version: int) -> HeldKey | None:
-        """Return the newest key, or None."""
+        """Return the key that stands, or None."""
         row = self._database.run(
             "find committee key",
             lambda connection: connection.execute(
                 "SELECT made_at, sealed, confirmed_by FROM committee_key"
-                " WHERE shard = %s AND omitted = %s AND committee_version = %s ORDER BY made_at DESC LIMIT 1",
+                " WHERE shard = %s AND omitted = %s AND committee_version = %s",
                 (shard, _slot(omitted), version),
             ).fetchone(),
         )
@@ -55,8 +55,8 @@ class Keyring:
         secret = Secret(self._vault.open(_place(shard, omitted, version, made_at), sealed))
         return HeldKey(CommitteeKey.named(shard, omitted, version, made_at, secret), frozenset(confirmed_by))
 
-    def keep(self, key: CommitteeKey) -> None:
-        """Store a key; a key of the same making stays as it is."""
+    def keep(self, key: CommitteeKey) -> CommitteeKey:
+        """Store a key unless there is one; return the one that stands, which no maker can replace."""
         name = key.name
         sealed = self._vault.seal(
             _place(name.shard, name.omitted, name.committee_version, name.made_at), key.secret.reveal()
@@ -70,6 +70,9 @@ class Keyring:
             )
 
         self._database.run("keep committee key", transaction)
+        held = self.find(name.shard, name.omitted, name.committee_version)
+        assert held is not None
+        return held.key
 
     def confirm(self, key: CommitteeKey, holder: str) -> None:
         """Record that a holder has confirmed a key that we made."""

@@ -67,12 +67,12 @@ CREATE TABLE IF NOT EXISTS custody_deposit (
 );
 CREATE INDEX IF NOT EXISTS custody_deposit_person ON custody_deposit (token, day) WHERE tick IS NOT NULL;
 
--- Running sums of deposit stamps mod 2^256, one row a tick; ticks too old to be asked for are folded into one.
+-- Sums of deposit stamps, group elements, one row a tick; ticks too old to be asked for are folded into one.
 CREATE TABLE IF NOT EXISTS custody_stamp (
     shard    integer NOT NULL,
     excluded smallint NOT NULL,
     tick     bigint NOT NULL,
-    sum      numeric(78) NOT NULL,
+    sum      bytea NOT NULL,
     PRIMARY KEY (shard, excluded, tick)
 );
 
@@ -107,5 +107,5 @@ CREATE TABLE IF NOT EXISTS committee_key (
     made_at           bigint NOT NULL,
     sealed            bytea NOT NULL,
     confirmed_by      text[] NOT NULL DEFAULT '{}',
-    PRIMARY KEY (shard, omitted, committee_version, made_at)
+    PRIMARY KEY (shard, omitted, committee_version)
 );

@@ -6,9 +6,13 @@ import secrets
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
+
+if TYPE_CHECKING:
+    from protocol.manifest import Terms
 
 
 def _local(args: argparse.Namespace) -> int:
@@ -70,6 +74,13 @@ def _pins(args: argparse.Namespace) -> int:
     return 0
 
 
+def _terms(file: Path) -> "Terms":
+    from protocol.encoding import decode
+    from protocol.manifest import SignedManifest, Terms
+
+    return decode(Terms, decode(SignedManifest, file.read_bytes()).terms)
+
+
 def _manifest_create(args: argparse.Namespace) -> int:
     from protocol.encoding import encode
     from service.admin.manifests import build_terms, unsigned
@@ -84,6 +95,7 @@ def _manifest_create(args: argparse.Namespace) -> int:
         tick_seconds=args.tick_seconds,
         valid_days=args.valid_days,
         local=False,
+        previous=None if args.previous is None else _terms(args.previous),
     )
     args.file.write_bytes(encode(unsigned(terms)))
     return 0
@@ -148,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("enrolments", type=Path, nargs="+", metavar="ENROLMENT", help="enrolment.json of each member")
     create.add_argument("--alliance", required=True)
     create.add_argument("--serial", type=int, default=1, help="greater than that of any manifest before")
+    create.add_argument("--previous", type=Path, help="the manifest before, whose committees are kept")
     create.add_argument("--service", type=Path, required=True, help="service.json of the lookup service")
     create.add_argument("--shards", type=int, default=4)
     create.add_argument("--expected-persons", type=int, required=True, help="insured persons; 10,000 a shard at least")

@@ -60,10 +60,14 @@ def build_terms(
     tick_seconds: int,
     valid_days: int,
     local: bool,
+    previous: Terms | None = None,
     rules: tuple[Rule, ...] | None = None,
     products: tuple[str, ...] = DEFAULT_PRODUCTS,
 ) -> Terms:
-    """Return consistent terms, committees drawn by rendezvous hashing; refuse (`bad-manifest`) contradictions."""
+    """Return consistent terms; refuse (`bad-manifest`) contradictions.
+
+    Committees are drawn by rendezvous hashing, or kept as they are in the `previous` terms: agents refuse others.
+    """
     members, checks = zip(*(read_enrolment(dict(item)) for item in enrolments), strict=True)
     if len(set(checks)) != 1:
         raise ProtocolError("bad-enrolment", "the members do not hold one and the same salt")
@@ -87,7 +91,9 @@ def build_terms(
         products=products,
         rules=default_rules(china_day(now)) if rules is None else rules,
         members=members,
-        committees=tuple(
+        committees=previous.committees
+        if previous
+        else tuple(
             Committee(shard=shard, version=1, slots=draw_committee(shard, groups, DEFAULT_SLOTS))
             for shard in range(shards)
         ),
