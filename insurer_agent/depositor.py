@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from insurer_agent.store.outbox import Outbox, Outgoing
-from protocol.deposit import is_complete, is_made, make_deposit, read_receipts, sign_batch
+from protocol.deposit import MadeDeposit, is_complete, is_made, make_deposit, read_receipts, sign_batch
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.messages import BatchOutcome, DepositOutcome
@@ -34,24 +34,23 @@ class Depositor:
     def send_due(self) -> int:
         """Send one round of what is due; return how many deposits were sent."""
         due = self._outbox.due(ROUND)
-        for batch in _batches(due):
-            self._send(batch)
+        self._send(due)
         return len(due)
 
-    def _send(self, batch: list[Outgoing]) -> None:
+    def _send(self, due: list[Outgoing]) -> None:
         fresh = {
             item.seq: make_deposit(self._party, item.entry, item.deposit_id, self._random)
-            for item in batch
+            for item in due
             if item.made is None and item.entry is not None
         }
         # Stored before the first byte leaves, so that a repeat is the same bytes.
         stored = self._outbox.store_made(fresh)
-        ready = {item.seq: item.made or stored.get(item.seq) for item in batch}
-        batch = [item for item in batch if ready[item.seq] is not None]
-        made = [deposit for deposit in ready.values() if deposit is not None]
-        if not made:
-            return
+        ready = [(item, item.made or stored.get(item.seq)) for item in due]
+        for batch in _batches([(item, made) for item, made in ready if made is not None]):
+            self._send_batch(batch)
 
+    def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]]) -> None:
+        made = [deposit for _, deposit in batch]
         signed = sign_batch(self._party, made, time.time())
         manifest = self._party.manifest
         call = Call(manifest.terms.service_url, "/v1/deposits", encode(signed), {"Content-Type": CONTENT_TYPE})
@@ -64,7 +63,7 @@ class Depositor:
         if len(outcomes) != len(made):
             outcomes = tuple(DepositOutcome(receipts=(), reason="malformed") for _ in made)
         current = tick_at(time.time(), manifest.terms.tick_seconds)
-        for item, deposit, outcome in zip(batch, made, outcomes, strict=True):
+        for (item, deposit), outcome in zip(batch, outcomes, strict=True):
             states = read_receipts(self._party, deposit, outcome)
             if any(kept.tick is not None and kept.tick > current + 1 for kept in states.values()):
                 log.error("a receipt states a tick in the future; check the clocks of service and custodians")
@@ -77,13 +76,13 @@ class Depositor:
             )
 
 
-def _batches(due: list[Outgoing]) -> Iterable[list[Outgoing]]:
+def _batches(ready: list[tuple[Outgoing, MadeDeposit]]) -> Iterable[list[tuple[Outgoing, MadeDeposit]]]:
     """Group by shard and excluded slot, which a batch has in common, and cut to size."""
 
-    def place(item: Outgoing) -> tuple[int, int]:
-        return (item.shard, item.excluded)
+    def place(entry: tuple[Outgoing, MadeDeposit]) -> tuple[int, int]:
+        return (entry[1].shard, entry[1].excluded)
 
-    for _, group in groupby(sorted(due, key=place), key=place):
+    for _, group in groupby(sorted(ready, key=place), key=place):
         items = list(group)
         for start in range(0, len(items), BATCH):
             yield items[start : start + BATCH]

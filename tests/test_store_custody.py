@@ -39,11 +39,13 @@ from protocol.identity import Identity
 from protocol.messages import AMENDMENT, CANCELLATION, ISSUE
 from protocol.secret import Secret
 from protocol.sharing import SHARE_BYTES
-from protocol.stamps import MAX_AS_OF_AGE, STAMP_MODULUS, deposit_stamp
+from protocol import group
+from protocol.stamps import MAX_AS_OF_AGE, deposit_stamp
 from protocol.token import IndexKey
 
 T = TypeVar("T")
 
+EPOCH = 1
 TABLES = ("custody_deposit", "custody_stamp", "check_request", "check_attempt", "budget")
 TICK_SECONDS = 20
 WINDOW_TICKS = MAX_AS_OF_AGE // TICK_SECONDS + 1
@@ -63,7 +65,7 @@ def store(database: str) -> Iterator[Database]:
 
 @pytest.fixture
 def custody(store: Database) -> PostgresCustody:
-    return PostgresCustody(store, VAULT, TICK_SECONDS)
+    return PostgresCustody(store, VAULT, TICK_SECONDS, EPOCH)
 
 
 def index(number: int) -> IndexKey:
@@ -106,7 +108,7 @@ def plain(results: Sequence[Refusable]) -> list[Kept | str]:
 def comparable(view: CustodyView) -> tuple[list[Counter[CustodyRow]], dict[int, int]]:
     """Return a view without what it leaves open: the order of rows, and whether an empty sum is told."""
     return [Counter(lane.rows) for lane in view.lanes], {
-        slot: total for slot, total in view.stamp_sums.items() if total
+        slot: total for slot, total in view.stamp_sums.items() if total != group.IDENTITY
     }
 
 
@@ -182,7 +184,7 @@ class CustodyMachine(RuleBasedStateMachine):
         super().__init__()
         for table in TABLES:
             self.store.run("clear", lambda connection, table=table: connection.execute(f"DELETE FROM {table}"))  # noqa: S608
-        self.stores: tuple[Custody, Custody] = (MemoryCustody(), PostgresCustody(self.store, VAULT, TICK_SECONDS))
+        self.stores: tuple[Custody, Custody] = (MemoryCustody(), PostgresCustody(self.store, VAULT, TICK_SECONDS, EPOCH))
         self.tick = 1_000
         self.today = A_DAY
         self.fresh = itertools.count(1_000)
@@ -267,7 +269,7 @@ def test_any_history_has_the_results_that_it_has_in_memory(database: str) -> Non
     finally:
         opened.close()
     outcomes = {"admitted", "check-id-reused", "replayed", "budget-exhausted", "deposit-reused", "deposit-abandoned"}
-    outcomes |= {"unknown-earlier", "not-prepared", "never", "kept", "rows seen", "folded"}
+    outcomes |= {"wrong-earlier", "not-prepared", "never", "kept", "rows seen", "folded"}
     assert {outcome for outcome in outcomes if not seen[outcome]} == set()
 
 
@@ -277,7 +279,7 @@ def test_a_commit_of_nothing_is_nothing(custody: PostgresCustody) -> None:
 
 @pytest.mark.parametrize("tick_seconds", [1, 7, 20, 60])
 def test_folding_keeps_the_stamps_of_every_tick_that_may_still_be_asked_for(store: Database, tick_seconds: int) -> None:
-    memory, postgres = stores = (MemoryCustody(), PostgresCustody(store, VAULT, tick_seconds))
+    memory, postgres = stores = (MemoryCustody(), PostgresCustody(store, VAULT, tick_seconds, EPOCH))
     reach = MAX_AS_OF_AGE // tick_seconds + 1
     items = [proposed(number, row=row(excluded=number % 3)) for number in range(220)]
     begin = 50_000
@@ -389,7 +391,7 @@ def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database
             charged.set()
             assert go_on.wait(20)
 
-    slow = Slow(store, VAULT, TICK_SECONDS)
+    slow = Slow(store, VAULT, TICK_SECONDS, EPOCH)
     before, after = (admission(day, today=A_DAY + day, charges=(Charge(index(0), "rule", 1, 30),)) for day in (0, 1))
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lambda: code_of(lambda: slow.admit(before)))
@@ -486,7 +488,7 @@ def test_what_was_answered_is_seen_by_others_at_once(database: str, custody: Pos
     def elsewhere(action: Callable[[PostgresCustody], T]) -> T:
         other = Database(database, size=1)
         try:
-            return action(PostgresCustody(other, VAULT, TICK_SECONDS))
+            return action(PostgresCustody(other, VAULT, TICK_SECONDS, EPOCH))
         finally:
             other.close()
 
@@ -538,8 +540,9 @@ def test_a_commit_between_the_lanes_of_a_view_is_not_half_seen(custody: Postgres
     assert after[1] == {0: total_stamp([(items[0], 5), *((item, 6) for item in items[1:])])}
 
 
-def total_stamp(commits: Sequence[tuple[Proposed, int]]) -> int:
-    return sum(deposit_stamp(item.depositor, item.deposit_id, tick) for item, tick in commits) % STAMP_MODULUS
+def total_stamp(commits: Sequence[tuple[Proposed, int]]) -> bytes:
+    stamps = [deposit_stamp(item.depositor, item.deposit_id, tick) for item, tick in commits]
+    return group.accumulate(group.IDENTITY, stamps)
 
 
 def test_rows_and_stamps_of_every_view_agree_while_others_commit(custody: PostgresCustody) -> None:
@@ -581,7 +584,7 @@ def test_rows_and_stamps_of_every_view_agree_while_others_commit(custody: Postgr
             for place, depositor in enumerate(depositors):
                 own = [item for item in seen if item.depositor == depositor]
                 assert len(own) % size == 0
-                assert view.stamp_sums.get(place, 0) == total_stamp([(item, tick) for item in own])
+                assert view.stamp_sums.get(place, group.IDENTITY) == total_stamp([(item, tick) for item in own])
         return views
 
     views = at_once([lambda: write(0), lambda: write(1), read, read])
@@ -645,7 +648,7 @@ def test_shares_that_were_erased_do_not_open(store: Database, custody: PostgresC
 
 def test_another_storage_key_opens_nothing(store: Database, custody: PostgresCustody) -> None:
     with_two_rows(custody)
-    other = PostgresCustody(store, Vault(Secret(bytes(32)), "custody", seeded("other")), TICK_SECONDS)
+    other = PostgresCustody(store, Vault(Secret(bytes(32)), "custody", seeded("other")), TICK_SECONDS, EPOCH)
     with pytest.raises(VaultError):
         other.view(VIEW_ALL)
     # Nor does it know the ids: the deposit is another one to it.
@@ -723,7 +726,7 @@ def two_on_disk(postgres: EmbeddedPostgres, store: Database) -> Iterator[TwoOnDi
     for member, opened in zip(slots[:2], databases, strict=True):
         held = world.members[member]
         vault = Vault(Secret(seeded(("storage", member))(32)), "custody", seeded(("vault", member)))
-        kept = PostgresCustody(opened, vault, world.manifest.terms.tick_seconds)
+        kept = PostgresCustody(opened, vault, world.manifest.terms.tick_seconds, world.manifest.terms.epoch)
         world.members[member] = replace(held, custody=kept)
     yield TwoOnDisk(world, shard, depositor, databases)
     other.close()

@@ -313,7 +313,6 @@ def test_two_senders_that_take_a_deposit_at_once_send_the_same_bytes(store: Stor
     assert len(set(wire.deposits())) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="bytes are stored anew for a deposit that is complete, and sent under its id")
 def test_a_sender_that_comes_after_all_have_receipted_sends_nothing(store: Store, wire: Wire) -> None:
     store.put(entry(1))
     late, item = store.due(), store.due()[0]
@@ -333,9 +332,6 @@ def test_bytes_whose_storing_fails_are_not_sent(store: Store, wire: Wire) -> Non
     assert wire.bodies == []
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ProtocolError, reason="mixed-batch: shard and slot are those of the old manifest"
-)
 def test_deposits_that_were_not_made_up_yet_go_where_a_new_manifest_sends_them(store: Store, wire: Wire) -> None:
     store.put(*[entry(whom) for whom in range(8)])
     owners = {member.id: member.group for member in WORLD.manifest.terms.members}

@@ -1,15 +1,12 @@
 """Committee keys at rest: sealed, with who has confirmed them."""
 
 from dataclasses import dataclass
-from time import monotonic
 
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.vault import Vault
 from protocol.committee_keys import CommitteeKey
 from protocol.errors import ProtocolError
 from protocol.secret import Secret
-
-_CACHE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -26,18 +23,17 @@ class Keyring:
     def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
         self._vault = vault
-        self._cache: dict[tuple[int, int | None, int], tuple[float, CommitteeKey]] = {}
+        self._cache: dict[tuple[int, int | None, int], CommitteeKey] = {}
 
     def current(self, shard: int, omitted: int | None, version: int) -> CommitteeKey:
-        """Return the key in use; refuse (`not-ready`) while there is none. Cached for two seconds."""
-        at, cached = self._cache.get((shard, omitted, version), (0.0, None))
-        if cached is not None and monotonic() - at < _CACHE_SECONDS:
-            return cached
-        held = self.find(shard, omitted, version)
-        if held is None:
-            raise ProtocolError("not-ready", "this custodian has no committee key yet; try again shortly")
-        self._cache[shard, omitted, version] = (monotonic(), held.key)
-        return held.key
+        """Return the key in use; refuse (`not-ready`) while there is none."""
+        cached = self._cache.get((shard, omitted, version))
+        if cached is None:
+            held = self.find(shard, omitted, version)
+            if held is None:
+                raise ProtocolError("not-ready", "this custodian has no committee key yet; try again shortly")
+            cached = self._cache[shard, omitted, version] = held.key
+        return cached
 
     def find(self, shard: int, omitted: int | None, version: int) -> HeldKey | None:
         """Return the key that stands, or None."""

@@ -138,7 +138,7 @@ class Outbox:
             stored = {}
             for seq, item in made.items():
                 row = connection.execute(
-                    "UPDATE deposit SET made = coalesce(made, %s), entry = NULL WHERE seq = %s"
+                    "UPDATE deposit SET made = coalesce(made, %s), entry = NULL WHERE seq = %s AND completed_at IS NULL"
                     " RETURNING deposit_id, made",
                     (self._vault.seal(_made_place(item.deposit.deposit_id), encode(item.deposit)), seq),
                 ).fetchone()
