@@ -19,6 +19,8 @@ from urllib.request import Request, urlopen
 
 import psycopg
 
+from protocol.stamps import as_of_tick, tick_at
+
 COLUMNS = ("policy_number", "document_type", "document_number", "product", "insured_amount", "issued_on", "event")
 START_SECONDS = 180
 END_SECONDS = 30
@@ -197,6 +199,12 @@ def issue(number: str, subject: tuple[str, str], amount: str, *, day: dt.date | 
 
 def china_today() -> dt.date:
     return dt.datetime.now(dt.timezone(dt.timedelta(hours=8))).date()
+
+
+def wait_for_ticks() -> None:
+    """Wait until checks are as of now: a deposit counts once its tick of 1 s has been closed for a tick's length."""
+    done = tick_at(time.time(), 1)
+    wait_until(lambda: as_of_tick(time.time(), 1) >= done)
 
 
 def pids_of(state: Path) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.request import Request
 
 import pytest
-from live import LiveAlliance, call, china_today, issue, pids_of, write_policies
+from live import LiveAlliance, call, china_today, issue, pids_of, wait_for_ticks, write_policies
 from oracle import plain_totals
 
 from insurer_agent.keys import AgentKeys
@@ -47,17 +47,10 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]
     alliance.start()
     done = alliance.agent(1, "import", str(canary), "--wait", "60")
     assert done.returncode == 0, done.stderr
-    wait_for_two_ticks()
+    wait_for_ticks()
     yield alliance
     if pids_of(alliance.state):
         alliance.stop()
-
-
-def wait_for_two_ticks() -> None:
-    """A deposit counts once its tick has been closed for a tick's length."""
-    end = time.time() + 3.1
-    while time.time() < end:
-        time.sleep(0.1)
 
 
 def test_ready_is_the_one_line_on_standard_output(alliance: LiveAlliance) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import LiveAlliance, issue, pids_of, wait_until, write_policies
+from live import LiveAlliance, issue, pids_of, wait_for_ticks, wait_until, write_policies
 
 pytestmark = pytest.mark.alliance
 
@@ -28,10 +28,19 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]
     alliance.stop()
 
 
+def settled(alliance: LiveAlliance, member: int, subject: tuple[str, str], proposed: str) -> tuple[str, str | None]:
+    """Return a verdict, asked for again where a busy machine let a check time out: that is no wrong verdict."""
+    for _ in range(5):
+        verdict = alliance.verdict(member, subject, proposed)
+        if verdict != ("indeterminate", "timeout"):
+            break
+    return verdict
+
+
 def assert_right(alliance: LiveAlliance, members: list[int]) -> None:
     for member in members:
-        assert alliance.verdict(member, PERSON, AT_LIMIT) == ("within", None)
-        assert alliance.verdict(member, PERSON, ABOVE) == ("exceeds", None)
+        assert settled(alliance, member, PERSON, AT_LIMIT) == ("within", None)
+        assert settled(alliance, member, PERSON, ABOVE) == ("exceeds", None)
 
 
 @pytest.mark.parametrize("victim", range(1, MEMBERS + 1))
@@ -89,9 +98,10 @@ def test_a_deposit_counts_while_a_custodian_is_down_and_reaches_it_when_it_is_ba
     rows = [issue(f"B-{number}", ("passport", f"E2000000{number}"), "50000000.00") for number in range(6)]
     file = write_policies(tmp_path, depositor, rows)
     assert alliance.agent(depositor, "import", str(file)).returncode == 0
+    wait_until(lambda: alliance.request(depositor, "GET", "/v1/status").body["deposits_unmade"] == 0)
+    wait_for_ticks()
     for number in range(6):
-        subject = ("passport", f"E2000000{number}")
-        wait_until(lambda subject=subject: alliance.verdict(2, subject, "0.01") == ("exceeds", None))
+        assert settled(alliance, 2, ("passport", f"E2000000{number}"), "0.01") == ("exceeds", None)
     alliance.restart(victim)
 
     def delivered() -> bool:
@@ -102,7 +112,7 @@ def test_a_deposit_counts_while_a_custodian_is_down_and_reaches_it_when_it_is_ba
     alliance.kill(6)  # now the one that came back is needed
     try:
         for number in range(6):
-            assert alliance.verdict(2, ("passport", f"E2000000{number}"), "0.01") == ("exceeds", None)
-            assert alliance.verdict(2, UNTOUCHED, "50000000.00") == ("within", None)
+            assert settled(alliance, 2, ("passport", f"E2000000{number}"), "0.01") == ("exceeds", None)
+            assert settled(alliance, 2, UNTOUCHED, "50000000.00") == ("within", None)
     finally:
         alliance.restart(6)

@@ -33,8 +33,9 @@ from protocol.check import (
     shard_of_person,
     void_outcome,
 )
+from protocol.committee_keys import CommitteeKey
 from protocol.comparison import Disagreement
-from protocol.custody import Admission, Charge, MemoryCustody, Reading
+from protocol.custody import Admission, Charge, CustodyRow, MemoryCustody, Proposed, Reading
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.group import Element
@@ -43,6 +44,7 @@ from protocol.manifest import Manifest, Rule, china_day
 from protocol.messages import (
     AMENDMENT,
     CANCELLATION,
+    ISSUE,
     CheckAnswer,
     CheckCall,
     CheckEnvelope,
@@ -53,7 +55,9 @@ from protocol.messages import (
     envelope_hash,
 )
 from protocol.party import Party, ServiceParty, random_scalar
-from protocol.stamps import as_of_tick
+from protocol.secret import Secret
+from protocol.sharing import Share
+from protocol.stamps import as_of_tick, deposit_stamp
 from protocol.token import IndexKey, Token
 
 EXCEEDS, WITHIN, INDETERMINATE = Verdict.EXCEEDS, Verdict.WITHIN, Verdict.INDETERMINATE
@@ -317,6 +321,19 @@ def test_lanes_of_two_shards_are_two_checks() -> None:
         ask(world.party(1), questions, NOW, NOW + 2, world.random)
 
 
+@pytest.mark.parametrize("rule", [RULE, COUNT_RULE], ids=["sum", "count"])
+def test_a_proposal_that_is_negative_or_above_the_manifests_cap_is_not_asked_about(world: World, rule: Rule) -> None:
+    cap = world.manifest.terms.deposit_cap
+    for proposed, verdict in ((0, WITHIN), (cap, WITHIN if rule is COUNT_RULE else EXCEEDS)):
+        assert world.check(1, person(1), proposed, rule=rule) == (verdict, None)
+    good = Question(person(1), rule, 1)
+    for proposed in (-1, -LIMIT, cap + 1, 2**47, 2**48, 2**48 + 1, -(2**48)):
+        bad = Question(person(1), rule, proposed)
+        for questions in ([bad], [good, bad], [bad, good]):
+            with pytest.raises(ProtocolError, match="bad-amount"):
+                ask(world.party(1), questions, NOW, NOW + 2, world.random)
+
+
 def test_two_members_of_one_owner_neither_keep_nor_answer_for_each_other() -> None:
     owners = {name(1): "one owner", name(2): "one owner"}
     world = make_world(7, shards=1, owners=owners)
@@ -393,6 +410,31 @@ def test_the_service_refuses_a_request_under_another_or_an_expired_manifest(worl
     late = world.manifest.terms.valid_until
     old = restated(made, issued_at=late)
     assert service_refusal(world, old.request, now=late) == "manifest-expired"
+
+
+def test_whoever_limits_members_is_told_of_an_authentic_request_before_it_is_evaluated(
+    world: World, made: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int]] = []
+    evaluate = voprf.blind_evaluate
+
+    def refuse(member: str, persons: int) -> None:
+        told.append((member, persons))
+        raise ProtocolError("too-many", "a limit")
+
+    monkeypatch.setattr(voprf, "blind_evaluate", lambda *_: pytest.fail("evaluated before it was admitted"))
+    with pytest.raises(ProtocolError, match="too-many"):
+        accept_request(world.service, made.request, NOW, world.random, refuse)
+    assert told == [(made.requester.id, 2)]
+    unsigned = replace(made.request, signed=replace(made.request.signed, signature=bytes(64)))
+    other = restated(made, manifest_hash=bytes(32)).request
+    for bad, now in ((unsigned, NOW), (made.request, NOW + 61), (other, NOW)):
+        with pytest.raises(ProtocolError, match=r"bad-signature|stale|other-manifest"):
+            accept_request(world.service, bad, now, world.random, refuse)
+    assert len(told) == 1  # nobody is charged for what he did not sign
+    monkeypatch.setattr(voprf, "blind_evaluate", evaluate)
+    accept_request(world.service, made.request, NOW, world.random, lambda *call: told.append(call))
+    assert told == [(made.requester.id, 2)] * 2
 
 
 def test_the_service_refuses_other_envelopes_than_those_signed(world: World, made: Attempt) -> None:
@@ -719,6 +761,18 @@ def test_a_custodian_answers_with_no_other_key_than_the_one_for_this_requester(w
                 answer_call(member.party, accepted, key, view)
         else:
             assert answer_call(member.party, accepted, key, view).committee_key.shard == shard
+
+
+def test_a_custodian_answers_with_no_key_of_another_committee_version_or_shard(world: World, made: Attempt) -> None:
+    slot = made.chosen[0]
+    member = world.members[made.custodians[slot]]
+    accepted = accept_call(member.party, made.call(slot), NOW)
+    view, key = member.custody.view(accepted.reading()), member.committee_keys[0, accepted.omitted]
+    assert key.name.committee_version == 1
+    for changes in ({"committee_version": 0}, {"committee_version": 2}, {"shard": 1}):
+        with pytest.raises(ProtocolError, match="other-key"):
+            answer_call(member.party, accepted, CommitteeKey(replace(key.name, **changes), key.secret), view)
+    assert answer_call(member.party, accepted, key, view).committee_key == key.name
 
 
 # --- the header: custodians that were told different things open no tag -------------------------------------------
@@ -1111,6 +1165,11 @@ def test_a_service_or_member_under_a_manifest_with_other_keys_does_not_start(wor
         Party(name(2), world.party(1).keys, world.manifest)
     with pytest.raises(ProtocolError, match="unknown-member"):
         Party("insurer-99", world.party(1).keys, world.manifest)
+    for salt in (bytes(32), other.party(1).keys.salt.reveal(), world.party(1).keys.salt.reveal()[:-1], b""):
+        with pytest.raises(ProtocolError, match="other-salt"):
+            Party(name(1), replace(world.party(1).keys, salt=Secret(salt)), world.manifest)
+    with pytest.raises(ProtocolError, match="other-salt"):
+        Party(name(1), world.party(1).keys, Manifest.of(replace(terms, salt_check=bytes(32))))
     half = Manifest.of(replace(terms, service_signing_key=other.manifest.terms.service_signing_key))
     with pytest.raises(ProtocolError, match="other-keys"):
         ServiceParty(world.service.keys, half)
@@ -1135,3 +1194,46 @@ def test_a_snapshot_has_no_rows_after_its_tick_of_another_shard_or_before_its_fi
     later = member.custody.view(replace(reading, lanes=((index, TODAY - 4),)))
     assert later.lanes[0].rows == ()
     assert set(later.stamp_sums) == {made.excluded}  # stamps are of the shard, whatever the lanes ask for
+
+
+def kept(epoch: int, number: int = 1) -> Proposed:
+    row = CustodyRow("accident", TODAY, 0, (Share(1),) * 4, (Share(1),) * 4)
+    index = IndexKey(bytes(32))
+    return Proposed("insurer-01", bytes([number]) * 16, ISSUE, None, 0, epoch, index, row, bytes(32))
+
+
+def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> None:
+    def view_in(epoch: int) -> Reading:
+        return Reading(0, epoch, TICK, ((IndexKey(bytes(32)), TODAY),))
+
+    for epoch in (1, 2, 7):
+        viewed, prepared = MemoryCustody(), MemoryCustody()
+        assert viewed.view(view_in(epoch)).lanes[0].rows == ()
+        prepared.prepare([kept(epoch)])
+        for custody in (viewed, prepared):
+            for other in {1, 2, 7, epoch - 1, epoch + 1} - {epoch}:
+                with pytest.raises(ProtocolError, match="other-epoch"):
+                    custody.view(view_in(other))
+                with pytest.raises(ProtocolError, match="other-epoch"):
+                    custody.prepare([kept(other, 2)])
+            custody.prepare([kept(epoch)])
+            custody.commit("insurer-01", 0, [(bytes([1]) * 16, TICK)])
+            view = custody.view(view_in(epoch))
+            assert len(view.lanes[0].rows) == 1  # what was refused has left nothing
+            assert dict(view.stamp_sums) == {0: deposit_stamp("insurer-01", bytes([1]) * 16, TICK)}
+
+
+def test_a_deposit_moved_to_an_earlier_tick_leaves_the_sum_of_a_store_that_had_it_there_at_first() -> None:
+    stores = {}
+    for ticks in ((TICK,), (TICK - 5,), (TICK, TICK - 5), (TICK - 5, TICK), (TICK - 5, TICK - 5)):
+        custody = MemoryCustody()
+        for number in (1, 2, 3):
+            custody.prepare([kept(1, number)])
+        custody.commit("insurer-01", 0, [(bytes([number]) * 16, TICK) for number in (1, 2)])
+        for tick in ticks:
+            custody.commit("insurer-01", 0, [(bytes([3]) * 16, tick)])
+        stores[ticks] = custody.view(Reading(0, 1, TICK, ())).stamp_sums[0]
+    late, *early = stores.values()
+    assert set(early) == {early[0]}
+    assert late != early[0]
+    assert all(group.is_element(total) for total in stores.values())

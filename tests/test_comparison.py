@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from hashlib import sha256
 from itertools import chain, combinations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import POINTS, binary, deterministic
 from world import LIMIT, FourCustodians, Shared
 
-from protocol import comparison
+from protocol import comparison, group, kdf
 from protocol.check import Verdict
 from protocol.comparison import Disagreement, Garbled, Part, Seed, Sent, Vouched
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.sharing import Chosen, labels
-from protocol.stamps import pair_stamp
+from protocol.stamps import deposit_stamp, pair_stamp
 from protocol.token import Pseudonym
 
 A = Chosen((0, 2, 3, 5), 6)
@@ -112,8 +116,10 @@ def test_a_deposit_at_another_tick_disagrees_although_the_sums_are_equal() -> No
     four, lanes = FourCustodians(A), [[BASE]]
     parts = four.parts(lanes)
     inputs = [comparison.LaneInput((0, None, None, 0, 0, None), LIMIT)]
+    # The one deposit of the lane, as `FourCustodians` names it, at tick 2 where the others have tick 1.
+    later = group.accumulate(group.IDENTITY, [deposit_stamp("insurer-01", bytes(16), 2)])
     for slot in A.slots:
-        other = comparison.garble(four.seed, four.tags, inputs, A, slot, {1: 12345})
+        other = comparison.garble(four.seed, four.tags, inputs, A, slot, {1: later})
         mixed = {**parts, slot: replace(parts[slot], sent=stamped(parts[slot], other), vouched=other.vouched)}
         assert outcome(four, mixed) is None
         assert four.evaluate_regardless(mixed) == [INDETERMINATE]
@@ -199,13 +205,8 @@ def test_no_single_bit_of_a_part_gives_the_other_verdict_even_if_the_service_goe
 
 
 def spoilt(parts: dict[int, Part], slot: int, lie: Part) -> bool:
-    """Tell whether a lie is noticed by the service, or, being about nothing but a masked K, opens no tag."""
-    read = outcome(HONEST, {**parts, slot: lie})
-    if read is None:
-        return True
-    pairs = zip(parts[slot].vouched, lie.vouched, strict=True)
-    masks_restored = tuple(replace(told, masked=true.masked) for true, told in pairs)
-    return read == [INDETERMINATE] and replace(lie, vouched=masks_restored) == parts[slot] != lie
+    """Tell whether a lie is noticed by the service."""
+    return lie != parts[slot] and outcome(HONEST, {**parts, slot: lie}) is None
 
 
 def lies(part: Part) -> Iterator[tuple[str, Part]]:
@@ -219,25 +220,27 @@ def lies(part: Part) -> Iterator[tuple[str, Part]]:
                 lie = replace(part.garbled, **{field.name: flipped(data, bit)})
                 yield f"{field.name}, bit {bit}", replace(part, garbled=lie)
                 yield f"{field.name}, bit {bit}, digest too", replace(part, garbled=lie, garbled_digest=lie.digest())
+            lie = replace(part.garbled, **{field.name: data[:-1] if field.name != "aes_key" else bytes(16)})
+            yield f"{field.name} short or zero, digest too", replace(part, garbled=lie, garbled_digest=lie.digest())
         yield "no circuit", replace(part, garbled=None)
     else:
-        yield (
-            "a circuit too many",
-            replace(part, garbled=Garbled(table=bytes(comparison._TABLE_BYTES), aes_key=bytes(16), outputs=bytes(32))),
+        garbled = Garbled(
+            table=bytes(comparison._TABLE_BYTES), aes_key=bytes(16), outputs=bytes(32), vouchers=bytes(6 * 32)
         )
+        yield "a circuit too many", replace(part, garbled=garbled)
     for name in ("sent", "vouched"):
         groups = getattr(part, name)
-        for place, group in enumerate(groups):
-            for field in fields(group):
-                data = getattr(group, field.name)
+        for place, one in enumerate(groups):
+            for field in fields(one):
+                data = getattr(one, field.name)
                 for bit in (0, len(data) * 8 - 1):
-                    lie = replace(group, **{field.name: flipped(data, bit)})
+                    lie = replace(one, **{field.name: flipped(data, bit)})
                     yield f"{name} {place}, {field.name}", replace(part, **{name: replaced(groups, place, lie)})
                 if field.name != "stamp":
-                    lie = replace(group, **{field.name: data[:-1]})
+                    lie = replace(one, **{field.name: data[:-1]})
                     yield f"{name} {place}, {field.name} short", replace(part, **{name: replaced(groups, place, lie)})
             yield f"{name} {place} missing", replace(part, **{name: groups[:place] + groups[place + 1 :]})
-            yield f"{name} {place} twice", replace(part, **{name: (*groups, group)})
+            yield f"{name} {place} twice", replace(part, **{name: (*groups, one)})
         if len(groups) > 1:
             yield f"{name} in another order", replace(part, **{name: groups[::-1]})
 
@@ -294,7 +297,17 @@ def test_an_alarm_says_nothing_of_labels_or_shares() -> None:
     with pytest.raises(Disagreement) as alarm:
         HONEST.evaluate(parts)
     assert alarm.value.what == "shares or stamps"
-    assert {field.name for field in fields(Disagreement)} == {"slots", "what"}
+    assert vars(alarm.value) == {"slots": (2,), "what": "shares or stamps"}
+    assert str(alarm.value) == "slots (2,): shares or stamps"
+    assert alarm.value.args == ("slots (2,): shares or stamps",)
+
+
+def test_disagreements_are_equal_exactly_when_they_name_the_same() -> None:
+    one, other = Disagreement((1, 2), "session"), (Disagreement((1,), "session"), Disagreement((1, 2), "a part"))
+    assert one == Disagreement((1, 2), "session")
+    assert hash(one) == hash(Disagreement((1, 2), "session"))
+    assert all(one != another for another in (*other, (1, 2), None, ValueError("session")))
+    assert len({one, *other, Disagreement((1, 2), "session")}) == 3
 
 
 # --- doctoring K to turn the verdict -------------------------------------------------------------------------------
@@ -305,7 +318,8 @@ def test_an_alarm_says_nothing_of_labels_or_shares() -> None:
 def test_a_voucher_that_xors_the_difference_of_the_tags_into_its_k_opens_no_tag(
     lanes: list[list[Shared]], truth: Verdict, slot: int
 ) -> None:
-    # Every custodian knows both tags. With a mask that were the XOR of the K this would turn the verdict.
+    # Every custodian knows both tags. With a mask that were the XOR of the K this would turn the verdict, had the
+    # service no hash of K to compare, or did it not compare.
     parts = HONEST.parts(lanes)
     within, exceeds = HONEST.tags[0]
     difference = bytes(a ^ b for a, b in zip(within, exceeds, strict=True))
@@ -315,9 +329,67 @@ def test_a_voucher_that_xors_the_difference_of_the_tags_into_its_k_opens_no_tag(
             masked = bytes(a ^ b for a, b in zip(vouched.masked, spread, strict=True))
             lie = Vouched(masked=masked, digests=vouched.digests)
             mixed = {**parts, slot: replace(parts[slot], vouched=replaced(parts[slot].vouched, place, lie))}
-            # Nothing that the service compares has changed: it goes on, and the hashed mask spoils the tag.
-            assert HONEST.evaluate(mixed) == [INDETERMINATE]
+            with pytest.raises(Disagreement) as alarm:
+                HONEST.evaluate(mixed)
+            assert alarm.value == Disagreement((slot,), "a voucher's K")
+            # If the service goes on regardless, the hashed mask spoils the tag.
+            assert HONEST.evaluate_regardless(mixed) == [INDETERMINATE]
     assert HONEST.evaluate(parts) == [truth]
+
+
+def test_a_first_custodian_that_doctors_the_hashes_of_k_is_the_one_whom_the_alarm_names() -> None:
+    # Else it could have the blame put on a voucher.
+    parts = HONEST.parts(OVER)
+    garbled = parts[0].garbled
+    assert garbled is not None
+    for bit in range(0, len(garbled.vouchers) * 8, 97):
+        lie = replace(garbled, vouchers=flipped(garbled.vouchers, bit))
+        for part in (replace(parts[0], garbled=lie), replace(parts[0], garbled=lie, garbled_digest=lie.digest())):
+            with pytest.raises(Disagreement) as alarm:
+                HONEST.evaluate({**parts, 0: part})
+            assert alarm.value == Disagreement((0,), "garbled circuit")
+            # No tag hangs on the hashes.
+            assert HONEST.evaluate_regardless({**parts, 0: part}) == [EXCEEDS]
+
+
+def test_the_hashes_are_of_the_k_of_each_lane_and_group_and_show_none() -> None:
+    four = FourCustodians(A, (LIMIT,) * 3)
+    parts = four.parts([[], [], []])
+    garbled = parts[0].garbled
+    assert garbled is not None
+    stream = kdf.stream(four.seed.key("K"), 3 * 6 * 32)
+    every_k = [stream[at : at + 32] for at in range(0, len(stream), 32)]
+    hashes = [sha256(b"cover-lookup/v1 voucher hash" + k).digest() for k in every_k]
+    assert garbled.vouchers == b"".join(hashes)
+    assert len({*every_k, *hashes}) == 2 * 3 * 6
+    sent = b"".join(encode(part) for part in parts.values())
+    assert not any(k in sent for k in every_k)
+
+
+def test_a_k_of_another_lane_or_group_is_no_k_of_this_one() -> None:
+    four = FourCustodians(A, (LIMIT,) * 2)
+    parts = four.parts([[Shared(LIMIT + 1, 1)], [Shared(LIMIT, 1)]])
+    stream = kdf.stream(four.seed.key("K"), 2 * 6 * 32)
+    every_k = {
+        (lane, place): stream[(at := (6 * lane + place) * 32) : at + 32] for lane in (0, 1) for place in range(6)
+    }
+    for place, (sender, voucher) in enumerate(comparison.GROUPS):
+        slot = A.slots[voucher]
+        vouched, sent = parts[slot].vouched[sender], parts[A.slots[sender]].sent[voucher - sender - 1]
+        for lane, swapped in (((0), (1, place)), (0, (0, (place + 1) % 6)), (1, (1, (place + 5) % 6))):
+            pad = comparison._voucher_pad(sent.labels[768 * lane : 768 * lane + 768], sent.stamp, place, lane)
+            masked = bytearray(vouched.masked)
+            assert masked[32 * lane : 32 * lane + 32] == comparison._xor(pad, every_k[lane, place])
+            masked[32 * lane : 32 * lane + 32] = comparison._xor(pad, every_k[swapped])
+            lie = replace(
+                parts[slot], vouched=replaced(parts[slot].vouched, sender, replace(vouched, masked=bytes(masked)))
+            )
+            with pytest.raises(Disagreement) as alarm:
+                four.evaluate({**parts, slot: lie})
+            assert alarm.value == Disagreement((slot,), "a voucher's K")
+            expected = [EXCEEDS, WITHIN]
+            expected[lane] = INDETERMINATE
+            assert four.evaluate_regardless({**parts, slot: lie}) == expected
 
 
 def test_a_first_custodian_that_swaps_the_outputs_is_noticed_and_cannot_turn_the_verdict_by_itself() -> None:
@@ -362,7 +434,10 @@ def test_a_doctored_k_spoils_its_own_lane_alone() -> None:
         mixed = {**parts, 5: replace(parts[5], vouched=replaced(parts[5].vouched, 0, lie))}
         expected = [EXCEEDS, WITHIN, EXCEEDS]
         expected[lane] = INDETERMINATE
-        assert four.evaluate(mixed) == expected
+        with pytest.raises(Disagreement) as alarm:
+            four.evaluate(mixed)
+        assert alarm.value == Disagreement((5,), "a voucher's K")
+        assert four.evaluate_regardless(mixed) == expected
 
 
 def test_swapping_lanes_within_a_part_opens_no_tag_of_another_lane() -> None:
@@ -445,10 +520,70 @@ def test_pads_digests_masks_and_stamps_are_apart_by_domain_group_lane_and_pair()
 def test_a_stamp_covers_the_sums_of_every_slot_that_the_pair_holds_and_of_no_other(pair: tuple[int, int]) -> None:
     empty = pair_stamp(bytes(32), pair, 6, {})
     for excluded in range(6):
-        assert (pair_stamp(bytes(32), pair, 6, {excluded: 1}) == empty) == (excluded in pair)
-    sums = [pair_stamp(bytes(32), (0, 1), 6, {2: left, 3: right}) for left, right in ((1, 2), (2, 1), (3, 0), (0, 3))]
+        assert (pair_stamp(bytes(32), pair, 6, {excluded: POINTS[0]}) == empty) == (excluded in pair)
+        assert pair_stamp(bytes(32), pair, 6, {excluded: group.IDENTITY}) == empty
+    one, two, none = POINTS[0], POINTS[1], group.IDENTITY
+    both = group.accumulate(one, [two])
+    splits = ((one, two), (two, one), (both, none), (none, both))
+    sums = [pair_stamp(bytes(32), (0, 1), 6, {2: left, 3: right}) for left, right in splits]
     assert len(set(sums)) == 4
     assert pair_stamp(b"k" * 32, pair, 6, {}) != empty
+
+
+Stamped = tuple[str, bytes, int]
+stamped_deposits = st.tuples(
+    st.sampled_from(["insurer-01", "insurer-02", "\u4fdd"]), binary(16), st.integers(0, 2**64 - 1)
+)
+
+
+def sum_of(deposits: list[Stamped]) -> bytes:
+    return group.accumulate(group.IDENTITY, [deposit_stamp(*deposit) for deposit in deposits])
+
+
+@deterministic(60)
+@given(st.lists(stamped_deposits, max_size=8).flatmap(lambda some: st.tuples(st.just(some), st.permutations(some))))
+def test_equal_multisets_of_deposits_have_equal_sums_in_whatever_order(
+    both: tuple[list[Stamped], list[Stamped]],
+) -> None:
+    one, other = both
+    assert sum_of(one) == sum_of(other)
+    halves = sum_of(one[::2]), [deposit_stamp(*deposit) for deposit in one[1::2]]
+    assert group.accumulate(*halves) == sum_of(other)
+    assert (sum_of(one) == group.IDENTITY) == (not one)
+
+
+@deterministic(60)
+@given(st.lists(stamped_deposits, min_size=1, max_size=5), st.lists(stamped_deposits, min_size=1, max_size=5))
+def test_unequal_multisets_of_deposits_have_unequal_sums(one: list[Stamped], other: list[Stamped]) -> None:
+    assert (sum_of(one) == sum_of(other)) == (sorted(one) == sorted(other))
+    assert sum_of([*one, one[0]]) != sum_of(one)
+
+
+@deterministic(60)
+@given(st.lists(stamped_deposits, max_size=4), stamped_deposits, st.integers(0, 63))
+def test_another_tick_depositor_or_id_is_another_sum_and_moving_a_tick_and_back_restores_it(
+    rest: list[Stamped], deposit: Stamped, bit: int
+) -> None:
+    depositor, deposit_id, tick = deposit
+    before = sum_of([*rest, deposit])
+    changed: list[Stamped] = [
+        (depositor, deposit_id, tick ^ (1 << bit)),
+        (depositor + "x", deposit_id, tick),
+        (depositor[:-1], deposit_id, tick),
+        (depositor, flipped(deposit_id, bit), tick),
+    ]
+    assert len({before, *(sum_of([*rest, other]) for other in changed)}) == 5
+    was, moved = deposit_stamp(*deposit), deposit_stamp(*changed[0])
+    away = group.accumulate(group.accumulate(before, [was], sign=-1), [moved])
+    assert away == sum_of([*rest, changed[0]])
+    assert group.accumulate(group.accumulate(away, [moved], sign=-1), [was]) == before
+
+
+@deterministic(20)
+@given(stamped_deposits)
+def test_a_stamp_is_an_element_of_the_group(deposit: Stamped) -> None:
+    # Sums of integers mod 2^256 would let whoever chooses ticks find two sets with one sum (Wagner 2002).
+    assert group.is_element(deposit_stamp(*deposit))
 
 
 def test_tags_follow_from_seed_check_attempt_choice_and_lane_and_no_two_are_equal() -> None:

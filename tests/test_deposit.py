@@ -6,16 +6,20 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from strategies import POINTS
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import POINTS, deterministic
 from world import LIMIT, NOW, TODAY, World, make_world, name, person, seeded
 
+from protocol import deposit as steps
 from protocol import group, signing, voprf
 from protocol import token as prover
 from protocol.check import MemberInMemory, Verdict, Void, shard_of_person
-from protocol.custody import Kept, Reading, Refusable
+from protocol.custody import Kept, MemoryCustody, Reading, Refusable
 from protocol.deposit import (
     ABANDON,
     PURPOSE,
+    TOO_FEW,
     AcceptedDeposit,
     Decision,
     Entry,
@@ -24,6 +28,7 @@ from protocol.deposit import (
     accept_abandon,
     accept_batch,
     accept_commit,
+    accept_never,
     accept_prepare,
     batch_outcome,
     commit_call,
@@ -49,14 +54,17 @@ from protocol.messages import (
     COMMITTED,
     ISSUE,
     NEVER,
+    Abandon,
     CommitCall,
     DepositBatch,
     DepositEnvelope,
     DepositOutcome,
+    NeverCall,
     PrepareAnswer,
     PrepareCall,
     Receipt,
     ReceiptStatement,
+    SignedAbandon,
     SignedBatch,
     envelope_hash,
 )
@@ -127,9 +135,12 @@ class Relay:
         return holder.custody.commit(call.depositor, call.shard, accept_commit(holder.party, call, BEFORE))
 
     def abandon_at(self, slot: int) -> Receipt | None:
+        signed = sign_abandon(self.depositor, self.made.shard, self.made.excluded, self.ids, BEFORE)
+        _, call = accept_abandon(self.world.service, signed, BEFORE)
         holder = self.holder(slot)
-        kept = holder.custody.abandon(self.depositor.id, self.made.shard, self.ids)
-        return give_receipts(holder.party, self.depositor.id, self.made.shard, self.ids, kept).receipts[0]
+        asked = accept_never(holder.party, call, BEFORE)
+        kept = holder.custody.abandon(asked.depositor, asked.shard, asked.deposit_ids)
+        return give_receipts(holder.party, asked.depositor, asked.shard, asked.deposit_ids, kept).receipts[0]
 
     @property
     def ids(self) -> list[bytes]:
@@ -170,13 +181,18 @@ def others(world: World, *numbers: int) -> int:
 
 def bent(relay: Relay, change: Callable[[DepositEnvelope], DepositEnvelope], slots: Sequence[int]) -> Relay:
     """Return the deposit of a depositor that puts something else into the envelopes of some holders."""
+    size = len(relay.world.manifest.committee(relay.made.shard).slots)
+    return resealed(relay, lambda padded: steps._pad(encode(change(unpadded(padded))), size), slots)
+
+
+def resealed(relay: Relay, change: Callable[[bytes], bytes], slots: Sequence[int]) -> Relay:
+    """Return the deposit of a depositor that seals other bytes, padding and all, for some holders."""
     made, depositor = relay.made, relay.depositor
     envelopes = list(made.deposit.envelopes)
     for place, slot in enumerate(relay.slots):
         if slot in slots:
             holder = relay.holder(slot).party
-            body = opened(relay, slot)
-            sealed = encode(change(body))
+            sealed = change(unsealed(relay, slot))
             envelopes[place] = depositor.channel(holder.id).seal(
                 PURPOSE, made.deposit.deposit_id, sealed, seeded(("bent", place))(32)
             )
@@ -186,10 +202,18 @@ def bent(relay: Relay, change: Callable[[DepositEnvelope], DepositEnvelope], slo
 
 
 def opened(relay: Relay, slot: int) -> DepositEnvelope:
+    return unpadded(unsealed(relay, slot))
+
+
+def unpadded(padded: bytes) -> DepositEnvelope:
+    return decode(DepositEnvelope, steps._unpad(padded))
+
+
+def unsealed(relay: Relay, slot: int) -> bytes:
     holder, place = relay.holder(slot).party, relay.slots.index(slot)
     envelope = relay.made.deposit.envelopes[place]
     channel = holder.channel(relay.depositor.id)
-    return decode(DepositEnvelope, channel.open(PURPOSE, relay.made.deposit.deposit_id, envelope))
+    return channel.open(PURPOSE, relay.made.deposit.deposit_id, envelope)
 
 
 def first_changed(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -333,13 +357,31 @@ def test_a_batch_has_one_shard_and_one_excluded_slot(world: World, outsider: int
         sign_batch(world.party(outsider), made, BEFORE)
 
 
+@pytest.mark.parametrize(("amount", "count"), [(0, 0), (1, 1), (1, -1), (-1, 0)])
+def test_an_amount_above_the_manifests_cap_or_a_count_above_one_is_refused_by_who_makes_it(
+    world: World, insider: int, amount: int, count: int
+) -> None:
+    party, most = world.party(insider), amount * world.manifest.terms.deposit_cap
+    assert make_deposit(party, entry(1, most, count=count), bytes(16), world.random).shard == 0
+    too_much = [(most + amount, count), (most, 2), (most, -2), (2**48 * (amount or 1), count), (2**47, count)]
+    for bad, times in too_much:
+        if (bad, times) != (most, count):
+            with pytest.raises(ProtocolError, match="bad-amount"):
+                make_deposit(party, entry(1, bad, count=times), bytes(16), world.random)
+
+
 # --- corrections ---------------------------------------------------------------------------------------------------
 
 
-def correction(relay: Relay, depositor: int, item: Entry) -> Decision:
+def correction(relay: Relay, depositor: int, item: Entry) -> Relay:
     world = relay.world
     made = make_deposit(world.party(depositor), item, world.random(16), world.random)
-    return Relay.start(world, made, depositor).decide()
+    return Relay.start(world, made, depositor)
+
+
+def answers_of(relay: Relay) -> dict[int, str | None]:
+    """Return the code with which each holder refuses a deposit at prepare; None where it confirms."""
+    return {slot: relay.prepare(slot).answers[0].refusal for slot in relay.slots}
 
 
 def test_a_correction_of_an_issue_is_made_and_counts(world: World, relay: Relay, insider: int, outsider: int) -> None:
@@ -352,33 +394,111 @@ def test_a_correction_of_an_issue_is_made_and_counts(world: World, relay: Relay,
     assert world.check(outsider, person(1), LIMIT) == (WITHIN, None)
 
 
-def test_a_correction_that_names_no_committed_issue_of_its_own_is_refused(
-    world: World, relay: Relay, insider: int
+def test_a_correction_that_does_not_fit_the_issue_that_it_names_is_refused_by_every_holder_that_knows_it(
+    relay: Relay, insider: int
 ) -> None:
     good = entry(kind=AMENDMENT, amount=-1, count=0, earlier=relay.made.deposit.deposit_id)
-    assert correction(relay, insider, good).reason == "refused"  # nothing is there yet
+    unfit = [{"identity": person(2)}, {"product": "term_life"}, {"day": TODAY - 1}]
+    for known in (relay.prepare, lambda slot: relay.commit_at(slot, committing(relay, slot))):
+        for slot in relay.slots:
+            known(slot)
+        before = relay.visible()
+        for changes in unfit:
+            bad = correction(relay, insider, replace(good, **changes))
+            assert answers_of(bad) == dict.fromkeys(relay.slots, "wrong-earlier"), changes
+            decision = bad.decide()
+            assert decision == Decision(None, (), "refused")
+            assert bad.commit(decision) == {}
+            assert bad.commit(Decision(int(BEFORE), bad.slots, None)) == {}  # nothing was kept
+        assert relay.visible() == before
+        assert answers_of(correction(relay, insider, good)) == dict.fromkeys(relay.slots)
+
+
+def committing(relay: Relay, slot: int) -> CommitCall:
+    call = commit_call(relay.evaluated, [Decision(int(BEFORE), relay.slots, None)], slot)
+    assert call is not None
+    return call
+
+
+@pytest.mark.parametrize(("kind", "count"), [(AMENDMENT, 0), (CANCELLATION, -1)])
+def test_holding_an_issue_back_from_a_holder_makes_no_difference_to_its_answer_for_a_correction(
+    world: World, relay: Relay, insider: int, kind: int, count: int
+) -> None:
+    # A service that could tell would know which of later corrections belong to the issue that it held back.
+    item = entry(kind=kind, amount=-1, count=count, earlier=relay.made.deposit.deposit_id)
+    fix = correction(relay, insider, item)
     for slot in relay.slots:
-        relay.prepare(slot)
-    assert correction(relay, insider, good).reason == "refused"  # prepared is not committed
+        holder, given = relay.holder(slot), []
+        for told in ("nothing", "prepare", "prepare and commit", "abandon", "prepare and abandon"):
+            world.members[holder.party.id] = replace(holder, custody=MemoryCustody())
+            if "prepare" in told:
+                assert relay.prepare(slot).answers[0].refusal is None
+            if "commit" in told:
+                (kept,) = relay.commit_at(slot, committing(relay, slot))
+                assert isinstance(kept, Kept)
+            if "abandon" in told:
+                relay.abandon_at(slot)
+            first = fix.prepare(slot)
+            assert first.answers[0].refusal is None, told
+            assert fix.prepare(slot) == first  # a repetition tells no more
+            (kept,) = fix.commit_at(slot, committing(fix, slot))
+            assert isinstance(kept, Kept)
+            given.append((first, kept))
+        assert given == [given[0]] * 5
+        world.members[holder.party.id] = holder
+
+
+def test_a_correction_is_made_at_all_holders_though_one_was_not_told_of_its_issue(
+    world: World, relay: Relay, insider: int, outsider: int
+) -> None:
+    lagging, *others_ = relay.slots
+    relay.commit(relay.decide(others_), others_)
+    item = entry(kind=AMENDMENT, amount=-10, count=0, earlier=relay.made.deposit.deposit_id)
+    fix = correction(relay, insider, item)
+    decision = fix.decide()
+    assert decision == Decision(int(BEFORE), relay.slots, None)
+    assert is_complete(world.manifest, fix.made, fix.commit(decision))
+    # Right without the lagging holder, and with all of them once that has the issue too.
+    slots = world.manifest.committee(0).slots
+    for without in (frozenset({slots[lagging]}), frozenset({slots[relay.made.excluded]})):
+        assert world.check(outsider, person(1), 10, without=without) == (WITHIN, None)
+        assert world.check(outsider, person(1), 11, without=without) == (EXCEEDS, None)
+        relay.commit(relay.decide(), [lagging])
+
+
+def test_a_correction_of_what_no_holder_knows_is_kept_and_not_told_from_others(
+    world: World, relay: Relay, insider: int
+) -> None:
     relay.commit(relay.decide())
-    for changes in (
-        {"earlier": bytes(16)},
-        {"earlier": None},
-        {"identity": person(2)},
-        {"product": "term_life"},
-        {"day": TODAY - 1},
-    ):
-        assert correction(relay, insider, replace(good, **changes)).reason == "refused", changes
     other = others(world, insider)
-    assert correction(relay, other, good).reason == "refused"  # another member's issue
-    assert correction(relay, insider, good).reason is None
+    unknown = entry(kind=AMENDMENT, amount=-1, count=0, earlier=bytes(16))
+    another_members = replace(unknown, earlier=relay.made.deposit.deposit_id)
+    for depositor, item in ((insider, unknown), (other, another_members)):
+        fix = correction(relay, depositor, item)
+        assert set(answers_of(fix).values()) == {None}
+        assert is_complete(world.manifest, fix.made, fix.commit(fix.decide()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "earlier"),
+    [(ISSUE, bytes(16)), (AMENDMENT, None), (CANCELLATION, None)],
+    ids=["an issue with", "an amendment without", "a cancellation without"],
+)
+def test_an_issue_that_names_an_earlier_one_and_a_correction_that_names_none_are_refused(
+    relay: Relay, insider: int, kind: int, earlier: bytes | None
+) -> None:
+    bad = correction(relay, insider, entry(kind=kind, amount=1, count=0, earlier=earlier))
+    assert answers_of(bad) == dict.fromkeys(relay.slots, "bad-kind")
+    assert bad.decide() == Decision(None, (), "refused")
+    assert relay.visible() == {slot: set() for slot in relay.slots}
 
 
 def test_a_correction_of_a_correction_is_refused(world: World, relay: Relay, insider: int) -> None:
     relay.commit(relay.decide())
     first, _ = world.deposit(insider, person(1), -1, kind=AMENDMENT, count=0, earlier=relay.made.deposit.deposit_id)
-    second = entry(kind=AMENDMENT, amount=-1, count=0, earlier=first.deposit.deposit_id)
-    assert correction(relay, insider, second).reason == "refused"
+    second = correction(relay, insider, entry(kind=AMENDMENT, amount=-1, count=0, earlier=first.deposit.deposit_id))
+    assert answers_of(second) == dict.fromkeys(relay.slots, "wrong-earlier")
+    assert second.decide().reason == "refused"
 
 
 def test_an_outsider_corrects_its_deposits_at_the_holders_of_the_issue(world: World, outsider: int) -> None:
@@ -400,8 +520,9 @@ def test_a_correction_that_excludes_another_slot_than_its_issue_is_refused(world
         made = make_deposit(party, item, bytes([number]) * 16, world.random)
         relay = Relay.start(world, made, outsider)
         up = [slot for slot in relay.slots if slot != issue.excluded]
-        reasons.add((made.excluded == issue.excluded, relay.decide(up).reason))
-    assert reasons == {(True, None), (False, "refused")}
+        codes = {relay.prepare(slot).answers[0].refusal for slot in up}
+        reasons.add((made.excluded == issue.excluded, *codes, relay.decide(up).reason))
+    assert reasons == {(True, None, None), (False, "wrong-earlier", "refused")}
 
 
 def test_ids_of_corrections_are_drawn_until_they_exclude_the_issues_slot(world: World, insider: int) -> None:
@@ -549,17 +670,31 @@ def test_holders_that_come_to_different_pseudonyms_refuse_together(relay: Relay)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "code"),
     [
-        lambda facts: replace(facts, kind=AMENDMENT),
-        lambda facts: replace(facts, earlier=bytes(16)),
-        lambda facts: replace(facts, product="term_life"),
-        lambda facts: replace(facts, day=facts.day - 1),
+        (lambda facts: replace(facts, kind=AMENDMENT), "bad-kind"),
+        (lambda facts: replace(facts, earlier=bytes(16)), "bad-kind"),
+        (lambda facts: replace(facts, kind=AMENDMENT, earlier=bytes(16)), None),
+        (lambda facts: replace(facts, product="term_life"), None),
+        (lambda facts: replace(facts, day=facts.day - 1), None),
     ],
-    ids=["kind", "earlier", "product", "day"],
+    ids=["kind", "earlier", "kind and earlier", "product", "day"],
 )
-def test_holders_that_were_told_different_facts_refuse_together(relay: Relay, change: Change) -> None:
+def test_holders_that_were_told_different_facts_refuse_together(relay: Relay, change: Change, code: str | None) -> None:
     unequal = bent(relay, lambda body: replace(body, facts=change(body.facts)), relay.slots[2:3])
+    # The one that was told something else has nothing to refuse by itself, but for the first two.
+    assert answers_of(unequal) == {slot: code if slot == relay.slots[2] else None for slot in relay.slots}
+    assert refusal_of(unequal) == "refused"
+    assert unequal.visible() == {slot: set() for slot in relay.slots}
+
+
+@pytest.mark.parametrize("changes", [{"kind": CANCELLATION}, {"earlier": bytes(15) + b"!"}, {"day": TODAY - 1}])
+def test_holders_that_were_told_different_facts_of_a_correction_refuse_together(
+    relay: Relay, insider: int, changes: dict[str, object]
+) -> None:
+    fix = correction(relay, insider, entry(kind=AMENDMENT, amount=-1, count=0, earlier=bytes(16)))
+    unequal = bent(fix, lambda body: replace(body, facts=replace(body.facts, **changes)), relay.slots[2:3])
+    assert set(answers_of(unequal).values()) == {None}
     assert refusal_of(unequal) == "refused"
     assert unequal.visible() == {slot: set() for slot in relay.slots}
 
@@ -574,6 +709,8 @@ def test_holders_that_were_told_different_facts_refuse_together(relay: Relay, ch
         (lambda body: replace(body, facts=replace(body.facts, epoch=2)), "unequal-fields"),
         (lambda body: replace(body, facts=replace(body.facts, excluded=15)), "unequal-fields"),
         (lambda body: replace(body, blinded=POINTS[0]), "unequal-fields"),
+        (lambda body: replace(body, facts=replace(body.facts, kind=CANCELLATION)), "bad-kind"),
+        (lambda body: replace(body, facts=replace(body.facts, earlier=bytes(16))), "bad-kind"),
         (lambda body: replace(body, facts=replace(body.facts, product="fire")), "unknown-product"),
         (lambda body: replace(body, amounts=body.amounts[:-1]), "bad-sharing"),
         (lambda body: replace(body, counts=(*body.counts, 1)), "bad-sharing"),
@@ -586,6 +723,43 @@ def test_holders_that_were_told_different_facts_refuse_together(relay: Relay, ch
 def test_a_holder_refuses_an_envelope_that_does_not_fit_its_call(relay: Relay, change: Change, code: str) -> None:
     slot = relay.slots[1]
     assert refusal(bent(relay, change, [slot]), slot) == code
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        steps._unpad,
+        lambda _: b"",
+        lambda padded: bytes(len(padded)),
+        lambda padded: padded + b"!",
+        lambda padded: padded[:-1] + b"\x01",
+        lambda padded: padded[:-1] + b"\x80",
+        lambda padded: steps._unpad(padded).ljust(len(padded), b"\x00"),
+        lambda padded: steps._unpad(padded) + b"\x7f" + bytes(40),
+        lambda padded: steps._unpad(padded)[:-1] + b"\x80" + bytes(40),
+        lambda padded: steps._unpad(padded) + b"\x80\x80" + bytes(40),
+        lambda padded: b"\x80" + bytes(len(padded) - 1),
+    ],
+    ids=[
+        *("none", "empty", "zeros", "a byte more", "a byte that is not zero", "a mark at the end", "no mark"),
+        *("another mark", "a body cut short", "two marks", "no body"),
+    ],
+)
+def test_a_holder_refuses_malformed_padding(relay: Relay, change: Callable[[bytes], bytes]) -> None:
+    slot = relay.slots[1]
+    (unchanged,) = resealed(relay, lambda padded: padded, [slot]).accepted(slot)
+    assert isinstance(unchanged, AcceptedDeposit)
+    assert refusal(resealed(relay, change, [slot]), slot) == "malformed"
+
+
+@deterministic(100)
+@given(
+    st.binary(max_size=200) | st.binary(max_size=20).map(lambda data: data + b"\x80" + bytes(30)), st.integers(5, 16)
+)
+def test_padding_is_taken_off_as_it_was_put_on_and_has_one_length(body: bytes, slots: int) -> None:
+    padded = steps._pad(body, slots)
+    assert len(padded) == 512 + 128 * slots
+    assert steps._unpad(padded) == body
 
 
 def test_a_holder_refuses_an_envelope_of_another_holder_deposit_or_depositor(
@@ -763,12 +937,111 @@ def test_an_abandon_request_is_authenticated_and_fresh(world: World, relay: Rela
     signed = sign_abandon(world.party(insider), 0, relay.made.excluded, relay.ids, BEFORE)
     slots, call = accept_abandon(world.service, signed, BEFORE)
     assert slots == relay.slots
-    assert call.deposit_ids == tuple(relay.ids)
+    assert call == NeverCall(signed=signed)
+    assert call.signed.abandon.deposit_ids == tuple(relay.ids)
     forged = replace(signed, abandon=replace(signed.abandon, depositor=name(others(world, insider))))
     with pytest.raises(ProtocolError, match="bad-signature"):
         accept_abandon(world.service, forged, BEFORE)
-    with pytest.raises(ProtocolError, match="stale"):
-        accept_abandon(world.service, signed, BEFORE + 61)
+    for wait in (61, -62):
+        with pytest.raises(ProtocolError, match="stale"):
+            accept_abandon(world.service, signed, BEFORE + wait)
+
+
+def test_a_holder_gives_up_nothing_but_what_its_depositor_asked_just_now(
+    world: World, relay: Relay, insider: int
+) -> None:
+    depositor, other, excluded = world.party(insider), world.party(others(world, insider)), relay.made.excluded
+    signed = sign_abandon(depositor, 0, excluded, relay.ids, BEFORE)
+    holder = relay.holder(relay.slots[0]).party
+    for wait in (0, 60, -60):
+        assert accept_never(holder, NeverCall(signed=signed), BEFORE + wait) == signed.abandon
+
+    def code(party: Party, call: SignedAbandon, now: float = BEFORE) -> str:
+        with pytest.raises(ProtocolError) as refused:
+            accept_never(party, NeverCall(signed=call), now)
+        return refused.value.code
+
+    def by(party: Party, abandon: Abandon, purpose: str = ABANDON) -> SignedAbandon:
+        signature = signing.sign(party.keys.signing, purpose, encode(abandon))
+        return SignedAbandon(abandon=abandon, signature=signature)
+
+    for wait in (61, -62, 3600):
+        assert code(holder, signed, BEFORE + wait) == "stale"
+    more = replace(signed.abandon, deposit_ids=(*signed.abandon.deposit_ids, bytes(16)))
+    for forged in (
+        replace(signed, abandon=more),
+        replace(signed, abandon=replace(signed.abandon, issued_at=int(BEFORE) + 1)),
+        replace(signed, abandon=replace(signed.abandon, excluded=(excluded + 1) % 6)),
+        replace(signed, abandon=replace(signed.abandon, depositor=other.id)),
+        replace(signed, signature=bytes(64)),
+        by(other, signed.abandon),
+        by(depositor, signed.abandon, PURPOSE),
+    ):
+        assert code(holder, forged) == "bad-signature"
+    assert code(holder, by(depositor, replace(signed.abandon, depositor="insurer-99"))) == "unknown-member"
+    assert code(holder, by(depositor, replace(signed.abandon, shard=1))) == "unknown-shard"
+    assert code(relay.holder(excluded).party, signed) == "bad-excluded"
+    outside = next(party for n in range(1, 9) if (party := world.party(n)).id not in world.manifest.committee(0).slots)
+    assert code(outside, signed) == "not-custodian"
+
+
+@pytest.mark.parametrize("answers", [0, 2, 3])
+def test_a_holder_with_a_wrong_number_of_answers_is_as_one_that_did_not_answer(relay: Relay, answers: int) -> None:
+    told = {slot: relay.prepare(slot) for slot in relay.slots}
+    for number, slot in enumerate(relay.slots, start=1):
+        told[slot] = PrepareAnswer(answers=told[slot].answers * answers)
+        (decision,) = decide(relay.world.manifest, relay.evaluated, told, 5)
+        expected = Decision(5, relay.slots[1:], None) if number == 1 else Decision(None, (), TOO_FEW)
+        assert decision == expected
+        without = {key: answer for key, answer in told.items() if len(answer.answers) == 1}
+        assert decide(relay.world.manifest, relay.evaluated, without, 5) == [decision]
+
+
+def test_the_tick_is_the_earliest_claimed_and_never_later_than_the_services_own(relay: Relay) -> None:
+    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    for claimed, tick in (
+        ((), 100),
+        ((100,), 100),
+        ((101,), 100),
+        ((2**64 - 1, 101), 100),
+        ((99,), 99),
+        ((2**64 - 1, 99, 98), 98),
+        ((0, 2**64 - 1), 0),
+    ):
+        told = dict(answers)
+        for slot, claim in zip(relay.slots, claimed, strict=False):
+            told[slot] = PrepareAnswer(answers=(replace(answers[slot].answers[0], tick=claim),))
+        assert decide(relay.world.manifest, relay.evaluated, told, 100) == [Decision(tick, relay.slots, None)]
+
+
+def test_whoever_limits_members_is_told_of_an_authentic_batch_before_it_is_evaluated(
+    world: World, relay: Relay, insider: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int]] = []
+    evaluate = voprf.blind_evaluate
+
+    def refuse(member: str, persons: int) -> None:
+        told.append((member, persons))
+        raise ProtocolError("too-many", "a limit")
+
+    monkeypatch.setattr(voprf, "blind_evaluate", lambda *_: pytest.fail("evaluated before it was admitted"))
+    party = world.party(insider)
+    batch = [make_deposit(party, entry(number), bytes([number]) * 16, world.random) for number in (1, 2, 3)]
+    signed = sign_batch(party, batch, BEFORE)
+    with pytest.raises(ProtocolError, match="too-many"):
+        accept_batch(world.service, signed, BEFORE, world.random, refuse)
+    assert told == [(party.id, 3)]
+    for bad, now in (
+        (replace(signed, signature=bytes(64)), BEFORE),
+        (signed, BEFORE + 61),
+        (resigned(relay, manifest_hash=bytes(32)), BEFORE),
+    ):
+        with pytest.raises(ProtocolError, match=r"bad-signature|stale|other-manifest"):
+            accept_batch(world.service, bad, now, world.random, refuse)
+    assert len(told) == 1  # nobody is charged for what he did not sign
+    monkeypatch.setattr(voprf, "blind_evaluate", evaluate)
+    accept_batch(world.service, signed, BEFORE, world.random, lambda *call: told.append(call))
+    assert told == [(party.id, 3)] * 2
 
 
 # --- receipts ------------------------------------------------------------------------------------------------------
@@ -857,7 +1130,7 @@ def test_what_comes_back_to_the_depositor_is_the_same_whoever_is_insured_and_how
             story.append((Relay.start(world, other, depositor).decide().reason, 0))
         for earlier, whom in ((made.deposit.deposit_id, 1), (bytes(16), 2)):
             item = entry(whom, -1, kind=AMENDMENT, count=0, earlier=earlier)
-            story.append((correction(relay, depositor, item).reason, 0))
+            story.append((correction(relay, depositor, item).decide().reason, 0))
         unequal = bent(Relay.start(world, renamed(relay), depositor), unequal_amounts, [relay.slots[0]])
         story.append((unequal.decide().reason, 0))
         seen.append(story)
@@ -879,11 +1152,19 @@ def test_every_refusal_that_depends_on_more_than_the_depositors_own_bytes_reache
             told[slot] = PrepareAnswer(answers=(replace(good, refusal=code),))
         return decide(relay.world.manifest, relay.evaluated, told, 5)[0].reason
 
-    for code in ("unknown-earlier", "bad-unblinder", "identity-element", "bad-sharing", "unequal-fields", "anything"):
+    for code in (
+        "wrong-earlier",
+        "bad-kind",
+        "bad-unblinder",
+        "identity-element",
+        "bad-sharing",
+        "malformed",
+        "anything",
+    ):
         assert reason(code) == "refused"
     for code in ("deposit-reused", "deposit-abandoned", "other-manifest", "manifest-expired"):
         assert reason(code) == code
-    assert reason("deposit-reused", "unknown-earlier") == "refused"
+    assert reason("deposit-reused", "wrong-earlier") == "refused"
 
 
 def test_a_receipt_follows_from_ids_slot_tick_and_the_envelopes_hash_alone(relay: Relay) -> None:
@@ -968,6 +1249,34 @@ def test_what_the_service_sees_of_a_deposit_has_no_share_salt_unblinder_or_proof
             assert secret not in sees
         for piece in (*body.amounts, *body.counts):
             assert piece.to_bytes(6, "big") not in sees
+
+
+@pytest.mark.parametrize("size", [5, 6, 9, 16])
+def test_envelopes_have_one_length_whatever_the_deposit(size: int) -> None:
+    world = make_world(size + 1, shards=1, slots=size)
+    party, cap = world.party(1), world.manifest.terms.deposit_cap
+    made = [
+        make_deposit(
+            party, Entry(person(whom), kind, product, day, amount, count, earlier), bytes([draw]) * 16, world.random
+        )
+        for draw, (kind, count, earlier) in enumerate(
+            [(ISSUE, 1, None), (ISSUE, 0, bytes(16)), (AMENDMENT, 0, bytes(16)), (CANCELLATION, -1, b"\x80" * 16)]
+        )
+        for product in ("a", "accident", "x" * 64, "\u4fdd" * 21)
+        for whom, amount, day in ((1, 0, TODAY), (2, cap, 1), (3, -cap, TODAY + 1000))
+    ]
+    lengths = {len(envelope) for item in made for envelope in item.deposit.envelopes}
+    bare = len(party.channel(name(2)).seal(PURPOSE, bytes(16), b"", bytes(32)))
+    assert lengths == {bare + 512 + 128 * size}
+
+
+@pytest.mark.parametrize("size", range(5, 17))
+def test_the_longest_body_that_can_be_said_fits_into_the_padding(relay: Relay, size: int) -> None:
+    body = opened(relay, relay.slots[0])
+    facts = replace(body.facts, kind=AMENDMENT, depositor="d" * 64, product="p" * 64, earlier=bytes(16))
+    shares = (2**48 - 1,) * (size - 2)
+    longest = replace(body, facts=facts, amounts=shares, counts=shares, salts=(b"\xff" * 32,) * (size - 2))
+    assert len(steps._pad(encode(longest), size)) == 512 + 128 * size
 
 
 def test_no_holder_gets_the_share_that_it_lacks(relay: Relay) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from typing import Annotated, Any
 
 import pytest
@@ -208,6 +209,10 @@ def reads(codec: Codec, data: bytes) -> object:
         (Blob(5), b"", "00000000"),
         (Blob(5), b"ab", "000000026162"),
         (Text(), "寿", "03e5afbf"),
+        (Text(255), "x" * 255, "ff" + "78" * 255),
+        (Text(256), "寿", "0003e5afbf"),
+        (Text(256), "x" * 256, "0100" + "78" * 256),
+        (Text(65535), "x", "000178"),
         (Maybe(UInt(8)), None, "00"),
         (Maybe(UInt(8)), 0, "0100"),
         (Seq(UInt(8), most=3), (), "00000000"),
@@ -234,6 +239,11 @@ def test_the_wire_form_of_each_codec(codec: Codec, value: object, data: str) -> 
         (Text(), ""),
         (Text(2), "abc"),
         (Text(2), "寿"),
+        (Text(), "\ud800"),
+        (Text(), "a\udfffb"),
+        (Text(255), "x" * 256),
+        (Text(300), "x" * 301),
+        (Text(300), "寿" * 101),
         (Seq(UInt(8), most=2), (1, 2, 3)),
         (Seq(UInt(8), least=1, most=2), ()),
         (Seq(UInt(8), most=2), (256,)),
@@ -264,6 +274,10 @@ def test_a_value_that_could_not_be_read_is_not_written(codec: Codec, value: obje
         (Text(), "02ff41"),
         (Text(), "02c080"),
         (Text(), "03eda080"),
+        (Text(256), "0000"),
+        (Text(256), "0378"),
+        (Text(256), "010178" + "78" * 256),
+        (Text(256), "00ff78"),
         (Maybe(UInt(8)), "02"),
         (Maybe(UInt(8)), "ff00"),
         (Maybe(UInt(8)), "01"),
@@ -310,6 +324,24 @@ def test_a_check_has_at_least_one_lane_and_four_envelopes(statement: CheckStatem
     for changes in ({"lanes": ()}, {"envelopes": statement.envelopes[:3]}, {"lanes": statement.lanes * 1025}):
         with pytest.raises(ProtocolError, match="malformed"):
             encode(type(statement)(**{**vars(statement), **changes}))
+
+
+@every_kind
+@deterministic(5)
+@given(st.data())
+def test_a_message_prints_as_its_name_alone(kind: type[Any], data: st.DataObject) -> None:
+    one, other = (data.draw(messages(kind)) for _ in range(2))
+    assert re.fullmatch(r"<[a-z']+( [a-z']+)*>", repr(one))
+    assert repr(one) == repr(other) == str(one) == f"{other}"
+
+
+def test_messages_print_as_the_names_by_which_they_are_told_apart_on_the_wire() -> None:
+    @message("whatever it is called", version=7)
+    class Odd:
+        secret: Annotated[bytes, Fixed(3)]
+
+    assert repr(Odd(secret=b"abc")) == "<whatever it is called>"
+    assert len({repr(kind.__new__(kind)) for kind in KINDS}) == len(KINDS)
 
 
 def test_a_message_is_immutable_and_takes_annotated_fields_alone() -> None:

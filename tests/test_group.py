@@ -144,13 +144,13 @@ def test_small_multiples_of_the_base_are_those_of_the_rfc(factor: int) -> None:
 
 
 @deterministic(300)
-@given(st.integers(0, 2**255 - 1).map(lambda value: value.to_bytes(32, "little")))
+@given(st.integers(0, 2**256 - 1).map(lambda value: value.to_bytes(32, "little")))
 def test_an_element_is_what_a_slow_decoder_takes_for_one(data: bytes) -> None:
     assert group.is_element(data) == (why_not(data) is None and data != IDENTITY)
 
 
 @deterministic(60)
-@given(scalars, st.integers(0, 254))
+@given(scalars, st.integers(0, 255))
 def test_an_element_with_one_bit_flipped_is_what_a_slow_decoder_takes_it_for(factor: Scalar, bit: int) -> None:
     point = group.multiply_base(factor)
     assert why_not(point) is None
@@ -166,6 +166,16 @@ def test_every_second_encoding_of_a_small_field_element_is_refused() -> None:
         assert not group.is_element(again)
         with pytest.raises(ProtocolError, match="bad-element"):
             group.element(again)
+
+
+@deterministic(100)
+@given(scalars.map(group.multiply_base) | st.integers(0, P - 1).map(lambda value: value.to_bytes(32, "little")))
+def test_an_encoding_with_its_top_bit_set_is_no_element_whatever_the_rest(data: bytes) -> None:
+    again = data[:31] + bytes([data[31] | 0x80])
+    assert why_not(again) == "the field element is not reduced"
+    assert not group.is_element(again)
+    with pytest.raises(ProtocolError, match="malformed"):
+        POINT.read(Reader(again))
 
 
 # --- the identity --------------------------------------------------------------------------------------------------
@@ -191,6 +201,19 @@ def test_a_sum_or_difference_that_is_the_identity_is_refused(factor: Scalar) -> 
         group.add(point, negative)
     with pytest.raises(ProtocolError, match="identity-element"):
         group.subtract(point, point)
+
+
+@deterministic(40)
+@given(st.lists(st.integers(1, ORDER - 1), max_size=6), st.integers(0, 2**32))
+def test_accumulated_points_add_as_their_scalars_do_and_may_come_to_the_identity(factors: list[int], salt: int) -> None:
+    points = [group.multiply_base(group.scalar_from_int(factor)) for factor in factors]
+    total = group.accumulate(group.IDENTITY, points)
+    expected = sum(factors) % ORDER
+    assert total == (group.multiply_base(group.scalar_from_int(expected)) if expected else IDENTITY)
+    assert group.accumulate(total, points, sign=-1) == group.IDENTITY == IDENTITY
+    assert group.accumulate(total, []) == total
+    more = group.multiply_base(group.scalar_from_int(salt + 1))
+    assert group.accumulate(group.accumulate(total, [more]), [more], sign=-1) == total
 
 
 @pytest.mark.parametrize("factor", [0, ORDER, 2 * ORDER])

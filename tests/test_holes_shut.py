@@ -16,7 +16,7 @@ from protocol import group
 from protocol.check import MemberInMemory, Question, Verdict
 from protocol.committee_keys import KeyEnvelope
 from protocol.comparison import Disagreement
-from protocol.deposit import decide, make_deposit
+from protocol.deposit import TOO_FEW, decide, make_deposit
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import Manifest
@@ -100,13 +100,17 @@ def test_a_disagreement_passes_through_a_context_manager() -> None:
         raise Disagreement((1,), "session")
 
 
-def test_a_holder_that_answers_too_little_is_a_refusal_not_a_crash() -> None:
+def test_a_holder_that_answers_too_little_is_one_that_did_not_answer_not_a_crash() -> None:
     world = make_world(7, shards=1)
     made = make_deposit(world.party(1), entry(), world.random(16), world.random)
     relay = Relay.start(world, made, 1)
     answers = {slot: relay.prepare(slot) for slot in relay.slots}
     answers[relay.slots[0]] = PrepareAnswer(answers=())
-    assert decide(world.manifest, relay.evaluated, answers, 5)[0].tick is None
+    (decision,) = decide(world.manifest, relay.evaluated, answers, 5)
+    assert (decision.tick, decision.slots) == (5, relay.slots[1:])
+    answers[relay.slots[1]] = PrepareAnswer(answers=())
+    (decision,) = decide(world.manifest, relay.evaluated, answers, 5)
+    assert (decision.tick, decision.slots, decision.reason) == (None, (), TOO_FEW)
 
 
 def test_a_stale_committee_key_is_not_answered_with() -> None:
@@ -147,5 +151,5 @@ def test_a_number_that_is_no_unicode_is_refused_as_such() -> None:
 def test_a_doctored_k_is_noticed_by_the_service() -> None:
     parts = HONEST.parts(OVER)
     lie = replace(parts[5].vouched[0], masked=flipped(parts[5].vouched[0].masked, 9))
-    with pytest.raises(Disagreement):
+    with pytest.raises(Disagreement, match="slots \\(5,\\): a voucher's K"):
         HONEST.evaluate({**parts, 5: replace(parts[5], vouched=replaced(parts[5].vouched, 0, lie))})

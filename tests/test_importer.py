@@ -18,7 +18,6 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psycopg.conninfo import make_conninfo
 from strategies import deterministic
 from world import make_world
 
@@ -236,7 +235,7 @@ FRAGMENTS = ("CANARY", "\uff23\uff21", "4405", "8765", "E1234", "110101", "1000"
 def test_no_line_names_a_person_an_amount_or_a_policy_whatever_stands_in_whatever_cell(
     database: str, tmp_path: Path
 ) -> None:
-    insurer = Insurer.open(make_conninfo(database, options="-c synchronous_commit=off"))
+    insurer = Insurer.open(database)
     told: Counter[str] = Counter()
 
     def check(rows: Sequence[Sequence[str]], end: str, style: int) -> None:

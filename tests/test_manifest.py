@@ -263,6 +263,7 @@ def test_the_edges_of_those_rules_are_accepted() -> None:
         rule_changed(version=2),
         lambda terms: replace(terms, rules=()),
         lambda terms: replace(terms, issued_at=terms.valid_until - 1),
+        lambda terms: replace(terms, tick_seconds=20),
     ):
         assert Manifest.of(bend(TERMS)).hash != WORLD.manifest.hash
 
@@ -277,12 +278,14 @@ def test_the_edges_of_those_rules_are_accepted() -> None:
         rule_changed(products=()),
         rule_changed(version=0),
         lambda terms: replace(terms, tick_seconds=0),
+        lambda terms: replace(terms, tick_seconds=21),
+        lambda terms: replace(terms, tick_seconds=60),
         lambda terms: replace(terms, blinding_key=bytes(32)),
         lambda terms: replace(terms, serial=0),
         lambda terms: replace(terms, local=2),
         lambda terms: replace(terms, products=(), rules=()),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_a_manifest_with_a_number_or_key_out_of_range_is_refused(bend: Bend) -> None:
     with pytest.raises(ProtocolError, match="malformed"):

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from psycopg.conninfo import make_conninfo
 from strategies import deterministic
 from world import LIMIT, NOW, TODAY, World, make_world, name, person, seeded
 
@@ -21,6 +20,7 @@ from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.store.custody import KEEP_CHECK_RECORDS_DAYS, PostgresCustody
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.vault import Vault, VaultError
+from protocol import group
 from protocol.check import Verdict, shard_of_person
 from protocol.custody import (
     Admission,
@@ -39,7 +39,6 @@ from protocol.identity import Identity
 from protocol.messages import AMENDMENT, CANCELLATION, ISSUE
 from protocol.secret import Secret
 from protocol.sharing import SHARE_BYTES
-from protocol import group
 from protocol.stamps import MAX_AS_OF_AGE, deposit_stamp
 from protocol.token import IndexKey
 
@@ -184,7 +183,8 @@ class CustodyMachine(RuleBasedStateMachine):
         super().__init__()
         for table in TABLES:
             self.store.run("clear", lambda connection, table=table: connection.execute(f"DELETE FROM {table}"))  # noqa: S608
-        self.stores: tuple[Custody, Custody] = (MemoryCustody(), PostgresCustody(self.store, VAULT, TICK_SECONDS, EPOCH))
+        kept = PostgresCustody(self.store, VAULT, TICK_SECONDS, EPOCH)
+        self.stores: tuple[Custody, Custody] = (MemoryCustody(), kept)
         self.tick = 1_000
         self.today = A_DAY
         self.fresh = itertools.count(1_000)
@@ -258,16 +258,10 @@ class CustodyMachine(RuleBasedStateMachine):
             self.seen[result if isinstance(result, str) else "never" if result.never else "kept"] += 1
 
 
-def test_any_history_has_the_results_that_it_has_in_memory(database: str) -> None:
-    # Durability is not what is compared here, and waiting for the disk would take most of the time.
-    opened = Database(make_conninfo(database, options="-c synchronous_commit=off"), size=1)
-    opened.migrate()
+def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> None:
     seen: Counter[str] = Counter()
-    machine = type("Machine", (CustodyMachine,), {"store": opened, "seen": seen})
-    try:
-        run_state_machine_as_test(machine, settings=settings(deterministic(60), stateful_step_count=30))
-    finally:
-        opened.close()
+    machine = type("Machine", (CustodyMachine,), {"store": store, "seen": seen})
+    run_state_machine_as_test(machine, settings=settings(deterministic(60), stateful_step_count=30))
     outcomes = {"admitted", "check-id-reused", "replayed", "budget-exhausted", "deposit-reused", "deposit-abandoned"}
     outcomes |= {"wrong-earlier", "not-prepared", "never", "kept", "rows seen", "folded"}
     assert {outcome for outcome in outcomes if not seen[outcome]} == set()
@@ -275,6 +269,51 @@ def test_any_history_has_the_results_that_it_has_in_memory(database: str) -> Non
 
 def test_a_commit_of_nothing_is_nothing(custody: PostgresCustody) -> None:
     assert custody.commit("insurer-01", 0, []) == MemoryCustody().commit("insurer-01", 0, []) == []
+
+
+CORRECTION = proposed(2, kind=AMENDMENT, earlier=deposit_id(1), row=row(value=9))
+
+
+@pytest.mark.parametrize(
+    ("correction", "fits"),
+    [
+        (CORRECTION, True),
+        (replace(CORRECTION, kind=CANCELLATION), True),
+        (replace(CORRECTION, index=index(1)), False),
+        (replace(CORRECTION, shard=1), False),
+        (replace(CORRECTION, row=row(product="term_life")), False),
+        (replace(CORRECTION, row=row(day=A_DAY + 1)), False),
+        (replace(CORRECTION, row=row(excluded=1)), False),
+        (replace(CORRECTION, earlier=deposit_id(3)), False),  # which is a correction itself
+        (replace(CORRECTION, earlier=deposit_id(4)), True),  # which was given up: it is not here
+        (replace(CORRECTION, earlier=deposit_id(5)), True),  # which never came
+        (replace(CORRECTION, earlier=None), True),
+        (replace(CORRECTION, depositor="insurer-03"), True),  # another depositor's issue is none of its own
+    ],
+)
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_correction_fits_the_issue_that_it_names_in_every_field(
+    custody: PostgresCustody, correction: Proposed, *, fits: bool, committed: bool
+) -> None:
+    for stored in (MemoryCustody(), custody):
+        stored.prepare([proposed(1), replace(CORRECTION, deposit_id=deposit_id(3)), proposed(4)])
+        stored.abandon("insurer-01", 0, [deposit_id(4)])
+        if committed:
+            stored.commit("insurer-01", 0, [(deposit_id(1), 5), (deposit_id(3), 5)])
+        expected = [Kept(None, never=False, envelope_hash=bytes(32))] if fits else ["wrong-earlier"]
+        assert plain(stored.prepare([correction])) == expected
+
+
+def test_a_store_of_another_epoch_neither_reads_nor_keeps(store: Database, custody: PostgresCustody) -> None:
+    custody.prepare([proposed(1)])
+    custody.commit("insurer-01", 0, [(deposit_id(1), 5)])
+    later = PostgresCustody(store, VAULT, TICK_SECONDS, EPOCH + 1)
+    for stored, epoch in ((custody, EPOCH + 1), (later, EPOCH)):
+        reading = Reading(0, epoch, 9, ((index(0), 1),))
+        assert code_of(lambda stored=stored, reading=reading: stored.view(reading)) == "other-epoch"
+        batch = [proposed(2, epoch=stored._epoch), proposed(3, epoch=epoch)]
+        assert code_of(lambda stored=stored, batch=batch: stored.prepare(batch)) == "other-epoch"
+    assert count(store, "SELECT count(*) FROM custody_deposit") == 1
 
 
 @pytest.mark.parametrize("tick_seconds", [1, 7, 20, 60])

@@ -12,7 +12,6 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psycopg.conninfo import make_conninfo
 from strategies import deterministic
 from world import make_world, person
 
@@ -24,7 +23,6 @@ from protocol.committee import draw_committee
 from protocol.custody import Kept
 from protocol.deposit import Entry, MadeDeposit, make_deposit
 from protocol.encoding import decode, encode
-from protocol.errors import ProtocolError
 from protocol.manifest import Committee, Manifest
 from protocol.messages import AMENDMENT, ISSUE, DepositBatch, SignedBatch
 from protocol.party import Party
@@ -161,8 +159,7 @@ class Plain:
 
 
 def test_any_course_of_things_hands_out_what_a_plain_list_says(database: str) -> None:
-    # Durability is not what is tested here, and waiting for the disk would take most of the time.
-    store = Store.open(make_conninfo(database, options="-c synchronous_commit=off"))
+    store = Store.open(database)
     steps = st.one_of(
         st.tuples(st.just("put"), st.lists(st.integers(0, 2), min_size=1, max_size=3)),
         st.tuples(st.sampled_from(["refused", "made", "complete"]), st.integers(0, 4)),

@@ -20,7 +20,6 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psycopg.conninfo import make_conninfo
 from strategies import deterministic
 from world import make_world, name, person, seeded
 
@@ -370,8 +369,7 @@ def plain_model(events: Sequence[PolicyEvent]) -> dict[tuple[str, Identity, str]
 
 
 def test_any_sequence_of_events_is_deposited_as_a_plain_sum_says(database: str) -> None:
-    # Durability is not what is tested here, and waiting for the disk would take most of the time.
-    insurer = Insurer.open(make_conninfo(database, options="-c synchronous_commit=off"))
+    insurer = Insurer.open(database)
 
     @deterministic(80)
     @given(st.lists(st.lists(EVENTS, max_size=6), max_size=5))
@@ -406,7 +404,7 @@ def test_any_file_imported_again_changes_nothing_whatever_the_order_of_its_rows(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importer, "ROWS_A_TRANSACTION", 3)
-    insurer = Insurer.open(make_conninfo(database, options="-c synchronous_commit=off"))
+    insurer = Insurer.open(database)
 
     @deterministic(60)
     @given(st.lists(EVENTS, min_size=1, max_size=12))
@@ -510,36 +508,26 @@ def test_one_file_imported_by_two_processes_at_once_counts_once(insurer: Insurer
     assert len(insurer.entries()) == 80
 
 
-def test_policies_imported_forwards_and_backwards_at_once_do_not_lock_each_other_up(database: str) -> None:
-    events = [event(number=f"N-{number}", whom=number) for number in range(8)]
-    draws, deadline = [0], time.monotonic() + 20
-
-    def until_the_other_waits(count: int) -> bytes:
-        """Hold on, in the middle of one import, until the other waits for a policy that this one has."""
-        draws[0] += 1
-        query = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
-        while draws[0] == 1 and not watch.execute(query).fetchone():
+def test_policies_imported_forwards_and_backwards_at_once_do_not_lock_each_other_up(
+    insurer: Insurer, another: Insurer, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = [event(number=f"N-{number}", whom=number) for number in range(9)]
+    lock = int.from_bytes(insurer.register._policy_key(events[4])[:8], "big", signed=True)
+    deadline = time.monotonic() + 20
+    conninfo = insurer.database._pool.conninfo
+    with psycopg.connect(conninfo, autocommit=True) as third, ThreadPoolExecutor(2) as pool:
+        third.execute("SELECT pg_advisory_lock(%s)", (lock,))  # so that both come as far as they can
+        results = [
+            pool.submit(each.register.apply, rows) for each, rows in ((insurer, events), (another, events[::-1]))
+        ]
+        while third.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (2,):
             assert time.monotonic() < deadline
-        return secrets.token_bytes(count)
-
-    def counted(count: int) -> bytes:
-        draws[0] += 1
-        return secrets.token_bytes(count)
-
-    conninfo = make_conninfo(database, options="-c deadlock_timeout=50ms")
-    one, two = Insurer.open(conninfo, random=until_the_other_waits), Insurer.open(conninfo, random=counted)
-    try:
-        with psycopg.connect(database, autocommit=True) as watch, ThreadPoolExecutor(2) as pool:
-            first = pool.submit(one.register.apply, events)
-            while not draws[0]:  # the first has begun
-                assert time.monotonic() < deadline
-            results = [first, pool.submit(two.register.apply, events[::-1])]
-            assert [set(result.result()) for result in results] == [{ACCEPTED}, {REPEATED}]
-        assert draws == [len(events)]  # so that nothing was drawn twice: no transaction was given up for the other
-        assert len(one.entries()) == len(events)
-    finally:
-        one.database.close()
-        two.database.close()
+        third.execute("SELECT pg_advisory_unlock(%s)", (lock,))
+        assert Counter(outcome for result in results for outcome in result.result()) == Counter(
+            {ACCEPTED: len(events), REPEATED: len(events)}
+        )
+    assert len(insurer.entries()) == len(events)
+    assert [record.getMessage() for record in caplog.records] == []  # neither was given up for the other and retried
 
 
 # --- crashes -------------------------------------------------------------------------------------------------------

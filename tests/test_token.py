@@ -92,6 +92,12 @@ def test_the_wire_form_of_an_identity_has_each_part_with_its_length_before_it() 
             Identity(DocumentType.PASSPORT, "1" * size)
 
 
+@pytest.mark.parametrize("number", ["\ud800", "E1\udfff", "\udcff" * 70])
+def test_a_number_that_is_no_unicode_is_no_identity(number: str) -> None:
+    with pytest.raises(ProtocolError, match="identity-length"):
+        Identity(DocumentType.PASSPORT, number)
+
+
 def test_a_shard_follows_from_salt_and_identity_and_shards_are_filled_evenly() -> None:
     digest = hmac.digest(SALT.reveal(), b"shard" + PERSON.encode(), "sha256")
     assert shard_of(SALT, PERSON, 7) == int.from_bytes(digest, "big") % 7

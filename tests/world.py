@@ -213,11 +213,8 @@ class FourCustodians:
 
     def part(self, slot: int, lanes: Sequence[Sequence[Shared]], *, change: Mapping[Label, int] | None = None) -> Part:
         """Return what a custodian sends for the deposits of each lane; `change` is added to its first lane's sums."""
-        size, inputs, stamps = (
-            self.chosen.committee_size,
-            [],
-            dict.fromkeys(range(self.chosen.committee_size), group.IDENTITY),
-        )
+        size, inputs = self.chosen.committee_size, []
+        stamps = dict.fromkeys(range(size), group.IDENTITY)
         for lane, (deposits, limit) in enumerate(zip(lanes, self.limits, strict=True)):
             parts = [{key: Share(value) for key, value in change.items()}] if change and lane == 0 else []
             for number, deposit in enumerate(deposits):
