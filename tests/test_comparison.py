@@ -352,6 +352,20 @@ def test_a_first_custodian_that_doctors_the_hashes_of_k_is_the_one_whom_the_alar
             assert HONEST.evaluate_regardless({**parts, 0: part}) == [EXCEEDS]
 
 
+@pytest.mark.parametrize("field", ["table", "outputs", "vouchers"])
+def test_a_first_custodian_whose_circuit_has_a_wrong_size_is_the_one_whom_the_alarm_names(field: str) -> None:
+    parts = HONEST.parts(OVER)
+    garbled = parts[0].garbled
+    assert garbled is not None
+    data = getattr(garbled, field)
+    for wrong in (data[:-1], data[:-32], data + data[:32], b""):
+        lie = replace(garbled, **{field: wrong})
+        mixed = {slot: replace(part, garbled_digest=lie.digest()) for slot, part in parts.items()}
+        with pytest.raises(Disagreement) as alarm:
+            HONEST.evaluate({**mixed, 0: replace(mixed[0], garbled=lie)})
+        assert alarm.value == Disagreement((0,), "a part is malformed")
+
+
 def test_the_hashes_are_of_the_k_of_each_lane_and_group_and_show_none() -> None:
     four = FourCustodians(A, (LIMIT,) * 3)
     parts = four.parts([[], [], []])
