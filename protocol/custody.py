@@ -214,6 +214,8 @@ class MemoryCustody:
 
     def prepare(self, proposed: Sequence[Proposed]) -> list[Refusable]:
         """See `Custody`."""
+        for item in proposed:
+            self._bind(item.epoch)
         return [self._prepare(item) for item in proposed]
 
     def _bind(self, epoch: int) -> None:
@@ -221,7 +223,6 @@ class MemoryCustody:
         require_epoch(self._epoch, epoch)
 
     def _prepare(self, item: Proposed) -> Refusable:
-        self._bind(item.epoch)
         key = (item.depositor, item.deposit_id)
         if key in self._deposits:
             return repeated(self._deposits[key][1], item.envelope_hash)

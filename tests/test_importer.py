@@ -329,14 +329,6 @@ def test_a_file_that_fails_while_it_is_read_does_not_stop_the_others(insurer: In
     ]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_does_not_stop_the_others(insurer: Insurer, tmp_path: Path) -> None:
-    closed, good = write(tmp_path / "closed.csv", row("X")), write(tmp_path / "good.csv", row())
-    closed.chmod(0)
-    assert insurer.import_files(closed, good) == Counter({"accepted": 1, "rejected files": 1})
-    assert insurer.told()[0] == f"closed.csv: cannot be read: {os.strerror(errno.EACCES)}"
-
-
 def test_no_row_stops_the_rest_of_its_file_or_the_other_files(insurer: Insurer, tmp_path: Path) -> None:
     rare = row("\U00020000" * MAX_POLICY_NUMBER_CHARACTERS)
     files = [write(tmp_path / "rare.csv", row("A"), rare, row("B")), write(tmp_path / "other.csv", row("C"))]
