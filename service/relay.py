@@ -81,12 +81,13 @@ class Relay:
         statement = request.signed.statement
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
-        void = Void.TOO_FEW_CUSTODIANS
+        void, tried = Void.TOO_FEW_CUSTODIANS, set[tuple[int, ...]]()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             chosen = preferred_choice(statement.check_id, scores, refused=_OUT)
             left = deadline - time.monotonic()
-            if chosen is None or left <= 0:
+            if chosen is None or chosen in tried or left <= 0:  # another attempt takes another A
                 break
+            tried.add(chosen)
             outcome = self._attempt(evaluation, attempt, chosen, min(left, self._settings.attempt_seconds), scores)
             if isinstance(outcome, CheckOutcome):
                 return outcome
