@@ -61,7 +61,7 @@ def _serve(args: argparse.Namespace) -> int:
         background.start(agent)
         return make_app(agent)
 
-    with database_server(settings):
+    with database_server(settings, own=True):
         Agent.open(args.state, connections=1).database.close()  # what is wrong is said here, before any worker starts
         serve(
             app,

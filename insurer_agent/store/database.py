@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from transport.problems import Problem
@@ -35,7 +35,8 @@ class Database:
 
     def __init__(self, dsn: str, *, size: int) -> None:
         # Failing fast beats queueing: a check has two seconds in all.
-        conninfo = make_conninfo(dsn, connect_timeout=5, application_name="insurer-agent", options=_OPTIONS)
+        options = f"{conninfo_to_dict(dsn).get('options') or ''} {_OPTIONS}"
+        conninfo = make_conninfo(dsn, connect_timeout=5, application_name="insurer-agent", options=options)
         self._pool = ConnectionPool(conninfo, min_size=1, max_size=size, timeout=1.0, open=False, name="agent")
         self._pool.open()
 

@@ -26,10 +26,16 @@ def find_dsn(settings: Settings) -> str:
 
 
 @contextmanager
-def database_server(settings: Settings) -> Iterator[None]:
-    """Have a PostgreSQL for the block: start the embedded one unless another is named or it is running already."""
+def database_server(settings: Settings, *, own: bool = False) -> Iterator[None]:
+    """Have a PostgreSQL for the block: start the embedded one unless another is named or it is running already.
+
+    With `own`, refuse (`SettingsError`) one that another command has started: it ends with that command.
+    """
     file = settings.state / "postgres" / "agent-dsn"
-    if settings.database is not None or _answers(file):
+    running = settings.database is None and _answers(file)
+    if running and own:
+        raise SettingsError("another command is using the embedded PostgreSQL; start again when it has ended")
+    if running or settings.database is not None:
         yield
         return
     try:
