@@ -42,8 +42,8 @@ from service.admin.samples import ACCUMULATOR, LIMIT, MILLION, SamplePerson, Sam
 
 RULE = "accident-30d"
 MARKER = ".demonstration"
-PEOPLE = 1200
-"""Ordinary people; with the cases they have about 3,000 policies."""
+PEOPLE = 1000
+"""Ordinary people; with the cases they have about 2,600 policies."""
 _SEED = 20_261_123
 _LOCAL = (sys.executable, "-m", "service.admin.cli", "local")
 _READY_SECONDS = 240
