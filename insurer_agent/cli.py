@@ -12,6 +12,10 @@ from transport.settings import SettingsError, write_private
 # Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
 
 
+SOME_ROWS_REJECTED = 3
+"""The exit status of an import that left rows out, so that a nightly job notices."""
+
+
 def _init(args: argparse.Namespace) -> int:
     from insurer_agent.keys import AgentKeys
     from protocol.enrolment import enrol
@@ -85,7 +89,9 @@ def _import(args: argparse.Namespace) -> int:
         counts = import_files(agent, args.files)
         deposited = args.wait is None or wait_until_deposited(agent, args.wait)
         agent.database.close()
-    return 0 if deposited and not counts["rejected files"] else 1
+    if counts["rejected files"] or not deposited:
+        return 1
+    return SOME_ROWS_REJECTED if counts["rejected"] else 0
 
 
 def _api_key(args: argparse.Namespace) -> int:
@@ -133,9 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--url", required=True, help="where the lookup service reaches this agent")
     init.add_argument("--salt-file", type=Path, required=True, help="the alliance's salt")
     command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
-    importing = command("import", _import, "Import policies from CSV files; importing a file twice changes nothing.")
+    importing = command(
+        "import",
+        _import,
+        "Import policies from CSV files; importing a file twice changes nothing. Status 3: some rows were rejected.",
+    )
     importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits are receipted")
+    importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
     key = command("api-key", _api_key, "Make an API key for an underwriting system and print it, once.")
     key.add_argument("name")
     key.add_argument("--file", type=Path, help="write the key to this file instead, readable by its owner alone")

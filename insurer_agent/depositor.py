@@ -62,6 +62,8 @@ class Depositor:
             outcomes = tuple(DepositOutcome(receipts=(), reason=error.code) for _ in made)
         if len(outcomes) != len(made):
             outcomes = tuple(DepositOutcome(receipts=(), reason="malformed") for _ in made)
+        for reason in sorted({outcome.reason for outcome in outcomes if outcome.reason is not None}):
+            log.warning("deposits of shard %d are not made yet: %s", made[0].shard, reason)
         current = tick_at(time.time(), manifest.terms.tick_seconds)
         for (item, deposit), outcome in zip(batch, outcomes, strict=True):
             states = read_receipts(self._party, deposit, outcome)

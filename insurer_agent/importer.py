@@ -12,6 +12,7 @@ from insurer_agent.agent import Agent
 from insurer_agent.intake.errors import FileRejected
 from insurer_agent.intake.policy_csv import PolicyRow, RejectedRow, read_policies
 from insurer_agent.store.register import POLICY_UNKNOWN, Applied, PolicyEvent
+from protocol.stamps import as_of_tick, tick_at
 
 ROWS_A_TRANSACTION = 500
 MAX_WAITING_ROWS = 100_000
@@ -82,12 +83,20 @@ def _summary(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
 
 
+def _wait_for_ticks(tick_seconds: int) -> None:
+    """Wait until checks are as of now: a deposit counts once its tick has been closed for a tick's length."""
+    done = tick_at(time.time(), tick_seconds)
+    while as_of_tick(time.time(), tick_seconds) < done:
+        time.sleep(_POLL_SECONDS)
+
+
 def wait_until_deposited(agent: Agent, seconds: float, report: TextIO = sys.stderr) -> bool:
-    """Wait until every deposit in the outbox is receipted by all its holders; report progress; False if late."""
+    """Wait until every deposit is receipted by all its holders and counts in checks; report progress; False if late."""
     deadline, shown = time.monotonic() + seconds, 0.0
     while True:
         backlog = agent.outbox.backlog()
         if backlog.unmade == backlog.incomplete == 0:
+            _wait_for_ticks(agent.party.manifest.terms.tick_seconds)
             return True
         if time.monotonic() > deadline:
             print(f"{backlog.unmade} deposits are not made, {backlog.incomplete} lack receipts", file=report)

@@ -49,10 +49,10 @@ class AgentKeys:
             data = json.loads(file.read_bytes())
             values = {name: Secret(bytes.fromhex(data[name])) for name in _NAMES}
             group.scalar(values["index"].reveal())
+        except FileNotFoundError:
+            raise SettingsError(f"there is no key file {file}; insurer-agent init makes one") from None
         except OSError as error:
-            raise SettingsError(
-                f"the key file {file} cannot be read: {error.strerror}; run insurer-agent init"
-            ) from None
+            raise SettingsError(f"the key file {file} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, ProtocolError):
             # The file's content must not get into a message, so neither does the error's text.
             raise SettingsError(f"the key file {file} is damaged; restore it from its backup") from None

@@ -1,6 +1,7 @@
 """The agent's HTTP faces: REST for underwriting systems, and the calls of the lookup service."""
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from threading import BoundedSemaphore
 from typing import Any, TypeVar
@@ -111,10 +112,20 @@ def _require_api_key(agent: Agent) -> None:
 
 def _json() -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
     request.max_content_length = MAX_JSON
-    value = request.get_json(silent=True)
-    if value is None:
-        raise Problem(400, "not-json", "the body is not JSON", hint="send Content-Type: application/json")
-    return value
+    hint = "send Content-Type: application/json, each name once"
+    if not request.is_json:
+        raise Problem(400, "not-json", "the body is not JSON", hint=hint)
+    try:
+        return json.loads(request.get_data(), object_pairs_hook=_each_name_once)
+    except (ValueError, RecursionError):
+        raise Problem(400, "not-json", "the body is not JSON", hint=hint) from None
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that stands twice: readers disagree on which of them counts."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice")
+    return dict(pairs)
 
 
 def _amount(agent: Agent, text: str) -> int:

@@ -12,9 +12,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import NewType
 
-import rbcl
-
 from protocol.errors import ProtocolError
+from protocol.sodium import rbcl
 
 Element = NewType("Element", bytes)
 """Canonical encoding of a group element, never the identity; 32 bytes."""

@@ -6,6 +6,7 @@ directory; starting again on the same directory brings the same alliance back.
 
 import json
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -114,6 +115,13 @@ class _Alliance:
         self._service_url = ""
 
     def _check_options(self) -> None:
+        if not 1 <= self._options.shards <= 4096:  # noqa: PLR2004  the manifest's bounds
+            raise SettingsError("an alliance has 1 to 4096 shards")
+        if (
+            self._options.port_base is not None
+            and not 1 <= self._options.port_base <= 65535 - self._options.members - 1
+        ):
+            raise SettingsError("--port-base and the ports after it, one a member and one more, are 1 to 65535")
         if self._options.members < 5:  # noqa: PLR2004  SPEC.md, section 4
             raise SettingsError("an alliance has at least 5 members")
         missing = [name for name in self._ids if not (self._options.policies / f"{name}.csv").is_file()]
@@ -177,6 +185,8 @@ class _Alliance:
         if file.exists():
             say("bringing an alliance back")
             return self._renewed(decode(SignedManifest, file.read_bytes()))
+        for half_made in ("members", "service", "admin"):  # an earlier start was stopped while it made keys
+            shutil.rmtree(self._state / half_made, ignore_errors=True)
         say(f"making keys for the service and {len(self._ids)} members")
         ports = _ports(self._options.port_base, len(self._ids) + 1)
         salt = self._state / "salt"
@@ -291,8 +301,9 @@ class _Alliance:
         for name in self._ids:
             file = str(self._options.policies.resolve() / f"{name}.csv")
             commands.append((f"{name} import", [AGENT, "import", "--state", str(self._member(name)), file]))
-        for done, line in enumerate(run_all(commands, at_once=_AT_ONCE, logs=self._logs), start=1):
+        for done, line in enumerate(run_all(commands, at_once=_AT_ONCE, logs=self._logs, good=(0, 3)), start=1):
             say(f"  {done}/{len(commands)} {line}")
+        say(f"rejected rows, each with its reason: {self._logs}/insurer-*-import.log")
 
     def _wait_until_visible(self, keys: dict[str, str], tick_seconds: int) -> None:
         """Wait until no agent has a deposit on its way, then until checks are as of that moment."""
@@ -336,7 +347,7 @@ def create_databases(server: str, names: list[str]) -> None:
             for name in names:
                 if name not in have:
                     connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         raise SettingsError(f"the database server cannot be used: {error}") from None
 
 

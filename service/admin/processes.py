@@ -84,10 +84,13 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
         child.kill()
 
 
-def run_all(commands: Sequence[tuple[str, list[str]]], *, at_once: int, logs: Path) -> Iterator[str]:
+def run_all(
+    commands: Sequence[tuple[str, list[str]]], *, at_once: int, logs: Path, good: tuple[int, ...] = (0,)
+) -> Iterator[str]:
     """Run `python -m module arguments` commands, a few at once, each with a log of its own.
 
-    Yields the last line of each one's log as it ends; raises `ProcessFailedError` when one fails.
+    Yields the last line of each one's log as it ends; raises `ProcessFailedError` when one ends with a status that is
+    not `good`.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running = list(commands), list[tuple[str, Path, subprocess.Popen[bytes]]]()
@@ -110,7 +113,7 @@ def run_all(commands: Sequence[tuple[str, list[str]]], *, at_once: int, logs: Pa
                 if child.poll() is not None:
                     running.remove(entry)
                     last = (file.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
-                    if child.returncode != 0:
+                    if child.returncode not in good:
                         raise ProcessFailedError(f"{name} failed with status {child.returncode}: {last}; see {file}")
                     yield last
             time.sleep(0.02)

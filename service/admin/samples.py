@@ -143,7 +143,7 @@ CASES = {
 
 
 _ERRORS: tuple[dict[str, str], ...] = (
-    {"document_number": "110199196202290035"},  # 29 February 1962
+    {"document_number": "110199196202300037"},  # 30 February
     {"document_number": "110199198807141120"},  # check digit
     {"document_number": ""},
     {"document_number": "1.10199198807E+17"},  # a spreadsheet's doing
