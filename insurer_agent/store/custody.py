@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.vault import Vault
-from protocol import group
+from protocol import group, kdf
 from protocol.custody import (
     Admission,
     CustodyRow,
@@ -129,7 +129,8 @@ class PostgresCustody:
         )
         rows = []
         for depositor, id_key, product, day, excluded, sealed in found:
-            kept = decode(KeptShares, self._vault.open(_place(depositor, id_key), sealed or b""))
+            place = _place(depositor, id_key, reading.shard, index, product, day, excluded)
+            kept = decode(KeptShares, self._vault.open(place, sealed or b""))
             rows.append(CustodyRow(product, day.toordinal(), excluded, kept.amounts, kept.counts))
         return tuple(rows)
 
@@ -155,6 +156,8 @@ class PostgresCustody:
         if item.kind != ISSUE and not self._fits_issue(connection, item):
             return wrong_earlier()
         shares = KeptShares(deposit_id=item.deposit_id, amounts=item.row.amounts, counts=item.row.counts)
+        row, day = item.row, _day(item.row.day)
+        place = _place(item.depositor, id_key, item.shard, item.index, row.product, day, row.excluded)
         connection.execute(
             "INSERT INTO custody_deposit (depositor, id_key, shard, epoch, kind, token, product, day, excluded,"
             " shares, envelope_hash) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
@@ -168,7 +171,7 @@ class PostgresCustody:
                 item.row.product,
                 _day(item.row.day),
                 item.row.excluded,
-                self._vault.seal(_place(item.depositor, id_key), encode(shares)),
+                self._vault.seal(place, encode(shares)),
                 item.envelope_hash,
             ),
         )
@@ -325,5 +328,7 @@ def _totals(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
     return totals
 
 
-def _place(depositor: str, id_key: bytes) -> bytes:
-    return depositor.encode() + b"\x00" + bytes(id_key)
+def _place(depositor: str, id_key: bytes, shard: int, token: bytes, product: str, day: dt.date, excluded: int) -> bytes:
+    """Return what shares are sealed for: moved to another person, product or day they do not open."""
+    clear = (depositor.encode(), product.encode(), day.isoformat().encode(), b"%d %d" % (shard, excluded))
+    return kdf.join(bytes(id_key), bytes(token), *clear)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 MAX_TRIES = 5
 _OPTIONS = "-c synchronous_commit=on"
 """Whatever the role's default: an answer may leave only when its replay record cannot be lost any more."""
+_FIRST_CONNECTION_SECONDS = 15.0
 _SCHEMA_LOCK = 7_261_001
 
 
@@ -52,6 +53,10 @@ class Database:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
             connection.execute(schema.encode())
 
+        try:
+            self._pool.wait(_FIRST_CONNECTION_SECONDS)  # many agents may start at once on a slow machine
+        except PoolTimeout:
+            raise Problem(503, "database-unavailable", "the agent's database cannot be reached") from None
         self.run("migrate", apply)
         self.run("check durability", _require_durable)
 
