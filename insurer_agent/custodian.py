@@ -16,6 +16,7 @@ from protocol.deposit import AcceptedDeposit, accept_commit, accept_prepare, con
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.messages import (
+    RELAY_PURPOSE,
     CheckAnswer,
     CheckCall,
     CommitCall,
@@ -33,7 +34,6 @@ from transport.peers import Call, Peers
 
 log = logging.getLogger(__name__)
 
-RELAY_PURPOSE = "relay"
 _RELAY_SECONDS = 2.0
 
 

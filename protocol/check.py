@@ -20,7 +20,6 @@ from protocol.group import Element
 from protocol.identity import Identity, shard_of
 from protocol.manifest import SUM_INSURED, Manifest, Rule, china_day
 from protocol.messages import (
-    FRESHNESS_SECONDS,
     MAX_ATTEMPTS,
     CheckAnswer,
     CheckCall,
@@ -34,6 +33,7 @@ from protocol.messages import (
     SealedLane,
     SignedCheck,
     envelope_hash,
+    require_fresh,
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
 from protocol.secret import Secret
@@ -434,8 +434,7 @@ def _verify_statement(manifest: Manifest, signed: SignedCheck, now: float) -> No
     member = manifest.member(statement.requester)
     signing.verify(member.signing_key, signed.signature, PURPOSE, encode(statement))
     manifest.require_current(statement.manifest_hash, now)
-    if abs(now - statement.issued_at) > FRESHNESS_SECONDS:
-        raise ProtocolError("stale", "the request is more than 60 s from this clock; check both clocks")
+    require_fresh(statement.issued_at, now)
 
 
 def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> None:

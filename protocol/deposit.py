@@ -22,7 +22,6 @@ from protocol.identity import Identity
 from protocol.manifest import Manifest
 from protocol.messages import (
     COMMITTED,
-    FRESHNESS_SECONDS,
     ISSUE,
     NEVER,
     Abandon,
@@ -45,6 +44,7 @@ from protocol.messages import (
     SignedAbandon,
     SignedBatch,
     envelope_hash,
+    require_fresh,
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
 from protocol.sharing import SHARE_BYTES, Label, held_labels, labels_of_sharing, share
@@ -555,8 +555,7 @@ def _authenticate(
     manifest: Manifest, member: str, issued_at: int, now: float, signature: bytes, purpose: str, signed: bytes
 ) -> None:
     signing.verify(manifest.member(member).signing_key, signature, purpose, signed)
-    if abs(now - issued_at) > FRESHNESS_SECONDS:
-        raise ProtocolError("stale", "the request is more than 60 s from this clock; check both clocks")
+    require_fresh(issued_at, now)
 
 
 def _require_excluded(manifest: Manifest, depositor: str, shard: int, excluded: int, deposit_id: bytes) -> None:

@@ -8,6 +8,7 @@ from protocol.channel import MAC_BYTES
 from protocol.committee_keys import KeyName
 from protocol.comparison import MAX_LANES, TAG_BYTES, Part
 from protocol.encoding import HASH, ID, NAME, POINT, Blob, Fixed, Maybe, Nested, Seq, Text, UInt, message
+from protocol.errors import ProtocolError
 from protocol.manifest import DAY
 from protocol.sharing import CHOSEN, MAX_SLOTS, RING_BITS
 from protocol.token import SchnorrProof
@@ -27,6 +28,12 @@ SALTS = Seq(Fixed(32), most=MAX_SLOTS)
 ENVELOPE = Blob(1 << 20)
 SIGNATURE = Fixed(signing.SIGNATURE_BYTES)
 MAC = Fixed(MAC_BYTES)
+
+
+def require_fresh(issued_at: int, now: float) -> None:
+    """Refuse (`stale`) a signed message whose time is too far from this clock, in either direction."""
+    if abs(now - issued_at) > FRESHNESS_SECONDS:
+        raise ProtocolError("stale", "the request is more than 60 s from this clock; check both clocks")
 
 
 def envelope_hash(envelope: bytes) -> bytes:
@@ -360,6 +367,8 @@ class NeverCall:
 
 
 # --- relayed between members ---------------------------------------------------------------------------------------
+
+RELAY_PURPOSE = "relay"
 
 
 @message("relay request", version=1)

@@ -26,8 +26,8 @@ from protocol.deposit import (
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.messages import (
-    FRESHNESS_SECONDS,
     MAX_ATTEMPTS,
+    RELAY_PURPOSE,
     BatchOutcome,
     CheckAnswer,
     CheckOutcome,
@@ -39,6 +39,7 @@ from protocol.messages import (
     Relayed,
     SignedBatch,
     SignedRelay,
+    require_fresh,
 )
 from protocol.party import RandomBytes, ServiceParty
 from protocol.sharing import CHOSEN
@@ -55,7 +56,6 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
-RELAY_PURPOSE = "relay"
 NO_ANSWER = {"unreachable", "timeout", "not-ready", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
@@ -178,8 +178,7 @@ class Relay:
         relay = signed.relay
         sender = self._service.manifest.member(relay.sender)
         signing.verify(sender.signing_key, signed.signature, RELAY_PURPOSE, encode(relay))
-        if abs(time.time() - relay.issued_at) > FRESHNESS_SECONDS:
-            raise ProtocolError("stale", "the request is more than 60 s from this clock; check both clocks")
+        require_fresh(relay.issued_at, time.time())
         message = Relayed(sender=relay.sender, envelope=relay.envelope)
         return self._custodians.call_member(
             relay.recipient, internal.COMMITTEE_KEY, message, KeyConfirmation, self._settings.attempt_seconds
