@@ -14,6 +14,7 @@ from insurer_agent.requester import Requester
 from insurer_agent.store.api_keys import ApiKeys
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.idempotency import Idempotency
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.outbox import Outbox
 from insurer_agent.store.register import Register
@@ -35,6 +36,7 @@ class Agent:
     party: Party
     database: Database
     api_keys: ApiKeys
+    idempotency: Idempotency
     register: Register
     outbox: Outbox
     requester: Requester
@@ -61,6 +63,7 @@ class Agent:
             party=party,
             database=database,
             api_keys=ApiKeys(database),
+            idempotency=Idempotency(database, Vault(keys.storage, "idempotency", random), random),
             register=Register(database, vault, party, random),
             outbox=outbox,
             requester=Requester(party, peers, settings.check_seconds, random),

@@ -47,6 +47,7 @@ def _upkeep(agent: Agent) -> None:
             break
         time.sleep(_RETRY_SECONDS / 2)
     agent.custodian.forget_old_checks(china_day(time.time()))
+    agent.idempotency.forget_old()
 
 
 def _empty_outbox(agent: Agent, until: float) -> None:

@@ -4,10 +4,16 @@ import argparse
 import json
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
+
+if TYPE_CHECKING:
+    from insurer_agent.store.api_keys import ApiKeys
 
 # Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
 
@@ -94,22 +100,46 @@ def _import(args: argparse.Namespace) -> int:
     return SOME_ROWS_REJECTED if counts["rejected"] else 0
 
 
-def _api_key(args: argparse.Namespace) -> int:
+@contextmanager
+def _api_keys(state: Path) -> Iterator["ApiKeys"]:
     from insurer_agent.config import Settings
     from insurer_agent.store.api_keys import ApiKeys
     from insurer_agent.store.database import Database
     from insurer_agent.store.server import database_server, find_dsn
 
-    settings = Settings.load(args.state)
+    settings = Settings.load(state)
     with database_server(settings):
         database = Database(find_dsn(settings), size=1)
         database.migrate()
-        key = ApiKeys(database).make(args.name, secrets.token_bytes)
-        database.close()
+        try:
+            yield ApiKeys(database)
+        finally:
+            database.close()
+
+
+def _make_api_key(args: argparse.Namespace) -> int:
+    with _api_keys(args.state) as keys:
+        key = keys.make(args.name, secrets.token_bytes, replace=args.replace)
     if args.file is None:
         print(key)
     else:
         write_private(args.file, key.encode() + b"\n")
+    return 0
+
+
+def _list_api_keys(args: argparse.Namespace) -> int:
+    with _api_keys(args.state) as keys:
+        entries = keys.entries()
+    print("made\tlast used\tname")
+    for entry in entries:
+        used = "never" if entry.last_used_at is None else f"{entry.last_used_at:%Y-%m-%dT%H:00%z}"
+        print(f"{entry.created_at:%Y-%m-%dT%H:%M%z}\t{used}\t{entry.name}")
+    return 0
+
+
+def _revoke_api_key(args: argparse.Namespace) -> int:
+    with _api_keys(args.state) as keys:
+        keys.revoke(args.name)
     return 0
 
 
@@ -146,13 +176,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
     importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
-    key = command("api-key", _api_key, "Make an API key for an underwriting system and print it, once.")
-    key.add_argument("name")
-    key.add_argument("--file", type=Path, help="write the key to this file instead, readable by its owner alone")
+    _add_api_key_commands(commands)
     postgres = command("postgres", _postgres, "Run the embedded PostgreSQL until stopped.")
     postgres.add_argument("--port", type=int, default=0)
     postgres.add_argument("--create-database", action="append", default=[], metavar="NAME")
     return parser
+
+
+def _add_api_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "Make, list and revoke the API keys of underwriting and policy systems."
+    parser = commands.add_parser("api-key", help=text, description=text)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--state", type=Path, required=True, help="the agent's state directory")
+        return sub
+
+    make = action("make", _make_api_key, "Make a key under a name that has none, and print it, once.")
+    make.add_argument("name")
+    make.add_argument("--replace", action="store_true", help="end the key that the name has")
+    make.add_argument("--file", type=Path, help="write the key to this file instead, readable by its owner alone")
+    action("list", _list_api_keys, "List the keys' names, when they were made and, to the hour, last used.")
+    revoke = action("revoke", _revoke_api_key, "End a key: the next request that bears it is refused.")
+    revoke.add_argument("name")
 
 
 def main(argv: list[str] | None = None) -> int:

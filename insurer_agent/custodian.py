@@ -66,8 +66,8 @@ class Custodian:
 
     def prepare(self, call: PrepareCall) -> PrepareAnswer:
         """Verify deposits and keep them unseen; confirm to the service alone."""
-        key = self._key(call.shard, self._party.manifest.slot_of_group(call.shard, call.depositor))
         accepted = accept_prepare(self._party, call, time.time())
+        key = self._key(call.shard, self._party.manifest.slot_of_group(call.shard, call.depositor))
         kept = self._custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
         for item in accepted:
             if isinstance(item, ProtocolError):

@@ -46,7 +46,7 @@ class Depositor:
         # Stored before the first byte leaves, so that a repeat is the same bytes.
         stored = self._outbox.store_made(fresh)
         ready = [(item, item.made or stored.get(item.seq)) for item in due]
-        for batch in _batches([(item, made) for item, made in ready if made is not None]):
+        for batch in batches([(item, made) for item, made in ready if made is not None], self._random):
             self._send_batch(batch)
 
     def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]]) -> None:
@@ -78,13 +78,21 @@ class Depositor:
             )
 
 
-def _batches(ready: list[tuple[Outgoing, MadeDeposit]]) -> Iterable[list[tuple[Outgoing, MadeDeposit]]]:
-    """Group by shard and excluded slot, which a batch has in common, and cut to size."""
+def batches(
+    ready: list[tuple[Outgoing, MadeDeposit]], random: RandomBytes
+) -> Iterable[list[tuple[Outgoing, MadeDeposit]]]:
+    """Group by shard and excluded slot, which a batch has in common, and cut to random sizes.
+
+    Two deposits of one person never share a batch, as the later waits for the earlier. Were batches as large as can
+    be, one that follows by itself would tell the service that its person was in the one before.
+    """
 
     def place(entry: tuple[Outgoing, MadeDeposit]) -> tuple[int, int]:
         return (entry[1].shard, entry[1].excluded)
 
     for _, group in groupby(sorted(ready, key=place), key=place):
         items = list(group)
-        for start in range(0, len(items), BATCH):
-            yield items[start : start + BATCH]
+        while items:
+            size = 1 + int.from_bytes(random(8), "big") % min(BATCH, len(items))
+            yield items[:size]
+            items = items[size:]

@@ -1,6 +1,7 @@
 """The requester's story: an underwriter's question becomes one bit (SPEC.md, section 6, steps 1 and 5)."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.check import Question, Verdict, Void, ask, read_outcome
@@ -15,14 +16,21 @@ from transport.peers import Call, Peers
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the underwriter is told. `as_of` and the window's first day are ordinals."""
+class LaneAnswer:
+    """What the underwriter is told under one rule."""
 
-    check_id: bytes
     rule: Rule
     verdict: Verdict
     reason: Void | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the underwriter is told of one check, a lane a rule. `as_of` is an ordinal."""
+
+    check_id: bytes
     as_of: int
+    lanes: tuple[LaneAnswer, ...]
 
 
 class Requester:
@@ -40,22 +48,24 @@ class Requester:
         names = sorted({rule.id for rule in self._party.manifest.terms.rules if rule.valid_from <= today})
         return [self._party.manifest.current_rule(name, today) for name in names]
 
-    def check(self, subject: Identity, rule_id: str, proposed: int) -> Answer:
-        """Ask whether the subject's total with `proposed` fen more exceeds the rule's limit.
+    def check(self, subject: Identity, rule_ids: Sequence[str], proposed: int) -> Answer:
+        """Ask under each rule whether the subject's total with `proposed` fen more exceeds the rule's limit.
 
-        Always comes back with a verdict, `INDETERMINATE` where none could be had before the deadline; refuses
+        Always comes back with verdicts, `INDETERMINATE` where none could be had before the deadline; refuses
         (`unknown-rule`, `manifest-expired`) what cannot be asked.
         """
         manifest, now, began = self._party.manifest, time.time(), time.monotonic()
-        rule = manifest.current_rule(rule_id, china_day(now))
+        rules = [manifest.current_rule(rule_id, china_day(now)) for rule_id in rule_ids]
         manifest.require_current(manifest.hash, now)
-        pending, request = ask(self._party, [Question(subject, rule, proposed)], now, now + self._seconds, self._random)
+        questions = [Question(subject, rule, proposed) for rule in rules]
+        pending, request = ask(self._party, questions, now, now + self._seconds, self._random)
         call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
-        verdict, reason = Verdict.INDETERMINATE, None
         try:
             reply = self._peers.call(call, self._seconds - (time.monotonic() - began))
             outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
-            verdict, reason = read_outcome(pending, outcome, now + time.monotonic() - began)[0]
+            verdicts = read_outcome(pending, outcome, now + time.monotonic() - began)
         except ProtocolError as error:
             reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
-        return Answer(pending.check_id, rule, verdict, reason, pending.as_of)
+            verdicts = [(Verdict.INDETERMINATE, reason)] * len(rules)
+        lanes = (LaneAnswer(rule, verdict, reason) for rule, (verdict, reason) in zip(rules, verdicts, strict=True))
+        return Answer(pending.check_id, pending.as_of, tuple(lanes))

@@ -334,6 +334,7 @@ class AcceptedCheck:
             self.attempt,
             self.today,
             charges,
+            self.tick,
         )
 
     def reading(self) -> Reading:

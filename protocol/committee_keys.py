@@ -19,6 +19,8 @@ from protocol.secret import Secret
 PURPOSE = "committee key"
 KEY_BYTES = 32
 SLOT = UInt(8)
+MADE_AT = UInt(64, most=(1 << 63) - 1)
+"""Unix seconds, no more than a database holds."""
 
 
 @message("committee key name", version=1)
@@ -31,7 +33,7 @@ class KeyName:
     shard: Annotated[int, UInt(32)]
     omitted: Annotated[int | None, Maybe(SLOT)]
     committee_version: Annotated[int, UInt(32)]
-    made_at: Annotated[int, UInt(64)]
+    made_at: Annotated[int, MADE_AT]
     id: Annotated[bytes, ID]
 
 
@@ -64,7 +66,7 @@ class KeyEnvelope:
     shard: Annotated[int, UInt(32)]
     omitted: Annotated[int | None, Maybe(SLOT)]
     committee_version: Annotated[int, UInt(32)]
-    made_at: Annotated[int, UInt(64)]
+    made_at: Annotated[int, MADE_AT]
     secret: Annotated[bytes, Fixed(KEY_BYTES)]
     manifest_hash: Annotated[bytes, HASH]
 

@@ -43,6 +43,7 @@ class Admission:
     attempt: int
     today: int
     charges: tuple[Charge, ...]
+    tick: int
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class Custody(Protocol):
     def admit(self, admission: Admission) -> None:
         """Record an attempt, and on the first one of a check the request's hash and the budget's charges.
 
-        Refuses another request under the same check id (`check-id-reused`), an attempt seen before (`replayed`) and a
-        spent budget (`budget-exhausted`).
+        Refuses another request under the same check id (`check-id-reused`), another tick than an earlier attempt's
+        (`other-tick`), an attempt seen before (`replayed`) and a spent budget (`budget-exhausted`).
         """
 
     def view(self, reading: Reading) -> CustodyView:
@@ -160,7 +161,7 @@ class MemoryCustody:
     """A custody in memory, for `run_check`, `run_deposit` and tests."""
 
     def __init__(self) -> None:
-        self._checks: dict[tuple[str, bytes], bytes] = {}
+        self._checks: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._attempts: set[tuple[str, bytes, int]] = set()
         self._charges: dict[tuple[str, IndexKey, str, int], int] = {}
         self._deposits: dict[tuple[str, bytes], tuple[Proposed | None, Kept]] = {}
@@ -170,13 +171,13 @@ class MemoryCustody:
         """See `Custody`."""
         check = (admission.requester, admission.check_id)
         known = self._checks.get(check)
-        if known not in (None, admission.statement_hash):
-            raise ProtocolError("check-id-reused", "another request was made under this check id")
+        if known is not None:
+            require_same_check(known, admission)
         if (*check, admission.attempt) in self._attempts:
             raise ProtocolError("replayed", "this attempt was answered before")
         if known is None:
             self._charge(admission)
-            self._checks[check] = admission.statement_hash
+            self._checks[check] = (admission.statement_hash, admission.tick)
         self._attempts.add((*check, admission.attempt))
 
     def _charge(self, admission: Admission) -> None:
@@ -260,6 +261,19 @@ class MemoryCustody:
             self._deposits[depositor, deposit_id] = (proposed, kept)
             results.append(kept)
         return results
+
+
+def require_same_check(known: tuple[bytes, int], admission: Admission) -> None:
+    """Refuse an attempt of another request under a known check id, or as of another tick.
+
+    One check is charged once: were another attempt as of a later tick, a replay after a bait deposit would be another
+    question that two of the four answer free of charge.
+    """
+    statement_hash, tick = known
+    if statement_hash != admission.statement_hash:
+        raise ProtocolError("check-id-reused", "another request was made under this check id")
+    if tick != admission.tick:
+        raise ProtocolError("other-tick", "all attempts of a check are as of one tick")
 
 
 def require_epoch(own: int, asked: int) -> None:

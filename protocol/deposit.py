@@ -278,8 +278,8 @@ def accept_prepare(party: Party, call: PrepareCall, now: float) -> list[Accepted
     manifest = party.manifest
     manifest.require_current(call.manifest_hash, now)
     slot = manifest.own_slot(call.shard, party.id)
-    if slot not in holder_slots(manifest, call.shard, call.excluded):
-        raise ProtocolError("bad-excluded", "the excluded slot gets nothing of a deposit")
+    if slot in (call.excluded, manifest.slot_of_group(call.shard, call.depositor)):
+        raise ProtocolError("bad-excluded", "the excluded slot, and the depositor's group, get nothing of a deposit")
     blinded = [Element(item.blinded) for item in call.deposits]
     evaluated = [Element(item.evaluated) for item in call.deposits]
     if not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof):
@@ -467,6 +467,8 @@ def accept_abandon(service: ServiceParty, signed: SignedAbandon, now: float) -> 
 
 def accept_commit(party: Party, call: CommitCall, now: float) -> list[tuple[bytes, int]]:
     """Step 5: refuse ticks in the future by this custodian's clock; return (deposit id, tick) for the store."""
+    party.manifest.member(call.depositor)
+    party.manifest.own_slot(call.shard, party.id)
     current = tick_at(now, party.manifest.terms.tick_seconds)
     if any(commit.tick > current for commit in call.commits):
         raise ProtocolError("future-tick", "the tick of a commit lies in the future; check both clocks")

@@ -39,6 +39,6 @@ def read_enrolment(data: dict[str, Any]) -> tuple[Member, bytes]:
         )
         check = bytes.fromhex(data["salt_check"])
         signing.verify(member.signing_key, bytes.fromhex(data["signature"]), _PURPOSE, encode(member), check)
-    except (KeyError, TypeError, ValueError, ProtocolError):
+    except (KeyError, TypeError, ValueError, RecursionError, ProtocolError):
         raise ProtocolError("bad-enrolment", "an enrolment is damaged or not signed by its own key") from None
     return member, check

@@ -1,5 +1,12 @@
 """The one exception of the protocol: a step refused, with a stable code for programs and a hint for people."""
 
+MAX_CODE = 64
+
+
+def is_code(text: str) -> bool:
+    """Tell whether a text that a peer sent has the form of a code; nothing else of a refusal is repeated or logged."""
+    return 0 < len(text) <= MAX_CODE and text.isascii() and text.replace("-", "").isalnum()
+
 
 class ProtocolError(Exception):
     """A message or a state was refused.

@@ -6,6 +6,7 @@ codec of `protocol.encoding` rather than as JSON, so that what is signed has one
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
@@ -227,12 +228,33 @@ def open_manifest(
     return manifest
 
 
+_ADDRESS = re.compile(
+    r"https?://(?P<host>[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+    r"|\[[0-9A-Fa-f:.]{2,45}\])(:(?P<port>[0-9]{1,5}))?"
+)
+_MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LAST_PORT = 65_535
+
+
+def _is_address(url: str) -> bool:
+    """Tell whether a text is `http[s]://host[:port]` and no more: members choose their own, all others call it."""
+    parts = _ADDRESS.fullmatch(url)
+    return parts is not None and 0 < int(parts["port"] or 1) <= _LAST_PORT
+
+
 def _check(terms: Terms) -> None:
     def require(condition: bool, hint: str) -> None:  # noqa: FBT001  a local shorthand
         if not condition:
             raise ProtocolError("bad-manifest", hint)
 
     groups = {member.id: member.group for member in terms.members}
+    require(all(_MEMBER_ID.fullmatch(name) for name in groups), "a member id is letters, digits, dots and dashes")
+    require(
+        all(_is_address(url) for url in (terms.service_url, *(member.url for member in terms.members))),
+        "an address is http or https, a host and perhaps a port, and nothing after it",
+    )
+    texts = (*terms.products, *(rule.id for rule in terms.rules), *groups.values(), terms.alliance)
+    require(all(text.isprintable() for text in texts), "a name has characters that do not print")
     require(len(groups) == len(terms.members), "two members have one id")
     require(len(set(groups.values())) >= MIN_SLOTS, "an alliance has members of at least 5 ownership groups")
     for what in ("signing_key", "sealing_key"):

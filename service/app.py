@@ -43,6 +43,11 @@ def make_app(state: Path) -> Flask:
     """Return the WSGI application of the service."""
     settings, party, manifest = open_service(state)
     relay = Relay(party, Custodians(party, Peers()), settings, secrets.token_bytes)
+    return make_relay_app(settings, party, manifest, relay)
+
+
+def make_relay_app(settings: Settings, party: ServiceParty, manifest: bytes, relay: Relay) -> Flask:
+    """Return the WSGI application over a relay; `manifest` is the signed manifest's bytes."""
     app = Flask("service")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     web.register(app)

@@ -24,7 +24,7 @@ from protocol.deposit import (
     prepare_call,
 )
 from protocol.encoding import encode
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, is_code
 from protocol.messages import (
     MAX_ATTEMPTS,
     RELAY_PURPOSE,
@@ -82,24 +82,25 @@ class Relay:
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
         void, tried = Void.TOO_FEW_CUSTODIANS, set[tuple[int, ...]]()
+        tick = as_of_tick(time.time(), self._service.manifest.terms.tick_seconds)  # one for all attempts
         for attempt in range(1, MAX_ATTEMPTS + 1):
             chosen = preferred_choice(statement.check_id, scores, refused=_OUT)
             left = deadline - time.monotonic()
             if chosen is None or chosen in tried or left <= 0:  # another attempt takes another A
                 break
             tried.add(chosen)
-            outcome = self._attempt(evaluation, attempt, chosen, min(left, self._settings.attempt_seconds), scores)
+            seconds = min(left, self._settings.attempt_seconds)
+            outcome = self._attempt(evaluation, (attempt, chosen, tick), seconds, scores)
             if isinstance(outcome, CheckOutcome):
                 return outcome
             void = outcome
         return void_outcome(statement.check_id, void)
 
     def _attempt(
-        self, evaluation: Evaluation, attempt: int, chosen: tuple[int, ...], seconds: float, scores: dict[int, float]
+        self, evaluation: Evaluation, place: tuple[int, tuple[int, ...], int], seconds: float, scores: dict[int, float]
     ) -> CheckOutcome | Void:
         """Ask four custodians; return the outcome, or why there is none, with `scores` raised for the next attempt."""
-        statement = evaluation.request.signed.statement
-        tick = as_of_tick(time.time(), self._service.manifest.terms.tick_seconds)
+        statement, (attempt, chosen, tick) = evaluation.request.signed.statement, place
         calls = {slot: call_for(evaluation, attempt, chosen, tick, slot) for slot in chosen}
         answers = self._custodians.call(statement.shard, internal.CHECK, calls, CheckAnswer, seconds)
         refusals = {slot: answer.code for slot, answer in answers.items() if isinstance(answer, ProtocolError)}
@@ -157,7 +158,8 @@ class Relay:
     def _note_dissent(self, shard: int, answers: dict[int, PrepareAnswer]) -> None:
         """Name holders that refuse deposits of a batch: one alone can hold up all of a shard."""
         for slot, answer in answers.items():
-            codes = sorted({item.refusal for item in answer.answers if item.refusal is not None})
+            refusals = {item.refusal for item in answer.answers if item.refusal is not None}
+            codes = sorted(code if is_code(code) else "no code" for code in refusals)
             if codes:
                 self._note(shard, slot, f"refuses deposits: {', '.join(codes)}")
 

@@ -143,9 +143,17 @@ class LiveAlliance:
             self._restarted.append(subprocess.Popen(command, stdout=log, stderr=log))
         wait_until(lambda: self.answers(number))
 
+    def adopt(self, process: subprocess.Popen[bytes]) -> None:
+        """End this process with the alliance."""
+        self._restarted.append(process)
+
     def answers(self, number: int) -> bool:
+        return self.ready_at(self.member(number)["url"])
+
+    @staticmethod
+    def ready_at(url: str) -> bool:
         try:
-            return self.request(number, "GET", "/readyz").status == 200
+            return call(Request(url + "/readyz")).status == 200
         except OSError:
             return False
 

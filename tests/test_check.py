@@ -904,7 +904,8 @@ def admission(
     *, attempt: int = 1, check: int = 1, statement: int = 1, today: int = TODAY, lanes: int = 1, budget: int = 3
 ) -> Admission:
     charges = tuple(Charge(IndexKey(bytes([lane]) * 32), "rule", budget, 30) for lane in range(lanes))
-    return Admission("insurer-01", "a group", bytes([check]) * 16, bytes([statement]) * 32, attempt, today, charges)
+    ids = (bytes([check]) * 16, bytes([statement]) * 32)
+    return Admission("insurer-01", "a group", *ids, attempt, today, charges, 100)
 
 
 def admit_refusal(custody: MemoryCustody, asked: Admission) -> str:
@@ -927,6 +928,13 @@ def test_another_request_under_a_check_id_is_refused_but_not_that_of_another_req
     for number in (1, 2, 3):
         assert admit_refusal(custody, admission(statement=2, attempt=number)) == "check-id-reused"
     custody.admit(replace(admission(statement=2), requester="insurer-02"))
+
+
+def test_all_attempts_of_a_check_are_as_of_one_tick() -> None:
+    custody = MemoryCustody()
+    custody.admit(admission(attempt=1))
+    assert admit_refusal(custody, replace(admission(attempt=2), tick=101)) == "other-tick"
+    custody.admit(admission(attempt=2))
 
 
 def test_the_budget_is_spent_after_exactly_that_many_checks() -> None:

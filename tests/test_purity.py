@@ -27,6 +27,7 @@ PURE = {
     "numpy",
     "protocol",
     "rbcl",
+    "re",
     "typing",
 }
 IMPURE_NAMES = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}

@@ -310,12 +310,28 @@ def test_an_api_key_is_found_by_its_value_alone(store: Database) -> None:
     assert keys.holder(PREFIX + str(digest)) is None
 
 
-def test_a_new_key_of_a_name_ends_the_old_one(store: Database) -> None:
+def test_a_name_has_one_key_and_a_new_one_ends_it_only_when_told(store: Database) -> None:
     keys = ApiKeys(store)
     old, other = keys.make("underwriting", secrets.token_bytes), keys.make("claims", secrets.token_bytes)
-    new = keys.make("underwriting", secrets.token_bytes)
+    with pytest.raises(Problem, match="name-in-use"):
+        keys.make("underwriting", secrets.token_bytes)
+    assert keys.holder(old) == "underwriting"
+    new = keys.make("underwriting", secrets.token_bytes, replace=True)
     assert [keys.holder(key) for key in (old, new, other)] == [None, "underwriting", "claims"]
     assert one(store, "SELECT count(*) FROM api_key") == 2
+
+
+def test_a_revoked_key_opens_nothing_and_the_list_says_which_are_used(store: Database) -> None:
+    keys = ApiKeys(store)
+    used, unused = keys.make("underwriting", secrets.token_bytes), keys.make("claims", secrets.token_bytes)
+    assert keys.holder(used) == "underwriting"
+    listed = {entry.name: entry.last_used_at is not None for entry in keys.entries()}
+    assert listed == {"claims": False, "underwriting": True}
+    keys.revoke("underwriting")
+    assert (keys.holder(used), keys.holder(unused)) == (None, "claims")
+    assert [entry.name for entry in keys.entries()] == ["claims"]
+    with pytest.raises(Problem, match="unknown-name"):
+        keys.revoke("underwriting")
 
 
 def test_an_api_key_stands_nowhere_in_the_database(store: Database) -> None:
@@ -558,7 +574,7 @@ def custody_on(store: Database) -> PostgresCustody:
 
 def admission(budget: int = 1) -> Admission:
     charges = (Charge(IndexKey(bytes(32)), "rule", budget, 30),)
-    return Admission("insurer-02", "group-02", bytes(16), bytes(32), 1, 739_000, charges)
+    return Admission("insurer-02", "group-02", bytes(16), bytes(32), 1, 739_000, charges, 100)
 
 
 def test_an_attempt_whose_commit_was_not_heard_of_is_charged_once_and_not_answered(forgetful: Forgetful) -> None:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 from flask import Flask, Response, request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException
 
 from transport.internal import CONTENT_TYPE
 
@@ -22,10 +24,14 @@ def capture_messages(app: Flask, file: Path) -> None:
     @app.after_request
     def record(response: Response) -> Response:
         if request.mimetype == CONTENT_TYPE:
+            try:
+                body = request.get_data()
+            except (HTTPException, ParseException):  # a body that was cut off or is too large was refused, not received
+                return response
             entry = {
                 "at": time.time(),
                 "path": request.path,
-                "request": base64.b64encode(request.get_data()).decode(),
+                "request": base64.b64encode(body).decode(),
                 "response": base64.b64encode(response.get_data()).decode(),
                 "status": response.status_code,
             }

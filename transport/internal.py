@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from protocol import signing
 from protocol.encoding import decode
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, is_code
 from protocol.secret import Secret
 from transport.peers import Call, Reply, Unreachable
 
@@ -79,8 +79,8 @@ def _code_of(reply: Reply) -> str:
     if reply.content_type == "application/problem+json":
         try:
             code = json.loads(reply.body).get("code")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             code = None
-        if isinstance(code, str) and len(code) <= 64 and code.replace("-", "").isalnum():  # noqa: PLR2004  a code's form
+        if isinstance(code, str) and is_code(code):
             return code
     return "refused"

@@ -141,10 +141,13 @@ class Peers:
         kept: dict[str, HTTPConnection] = self._local.__dict__.setdefault("connections", {})
         if url in kept:
             return kept[url], True
-        parts = urlsplit(url)
-        if parts.scheme != "http" or parts.hostname is None:
-            raise _FaultError(timed_out=False)
-        kept[url] = _Connection(parts.hostname, parts.port or 80)
+        try:
+            parts = urlsplit(url)
+            if parts.scheme != "http" or parts.hostname is None:
+                raise _FaultError(timed_out=False)
+            kept[url] = _Connection(parts.hostname, parts.port or 80)
+        except (ValueError, HTTPException):
+            raise _FaultError(timed_out=False) from None
         return kept[url], False
 
     def _drop(self, url: str) -> None:
@@ -166,7 +169,7 @@ class Peers:
             connection.request("POST", call.path, call.body, dict(call.headers))
         except TimeoutError:
             raise _FaultError(timed_out=True) from None
-        except (OSError, HTTPException):
+        except (OSError, HTTPException, UnicodeError):  # the last from a host name that no resolver takes
             raise _FaultError(timed_out=False) from None
 
     @staticmethod

@@ -20,12 +20,44 @@ STATUS_OF_CODE = {
 }
 """HTTP status of a protocol refusal; 422 for all that are not listed."""
 
+HINT_OF_CODE = {
+    "unknown-rule": "GET /v1/rules of the agent lists the rules in force",
+    "manifest-expired": "have the alliance's admins sign a manifest that is valid, and put it in place",
+    "other-manifest": "put the alliance's newest manifest in place",
+    "stale": "set this machine's clock and the other's by a time server",
+    "bad-signature": "calls are signed by a party of the manifest; check its keys and addresses",
+    "unknown-member": "the manifest lists the members; compare it with this member's id",
+    "not-custodian": "the manifest lists each shard's custodians",
+    "rate-limited": "send less at once, or ask the operator for a higher rate",
+    "malformed": "both sides must run versions that know this message",
+}
+"""What to do about a protocol refusal."""
+HINT_OF_STATUS = {
+    400: "send a well-formed HTTP request",
+    404: "GET /openapi.json of an agent lists its endpoints",
+    405: "the Allow header names the methods that this address has",
+    408: "send the whole body without pause",
+    411: "send a Content-Length",
+    413: "send less at once",
+    414: "send a shorter address",
+    415: "send the content type that the endpoint takes",
+    431: "send fewer and shorter headers",
+}
+"""What to do about a request that no endpoint was asked with."""
+
 
 class Problem(Exception):  # noqa: N818  the term of RFC 9457
     """An error to be told to the caller. Nothing in it may be secret or name a person."""
 
     def __init__(
-        self, status: int, code: str, detail: str, *, hint: str | None = None, errors: dict[str, Any] | None = None
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        hint: str | None = None,
+        errors: dict[str, Any] | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(f"{code}: {detail}")
         self.status = status
@@ -33,6 +65,7 @@ class Problem(Exception):  # noqa: N818  the term of RFC 9457
         self.detail = detail
         self.hint = hint
         self.errors = errors
+        self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
         """Return the members of the problem+json document (RFC 9457)."""

@@ -52,8 +52,9 @@ def serve(make_app: Callable[[], Flask], *, host: str, port: int, state: Path, w
             "worker_tmp_dir": str(run),
             "control_socket_disable": True,
             "errorlog": "-",
-            "loglevel": "warning",
-            # No access log: paths and times of an insurer's checks are its own business.
+            # Its warnings quote what is not HTTP, and a header that is malformed may hold an API key. No access log
+            # either: paths and times of an insurer's checks are its own business.
+            "loglevel": "error",
             "accesslog": None,
             "proc_name": "cover-lookup",
             "post_fork": _die_with_parent,

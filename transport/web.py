@@ -5,6 +5,7 @@ import time
 from typing import TypeVar
 
 from flask import Flask, Response, json, request
+from gunicorn.http.errors import ParseException
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException
 
@@ -13,7 +14,7 @@ from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import FRESHNESS_SECONDS
 from transport.internal import CONTENT_TYPE, PURPOSE, SIGNATURE_HEADER, TIME_HEADER, signed_parts
-from transport.problems import STATUS_OF_CODE, Problem, fault
+from transport.problems import HINT_OF_CODE, HINT_OF_STATUS, STATUS_OF_CODE, Problem, fault
 
 M = TypeVar("M")
 
@@ -25,11 +26,19 @@ def problem_response(problem: Problem) -> Response:
     response = Response(json.dumps(problem.body()), status=problem.status, content_type="application/problem+json")
     if problem.status == 401:  # noqa: PLR2004  RFC 9110, section 11.6.1
         response.headers["WWW-Authenticate"] = 'Bearer realm="insurer agent"'
+    if problem.retry_after is not None:
+        response.headers["Retry-After"] = str(problem.retry_after)
     return response
 
 
 def register(app: Flask) -> None:
-    """Have every error of the app leave as problem+json."""
+    """Have every error of the app leave as problem+json, and no address be another's."""
+    app.url_map.merge_slashes = False  # and a policy number may have two in a row
+
+    @app.errorhandler(ParseException)
+    def on_bad_framing(_error: ParseException) -> Response:
+        detail = "the body is not framed as HTTP frames one"
+        return problem_response(Problem(400, "bad-request", detail, hint=HINT_OF_STATUS[400]))
 
     @app.errorhandler(Problem)
     def on_problem(error: Problem) -> Response:
@@ -37,7 +46,8 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(ProtocolError)
     def on_refusal(error: ProtocolError) -> Response:
-        return problem_response(Problem(STATUS_OF_CODE.get(error.code, 422), error.code, error.hint))
+        status, hint = STATUS_OF_CODE.get(error.code, 422), HINT_OF_CODE.get(error.code)
+        return problem_response(Problem(status, error.code, error.hint, hint=hint))
 
     @app.errorhandler(ValidationError)
     def on_invalid(error: ValidationError) -> Response:
@@ -55,7 +65,10 @@ def register(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def on_http(error: HTTPException) -> Response:
         code = (error.name or "error").lower().replace(" ", "-")
-        response = problem_response(Problem(error.code or 500, code, error.description or code))
+        status = error.code or 500
+        response = problem_response(
+            Problem(status, code, error.description or code, hint=HINT_OF_STATUS.get(status, "see the agent's log"))
+        )
         for name, value in error.get_headers():
             if name.lower() == "allow":
                 response.headers[name] = value
@@ -64,7 +77,8 @@ def register(app: Flask) -> None:
     @app.errorhandler(Exception)
     def on_fault(error: Exception) -> Response:
         log.error("internal fault: %s", fault(error))
-        return problem_response(Problem(500, "internal-error", "the fault has been logged; nothing was half done"))
+        detail = "the fault has been logged; nothing was half done"
+        return problem_response(Problem(500, "internal-error", detail, hint="see the log of this server"))
 
 
 def require_service(public: bytes, recipient: str) -> None:
@@ -82,7 +96,8 @@ def require_service(public: bytes, recipient: str) -> None:
 def read_message(kind: type[M]) -> M:
     """Return the message of the current request's body."""
     if request.mimetype != CONTENT_TYPE:
-        raise Problem(415, "unsupported-media-type", f"the body's content type is {CONTENT_TYPE}")
+        detail = f"the body's content type is {CONTENT_TYPE}"
+        raise Problem(415, "unsupported-media-type", detail, hint="this endpoint is for the alliance's own processes")
     return decode(kind, request.get_data())
 
 

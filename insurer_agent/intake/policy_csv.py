@@ -44,8 +44,9 @@ MAX_CELL_CHARACTERS = 4096
 MAX_POLICY_NUMBER_CHARACTERS = 64
 
 _DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
-# Invisible in a policy number, so two that look alike would differ: controls, format characters, separators.
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
+# Invisible in a policy number, so two that look alike would differ: controls, format characters, halves of surrogate
+# pairs, separators.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class Event(enum.Enum):
@@ -133,7 +134,7 @@ def _known_cells(record: "_Record", width: int, places: dict[str, int]) -> dict[
 
 def _policy_row(row: int, cells: dict[str, str], *, products: frozenset[str], maximum: int) -> PolicyRow:
     """Return the row that `cells`, by column, make. Of several faults the first in this order is told."""
-    policy_number = _policy_number(cells["policy_number"])
+    policy_number = normalise_policy_number(cells["policy_number"])
     event = _EVENTS.get(trim(fold(cells["event"])).lower())
     if event is None:
         raise IntakeError("event-unknown", "event is not issue, cancel or amend")
@@ -150,7 +151,8 @@ def _policy_row(row: int, cells: dict[str, str], *, products: frozenset[str], ma
     return PolicyRow(row, policy_number, insured, product, amount, issued_on, event)
 
 
-def _policy_number(cell: str) -> str:
+def normalise_policy_number(cell: str) -> str:
+    """Return a policy number as the register knows it; raise IntakeError, policy-number-empty, -length, -malformed."""
     # Case is kept: the number is the insurer's own, and only the insurer knows whether its case has meaning.
     number = trim(unicodedata.normalize("NFKC", cell))
     if not number:

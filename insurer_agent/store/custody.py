@@ -22,6 +22,7 @@ from protocol.custody import (
     Refusable,
     repeated,
     require_epoch,
+    require_same_check,
     wrong_earlier,
 )
 from protocol.encoding import ID, decode, encode, message
@@ -67,16 +68,16 @@ class PostgresCustody:
 
         def transaction(connection: Rows) -> None:
             new = connection.execute(
-                "INSERT INTO check_request (requester, check_id, statement_hash, day) VALUES (%s, %s, %s, %s)"
+                "INSERT INTO check_request (requester, check_id, statement_hash, tick, day) VALUES (%s, %s, %s, %s, %s)"
                 " ON CONFLICT DO NOTHING",
-                (*check, admission.statement_hash, _day(admission.today)),
+                (*check, admission.statement_hash, admission.tick, _day(admission.today)),
             ).rowcount
             if not new:
                 row = connection.execute(
-                    "SELECT statement_hash FROM check_request WHERE requester = %s AND check_id = %s", check
+                    "SELECT statement_hash, tick FROM check_request WHERE requester = %s AND check_id = %s", check
                 ).fetchone()
-                if row is None or bytes(row[0]) != admission.statement_hash:
-                    raise ProtocolError("check-id-reused", "another request was made under this check id")
+                assert row is not None
+                require_same_check((bytes(row[0]), row[1]), admission)
             fresh = connection.execute(
                 "INSERT INTO check_attempt (requester, check_id, attempt) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
                 (*check, admission.attempt),

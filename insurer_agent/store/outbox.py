@@ -87,6 +87,16 @@ def enqueue(connection: Rows, vault: Vault, party: Party, entry: Entry, deposit_
     )
 
 
+def is_visible(connection: Rows, vault: Vault, party: Party, person: Identity) -> bool:
+    """Tell whether all deposits of a person are made, and for so long that checks are as of then."""
+    row = connection.execute(
+        "SELECT NOT EXISTS (SELECT FROM deposit WHERE person_key = %s"
+        " AND (made_at IS NULL OR made_at > now() - make_interval(secs => %s)))",
+        (vault.index("person", person.encode()), 2 * party.manifest.terms.tick_seconds),
+    ).fetchone()
+    return bool(row and row[0])
+
+
 class Outbox:
     """What is due, and what became of it."""
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.policy_csv import Event, PolicyRow
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.outbox import enqueue
+from insurer_agent.store.outbox import enqueue, is_visible
 from insurer_agent.store.vault import Vault
 from protocol.deposit import Entry, draw_deposit_id
 from protocol.encoding import ID, Text, UInt, decode, encode, message
@@ -22,7 +22,10 @@ from protocol.manifest import DAY, FLAG
 from protocol.messages import AMENDMENT, CANCELLATION, ISSUE
 from protocol.party import Party, RandomBytes
 
+_BY_NUMBER = "SELECT policy_key, sealed FROM policy WHERE policy_number = %s ORDER BY policy_key"
+_BY_NUMBER_LOCKED = "SELECT policy_key, sealed FROM policy WHERE policy_number = %s ORDER BY policy_key FOR UPDATE"
 POLICY_UNKNOWN = "policy-unknown"
+POLICY_AMBIGUOUS = "policy-ambiguous"
 
 
 class Applied(enum.Enum):
@@ -65,6 +68,23 @@ class PolicyEvent:
         return cls(row.policy_number, row.insured, row.product, row.event, row.amount, row.issued_on)
 
 
+@dataclass(frozen=True)
+class PolicyName:
+    """How a policy is named in a request: by its number, with insured and product where that is not enough."""
+
+    number: str = field(repr=False)
+    insured: Identity | None = None
+    product: str | None = None
+
+
+@dataclass(frozen=True)
+class PolicyState:
+    """A policy as it stands, and whether checks see it so: whether all its person's deposits are made."""
+
+    record: Record
+    visible: bool
+
+
 class Register:
     """Applies events to the register and puts the deposits they call for into the outbox."""
 
@@ -93,6 +113,55 @@ class Register:
 
         return self._database.run("apply policy events", transaction)
 
+    def correct(self, name: PolicyName, event: Event, amount: int = 0) -> tuple[Applied, Record]:
+        """Amend a policy to `amount` fen, or cancel it, and return what came of it with the policy as it stands.
+
+        Says what shall be, not what happened: unlike a file's row, the same again after something else counts.
+        Refuses (`IntakeError`: `policy-unknown`, `policy-ambiguous`, `policy-cancelled`) what cannot be.
+        """
+
+        def transaction(connection: Rows) -> tuple[Applied, Record]:
+            key, record = self._named(connection, name)
+            day = dt.date.fromordinal(record.day)
+            meant = PolicyEvent(record.policy_number, _insured(record), record.product, event, amount, day)
+            applied, changed, entry = self._decide(meant, record)
+            self._write(connection, key, changed, entry)
+            return applied, changed or record
+
+        return self._database.run("correct a policy", transaction)
+
+    def find(self, name: PolicyName) -> list[PolicyState]:
+        """Return the policies that the name fits, as they stand."""
+
+        def transaction(connection: Rows) -> list[PolicyState]:
+            return [
+                PolicyState(record, visible=is_visible(connection, self._vault, self._party, _insured(record)))
+                for _, record in self._fitting(connection, name, lock=False)
+            ]
+
+        return self._database.run("find policies", transaction)
+
+    def _named(self, connection: Rows, name: PolicyName) -> tuple[bytes, Record]:
+        found = self._fitting(connection, name, lock=True)
+        if not found:
+            raise IntakeError(POLICY_UNKNOWN, "no such policy was issued")
+        if len(found) > 1:
+            raise IntakeError(POLICY_AMBIGUOUS, "several policies have this number; name subject and product too")
+        return found[0]
+
+    def _fitting(self, connection: Rows, name: PolicyName, *, lock: bool) -> list[tuple[bytes, Record]]:
+        index = (self._number_index(name.number),)
+        rows = connection.execute(_BY_NUMBER_LOCKED if lock else _BY_NUMBER, index).fetchall()
+        records = [(bytes(key), decode(Record, self._vault.open(key, sealed))) for key, sealed in rows]
+        return [
+            (key, record)
+            for key, record in records
+            if name.insured in (None, _insured(record)) and name.product in (None, record.product)
+        ]
+
+    def _number_index(self, number: str) -> bytes:
+        return self._vault.index("policy number", number.encode())
+
     def _policy_key(self, event: PolicyEvent) -> bytes:
         return self._vault.index("policy", event.policy_number.encode(), event.insured.encode(), event.product.encode())
 
@@ -110,19 +179,27 @@ class Register:
         record = None if row is None else decode(Record, self._vault.open(policy_key, row[0]))
         applied, changed, entry = self._decide(event, record)
         connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
-        if changed is not None and entry is not None:
-            deposit_id = (
-                changed.issue_id
-                if entry.kind == ISSUE
-                else draw_deposit_id(self._party, entry.identity, entry.earlier, self._random)
-            )
-            connection.execute(
-                "INSERT INTO policy (policy_key, sealed) VALUES (%s, %s)"
-                " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",
-                (policy_key, self._vault.seal(policy_key, encode(changed))),
-            )
-            enqueue(connection, self._vault, self._party, entry, deposit_id)
+        self._write(connection, policy_key, changed, entry)
         return applied
+
+    def _write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
+        if changed is None or entry is None:
+            return
+        deposit_id = (
+            changed.issue_id
+            if entry.kind == ISSUE
+            else draw_deposit_id(self._party, entry.identity, entry.earlier, self._random)
+        )
+        connection.execute(
+            "INSERT INTO policy (policy_key, policy_number, sealed) VALUES (%s, %s, %s)"
+            " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",
+            (
+                policy_key,
+                self._number_index(changed.policy_number),
+                self._vault.seal(policy_key, encode(changed)),
+            ),
+        )
+        enqueue(connection, self._vault, self._party, entry, deposit_id)
 
     def _decide(self, event: PolicyEvent, record: Record | None) -> tuple[Applied, Record | None, Entry | None]:
         """Return what came of the event, with the policy's new record and the deposit, if it changes anything."""
@@ -167,5 +244,8 @@ class Register:
     @staticmethod
     def _correction(event: PolicyEvent, record: Record, kind: int, amount: int, count: int) -> Entry:
         """Return a deposit of the difference: on the original day, whatever date the event bears."""
-        insured = Identity(DocumentType(record.document_type), record.document_number)
-        return Entry(insured, kind, event.product, record.day, amount, count, earlier=record.issue_id)
+        return Entry(_insured(record), kind, event.product, record.day, amount, count, earlier=record.issue_id)
+
+
+def _insured(record: Record) -> Identity:
+    return Identity(DocumentType(record.document_type), record.document_number)

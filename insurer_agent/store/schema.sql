@@ -8,17 +8,30 @@ CREATE TABLE IF NOT EXISTS setting (
 );
 
 CREATE TABLE IF NOT EXISTS api_key (
-    name       text PRIMARY KEY,
-    hash       bytea NOT NULL UNIQUE,
-    created_at timestamptz NOT NULL DEFAULT now()
+    name         text PRIMARY KEY,
+    hash         bytea NOT NULL UNIQUE,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    last_used_at timestamptz  -- to the hour
 );
+
+-- Requests that bear an Idempotency-Key. `answer` is null while the request is under way.
+CREATE TABLE IF NOT EXISTS idempotency (
+    key_index  bytea PRIMARY KEY,  -- HMAC of (API key's name, Idempotency-Key)
+    request    bytea NOT NULL,     -- HMAC of method, path and body
+    claim      bytea NOT NULL,     -- random: whose the request under way is
+    started_at timestamptz NOT NULL DEFAULT now(),
+    answer     bytea               -- sealed
+);
+CREATE INDEX IF NOT EXISTS idempotency_age ON idempotency (started_at);
 
 -- The agent's own policies -------------------------------------------------------------------------------------------
 
 CREATE TABLE IF NOT EXISTS policy (
-    policy_key bytea PRIMARY KEY,  -- HMAC of (policy number, insured, product)
-    sealed     bytea NOT NULL
+    policy_key    bytea PRIMARY KEY,  -- HMAC of (policy number, insured, product)
+    policy_number bytea NOT NULL,     -- HMAC of the number alone, which several policies may share
+    sealed        bytea NOT NULL
 );
+CREATE INDEX IF NOT EXISTS policy_by_number ON policy (policy_number);
 
 CREATE TABLE IF NOT EXISTS policy_row (
     fingerprint bytea PRIMARY KEY  -- HMAC of a row's meaning: a repeated row counts once
@@ -42,6 +55,7 @@ CREATE TABLE IF NOT EXISTS deposit (
     completed_at    timestamptz
 );
 CREATE INDEX IF NOT EXISTS deposit_open ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
 CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;
 
 -- What is kept for others --------------------------------------------------------------------------------------------
@@ -80,6 +94,7 @@ CREATE TABLE IF NOT EXISTS check_request (
     requester      text NOT NULL,
     check_id       bytea NOT NULL,
     statement_hash bytea NOT NULL,
+    tick           bigint NOT NULL,
     day            date NOT NULL,
     PRIMARY KEY (requester, check_id)
 );

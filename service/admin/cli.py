@@ -6,7 +6,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
@@ -27,6 +27,7 @@ def _local(args: argparse.Namespace) -> int:
             shards=args.shards,
             database=args.database,
             capture=args.capture,
+            rules=args.rules,
         )
     )
 
@@ -81,21 +82,33 @@ def _terms(file: Path) -> "Terms":
     return decode(Terms, decode(SignedManifest, file.read_bytes()).terms)
 
 
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise SettingsError(f"{file} does not hold a JSON object")
+    return data
+
+
 def _manifest_create(args: argparse.Namespace) -> int:
     from protocol.encoding import encode
     from service.admin.manifests import build_terms, unsigned
+    from service.admin.rules import read_rules
 
     terms = build_terms(
         alliance=args.alliance,
         serial=args.serial,
-        enrolments=[json.loads(file.read_text(encoding="utf-8")) for file in args.enrolments],
-        service=json.loads(args.service.read_text(encoding="utf-8")),
+        enrolments=[_json(file) for file in args.enrolments],
+        service=_json(args.service),
         shards=args.shards,
         expected_persons=args.expected_persons,
         tick_seconds=args.tick_seconds,
         valid_days=args.valid_days,
         local=False,
         previous=None if args.previous is None else _terms(args.previous),
+        book=None if args.rules is None else read_rules(args.rules),
     )
     args.file.write_bytes(encode(unsigned(terms)))
     return 0
@@ -136,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     local.add_argument("--port-base", type=int, help="first of the ports to use; any free ones unless given")
     local.add_argument("--shards", type=int, default=4)
     local.add_argument("--database", help="a PostgreSQL server to use instead of the embedded one")
+    local.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
     local.add_argument("--capture", action="store_true", help="record what each party receives, under STATE/capture")
 
     demo = command("demo", _demo, "Make samples, run a local alliance over them, ask checks and show who saw what.")
@@ -162,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--serial", type=int, default=1, help="greater than that of any manifest before")
     create.add_argument("--previous", type=Path, help="the manifest before, whose committees are kept")
     create.add_argument("--service", type=Path, required=True, help="service.json of the lookup service")
+    create.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
     create.add_argument("--shards", type=int, default=4)
     create.add_argument("--expected-persons", type=int, required=True, help="insured persons; 10,000 a shard at least")
     create.add_argument("--tick-seconds", type=int, default=10)

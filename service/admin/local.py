@@ -31,6 +31,7 @@ from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
 from service.admin.manifests import add_signature, build_terms, pins_json, unsigned
 from service.admin.processes import Processes, ProcessFailedError, run_all
+from service.admin.rules import read_rules
 from transport.settings import SettingsError, write_private
 
 AGENT = "insurer_agent.cli"
@@ -44,7 +45,9 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """What `alliance local` was asked for. `database` is a PostgreSQL to use instead of the embedded one."""
+    """What `alliance local` was asked for. `database` is a PostgreSQL to use instead of the embedded one, `rules`
+    a file of rules for the first start.
+    """
 
     members: int
     policies: Path
@@ -53,6 +56,7 @@ class LocalOptions:
     shards: int
     database: str | None
     capture: bool
+    rules: Path | None = None
 
 
 class _StoppedError(Exception):
@@ -210,6 +214,7 @@ class _Alliance:
             tick_seconds=TICK_SECONDS,
             valid_days=VALID_DAYS,
             local=True,
+            book=None if self._options.rules is None else read_rules(self._options.rules),
         )
         return self._sign(terms)
 
@@ -261,7 +266,10 @@ class _Alliance:
             [
                 (
                     f"{name} api-key",
-                    [AGENT, "api-key", "--state", str(self._member(name)), "underwriting", "--file", str(keys / name)],
+                    [
+                        *(AGENT, "api-key", "make", "underwriting", "--replace"),
+                        *("--state", str(self._member(name)), "--file", str(keys / name)),
+                    ],
                 )
                 for name in self._ids
             ]

@@ -24,6 +24,7 @@ from protocol.manifest import (
     sign_terms,
 )
 from protocol.secret import Secret
+from service.admin.rules import RuleBook
 from transport.settings import SettingsError, refuse_readable_by_others
 
 DEFAULT_PRODUCTS = ("accident", "group_accident", "term_life")
@@ -61,18 +62,24 @@ def build_terms(
     valid_days: int,
     local: bool,
     previous: Terms | None = None,
-    rules: tuple[Rule, ...] | None = None,
-    products: tuple[str, ...] = DEFAULT_PRODUCTS,
+    book: RuleBook | None = None,
 ) -> Terms:
     """Return consistent terms; refuse (`bad-manifest`) contradictions.
 
     Committees are drawn by rendezvous hashing, or kept as they are in the `previous` terms: agents refuse others.
     """
+    try:
+        service_keys = [bytes.fromhex(service[name]) for name in ("signing_key", "blinding_key")]
+        service_url = str(service["url"])
+    except (KeyError, TypeError, ValueError):
+        raise SettingsError("the service's file should hold url, signing_key and blinding_key") from None
     members, checks = zip(*(read_enrolment(dict(item)) for item in enrolments), strict=True)
     if len(set(checks)) != 1:
         raise ProtocolError("bad-enrolment", "the members do not hold one and the same salt")
     groups = {member.id: member.group for member in members}
     now = int(time.time())
+    if book is None:
+        book = RuleBook(DEFAULT_PRODUCTS, default_rules(china_day(now)))
     terms = Terms(
         alliance=alliance,
         serial=serial,
@@ -84,12 +91,12 @@ def build_terms(
         expected_persons=expected_persons,
         deposit_cap=DEPOSIT_CAP,
         salt_check=checks[0],
-        service_url=service["url"],
-        service_signing_key=bytes.fromhex(service["signing_key"]),
-        blinding_key=bytes.fromhex(service["blinding_key"]),
+        service_url=service_url,
+        service_signing_key=service_keys[0],
+        blinding_key=service_keys[1],
         epoch=1,
-        products=products,
-        rules=default_rules(china_day(now)) if rules is None else rules,
+        products=book.products,
+        rules=book.rules,
         members=members,
         committees=previous.committees
         if previous

@@ -1,0 +1,59 @@
+"""The agent's WSGI application, put together from its faces."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from flask import Flask, Response, jsonify
+
+from insurer_agent.agent import Agent
+from insurer_agent.rest import checks, pages, policies
+from protocol.messages import CheckCall, CommitCall, PrepareCall, Relayed
+from transport import internal, web
+from transport.capture import capture_messages
+from transport.problems import Problem
+from transport.server import MAX_BODY
+
+M = TypeVar("M")
+
+
+def make_app(agent: Agent) -> Flask:
+    """Return the WSGI application of an agent."""
+    app = Flask("insurer_agent", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    web.register(app)
+    checks.serve(app, agent)
+    policies.serve(app, agent)
+    pages.serve(app)
+    _internal(app, agent)
+    _health(app, agent)
+    if agent.settings.capture is not None and agent.party.manifest.terms.local:
+        capture_messages(app, agent.settings.capture)
+    return app
+
+
+def _internal(app: Flask, agent: Agent) -> None:
+    def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
+        def handle() -> Response:
+            web.require_service(agent.party.manifest.terms.service_signing_key, agent.party.id)
+            return web.message_response(answer(web.read_message(kind)))
+
+        app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
+
+    serve(internal.CHECK, CheckCall, agent.custodian.check)
+    serve(internal.PREPARE, PrepareCall, agent.custodian.prepare)
+    serve(internal.COMMIT, CommitCall, agent.custodian.commit)
+    serve(internal.COMMITTEE_KEY, Relayed, agent.custodian.receive_key)
+
+
+def _health(app: Flask, agent: Agent) -> None:
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return jsonify({"status": "ok"})
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        missing = agent.custodian.missing_keys()
+        if missing:
+            detail = f"{missing} committee keys have not arrived yet"
+            raise Problem(503, "not-ready", detail, hint="try again shortly", retry_after=1)
+        return jsonify({"status": "ready"})

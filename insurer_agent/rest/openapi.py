@@ -1,0 +1,135 @@
+"""The OpenAPI document of the REST interface, made from the marshmallow schemas."""
+
+from importlib.metadata import version
+from typing import Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from marshmallow import Schema
+
+from insurer_agent.rest import schemas
+from insurer_agent.rest.requests import IDEMPOTENCY_KEY, MAX_KEY_CHARACTERS, REPLAYED
+
+PROBLEM = "application/problem+json"
+_PROBLEMS = {
+    400: "The body is not JSON, or a header is malformed.",
+    401: "No good API key.",
+    404: "No such rule or policy.",
+    409: "It does not fit what is known, or the first request under the Idempotency-Key is still under way.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "It does not fit the schema, a value is not good, or the Idempotency-Key was used for another request.",
+    503: "It cannot be answered now; nothing was done.",
+}
+_NUMBER = {
+    "name": "number",
+    "in": "path",
+    "required": True,
+    "description": "The policy's number.",
+    "schema": {"type": "string", "minLength": 1},
+    "example": "P-2026-0001",
+}
+_IDEMPOTENCY = {
+    "name": IDEMPOTENCY_KEY,
+    "in": "header",
+    "description": "A key of the caller's choice: the same request under it is answered as it was the first time, for a"
+    " day. An indeterminate check is not kept: asking again asks anew.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS, "pattern": "^[ -~]+$"},
+}
+
+
+def document() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document."""
+    spec = APISpec(
+        title="Insurer agent",
+        version=version("cover-lookup"),
+        openapi_version="3.1.0",
+        plugins=[MarshmallowPlugin(schema_name_resolver=_name)],
+        info={"description": "Checks at underwriting, and policies as they are issued, amended and cancelled."},
+        security=[{"apiKey": []}],
+    )
+    spec.components.security_scheme("apiKey", {"type": "http", "scheme": "bearer"})
+    problem = {"schema": schemas.ProblemSchema}
+    for status, description in _PROBLEMS.items():
+        spec.components.response(_problem(status), {"description": description, "content": {PROBLEM: problem}})
+    for path, operations in _paths().items():
+        spec.path(path, parameters=[_NUMBER] if "{number}" in path else [], operations=operations)
+    result: dict[str, Any] = spec.to_dict()
+    request = result["components"]["schemas"]["CheckRequest"]
+    request["oneOf"] = [{"required": ["rule"]}, {"required": ["rules"]}]
+    return result
+
+
+def _paths() -> dict[str, dict[str, Any]]:
+    either = {"oneOf": [schemas.CheckAnswerSchema, schemas.ChecksAnswerSchema]}
+    return {
+        "/v1/checks": {
+            "post": _operation(
+                "Check a person's total against a limit", {200: either}, schemas.CheckRequestSchema, problems=(404, 409)
+            )
+        },
+        "/v1/rules": {"get": _operation("List the rules in force", {200: schemas.RulesSchema})},
+        "/v1/status": {"get": _operation("Tell how far the agent's deposits are", {200: schemas.StatusSchema})},
+        "/v1/policies": {
+            "post": _operation(
+                "Issue a policy",
+                {200: schemas.PolicyAnswerSchema, 201: schemas.PolicyAnswerSchema},
+                schemas.PolicySchema,
+                problems=(409,),
+            )
+        },
+        "/v1/policies/{number}": {
+            "get": _operation("Find the policies of a number", {200: schemas.PoliciesSchema}, problems=(404, 422)),
+            "put": _operation(
+                "Amend a policy's sum insured",
+                {200: schemas.PolicyAnswerSchema},
+                schemas.AmendmentSchema,
+                problems=(404, 409),
+            ),
+        },
+        "/v1/policies/{number}/cancellation": {
+            "post": _operation(
+                "Cancel a policy", {200: schemas.PolicyAnswerSchema}, schemas.CancellationSchema, problems=(404, 409)
+            ),
+        },
+        "/healthz": {"get": _operation("Tell that the agent runs", {200: schemas.HealthSchema}, open_to_all=True)},
+        "/readyz": {"get": _operation("Tell whether it can answer", {200: schemas.HealthSchema}, open_to_all=True)},
+    }
+
+
+def _operation(
+    summary: str,
+    answers: dict[int, Any],
+    body: type[Schema] | None = None,
+    *,
+    problems: tuple[int, ...] = (),
+    open_to_all: bool = False,
+) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    for status, schema in answers.items():
+        responses[str(status)] = {"description": "The answer.", "content": {"application/json": {"schema": schema}}}
+        if body is not None:
+            replayed = {
+                "description": "True where this is the answer to an earlier request.",
+                "schema": {"const": "true"},
+            }
+            responses[str(status)]["headers"] = {REPLAYED: replayed}
+    always = (503,) if open_to_all else (401, 503)
+    for status in (*problems, *always, *((400, 409, 413, 415, 422) if body is not None else ())):
+        responses[str(status)] = _problem(status)
+    operation: dict[str, Any] = {"summary": summary, "responses": responses}
+    if open_to_all:
+        operation["security"] = []
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        operation["parameters"] = [_IDEMPOTENCY]
+    return operation
+
+
+def _problem(status: int) -> str:
+    return f"Problem{status}"
+
+
+def _name(schema: type[Schema] | Schema) -> str:
+    kind = schema if isinstance(schema, type) else type(schema)
+    return kind.__name__.removesuffix("Schema")

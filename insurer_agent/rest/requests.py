@@ -1,0 +1,115 @@
+"""What every REST endpoint does first: whose key it is, what the body says, and whether it was asked before."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Response, request
+from marshmallow import Schema
+
+from insurer_agent.agent import Agent
+from insurer_agent.intake.amounts import parse_amount
+from insurer_agent.intake.documents import normalise
+from insurer_agent.intake.errors import IntakeError
+from insurer_agent.store.idempotency import StoredAnswer
+from protocol.identity import Identity
+from transport.problems import Problem
+
+MAX_JSON = 64 << 10
+IDEMPOTENCY_KEY = "Idempotency-Key"
+REPLAYED = "Idempotency-Replayed"
+MAX_KEY_CHARACTERS = 255
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer of an endpoint. One that is not `final` is not given again: asking again is meant to ask anew."""
+
+    body: dict[str, Any]
+    status: int = 200
+    final: bool = True
+
+
+def require_api_key(agent: Agent) -> str:
+    """Return the name of the API key that the request bears; refuse (`unauthorized`) a request without a good one."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    holder = agent.api_keys.holder(key.strip()) if scheme.lower() == "bearer" else None
+    if holder is None:
+        raise Problem(
+            401, "unauthorized", "an API key of this agent is needed", hint="send Authorization: Bearer <API key>"
+        )
+    return holder
+
+
+def answer(agent: Agent, schema: type[Schema], reply: Callable[[dict[str, Any]], Reply]) -> Response:
+    """Answer a request whose body fits `schema`; under an Idempotency-Key once, and again what was answered then."""
+    holder = require_api_key(agent)
+    body = _json()
+    loaded: dict[str, Any] = schema().load(body)
+    key = _idempotency_key()
+    if key is None:
+        return _response(reply(loaded))
+    asked = json.dumps([request.method, request.path, body], sort_keys=True).encode()
+    place = agent.idempotency.begin(holder, key, asked)
+    if isinstance(place, StoredAnswer):
+        stored = json.loads(place.body)
+        response = _response(Reply(stored["body"], stored["status"]))
+        response.headers[REPLAYED] = "true"
+        return response
+    kept = False
+    try:
+        given = reply(loaded)
+        if given.final:
+            agent.idempotency.keep(place, json.dumps({"status": given.status, "body": given.body}).encode())
+            kept = True
+    finally:
+        if not kept:
+            agent.idempotency.release(place)
+    return _response(given)
+
+
+def _response(reply: Reply) -> Response:
+    return Response(json.dumps(reply.body) + "\n", reply.status, content_type="application/json")
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is not None and not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
+        detail = f"an Idempotency-Key has 1 to {MAX_KEY_CHARACTERS} printable ASCII characters"
+        raise Problem(400, "idempotency-key-malformed", detail, hint="a UUID is a good key")
+    return key
+
+
+def _json() -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
+    request.max_content_length = MAX_JSON
+    hint = "send Content-Type: application/json, UTF-8, each name once"
+    if not request.is_json:
+        raise Problem(415, "unsupported-media-type", "the body is not declared as JSON", hint=hint)
+    try:
+        return json.loads(request.get_data().decode("utf-8"), object_pairs_hook=_each_name_once)
+    except (ValueError, RecursionError):
+        raise Problem(400, "not-json", "the body is not JSON", hint=hint) from None
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that stands twice: readers disagree on which of them counts."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice")
+    return dict(pairs)
+
+
+def subject_of(subject: dict[str, str]) -> Identity:
+    """Return the person that a request's `subject` is."""
+    try:
+        return normalise(subject["document_type"], subject["document_number"])
+    except IntakeError as error:
+        raise Problem(422, error.code, error.reason, hint="correct subject.document_number") from None
+
+
+def amount_of(agent: Agent, name: str, text: str, *, minimum: int) -> int:
+    """Return the fen of a request's amount, from `minimum` to the manifest's cap."""
+    try:
+        return parse_amount(text, minimum=minimum, maximum=agent.party.manifest.terms.deposit_cap)
+    except IntakeError as error:
+        raise Problem(422, error.code, error.reason, hint=f'write {name} in yuan, as in "3000000.00"') from None

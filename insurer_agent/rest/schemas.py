@@ -1,0 +1,231 @@
+"""The JSON of the REST interface; `/openapi.json` is made from these schemas."""
+
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+
+from protocol.check import Void
+from protocol.identity import DocumentType
+
+MAX_RULES = 16
+
+
+def _about(description: str, example: object = None, **more: object) -> dict[str, Any]:
+    return {"description": description} | ({} if example is None else {"example": example}) | more
+
+
+class _Strict(Schema):
+    class Meta:
+        """Unknown fields are errors, so that a misspelt one is noticed."""
+
+        unknown = RAISE
+
+
+class SubjectSchema(_Strict):
+    """Who is to be insured: the insured person's own document."""
+
+    document_type = fields.String(
+        required=True,
+        validate=validate.OneOf([document.value for document in DocumentType]),
+        metadata=_about("The kind of document.", "resident_id"),
+    )
+    document_number = fields.String(
+        required=True,
+        validate=validate.Length(1, 128),
+        metadata=_about("As people write it; the agent normalises it.", "110101194903070014"),
+    )
+
+
+class CheckRequestSchema(_Strict):
+    """Would the person's total with `proposed_amount` more exceed the limit? `rule` asks under one rule, `rules` under
+    several in one check.
+    """
+
+    subject = fields.Nested(SubjectSchema, required=True)
+    rule = fields.String(
+        validate=validate.Length(1, 64), metadata=_about("A rule's id, from GET /v1/rules.", "accident-30d")
+    )
+    rules = fields.List(
+        fields.String(validate=validate.Length(1, 64)),
+        validate=validate.Length(1, MAX_RULES),
+        metadata=_about("Several rules' ids, each once, in place of `rule`.", uniqueItems=True),
+    )
+    proposed_amount = fields.String(
+        required=True,
+        validate=validate.Length(1, 64),
+        metadata=_about("The cover that would be added, in yuan; 0 asks how things stand.", "3000000.00"),
+    )
+    reference = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Length(max=128),
+        metadata=_about("The caller's own mark, given back in the answer; it never leaves the agent.", "UW-1"),
+    )
+
+    @validates_schema
+    def _one_way_to_name_rules(self, data: dict[str, Any], **_: object) -> None:
+        if ("rule" in data) == ("rules" in data):
+            raise ValidationError("Send either rule or rules.", "rule")
+        if len(set(data.get("rules", ()))) != len(data.get("rules", ())):
+            raise ValidationError("Name each rule once.", "rules")
+
+
+class WindowSchema(Schema):
+    """The days that count: `to` is the as-of day, and later days count too."""
+
+    first = fields.Date(required=True, data_key="from", metadata=_about("The first day that counts.", "2026-10-25"))
+    last = fields.Date(required=True, data_key="to", metadata=_about("The as-of day, UTC+8.", "2026-11-23"))
+
+
+class ResultSchema(Schema):
+    """The verdict under one rule."""
+
+    rule = fields.String(required=True, metadata=_about("The rule's id.", "accident-30d"))
+    rule_version = fields.Integer(required=True, metadata=_about("The version that was in force.", 1))
+    verdict = fields.String(
+        required=True,
+        validate=validate.OneOf(["exceeds", "within", "indeterminate"]),
+        metadata=_about("`indeterminate` is never `within`: it says that there is no answer."),
+    )
+    exceeds_limit = fields.Boolean(
+        required=True, allow_none=True, metadata=_about("The same as a boolean; null when indeterminate.")
+    )
+    advice = fields.String(
+        required=True,
+        validate=validate.OneOf(["proceed", "refer", "retry"]),
+        metadata=_about("`refer` is to a person: `exceeds` alone is no ground to decline. `retry` asks again later."),
+    )
+    reason = fields.String(
+        required=True,
+        allow_none=True,
+        validate=validate.OneOf([reason.value for reason in Void]),
+        metadata=_about("Why it is indeterminate, else null."),
+    )
+    retry_after = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata=_about("Seconds after which to ask again when indeterminate, else null."),
+    )
+    window = fields.Nested(WindowSchema, required=True)
+
+
+class _WholeCheck(Schema):
+    check_id = fields.String(required=True, metadata=_about("The check's id, for the files.", "c6" * 16))
+    reference = fields.String(required=True, allow_none=True, metadata=_about("As the request had it.", "UW-1"))
+    checked_at = fields.AwareDateTime(required=True, format="iso", metadata=_about("When it was answered, UTC+8."))
+
+
+class CheckAnswerSchema(_WholeCheck, ResultSchema):
+    """The answer to a check under one `rule`."""
+
+
+class ChecksAnswerSchema(_WholeCheck):
+    """The answer to a check under several `rules`."""
+
+    results = fields.List(
+        fields.Nested(ResultSchema), required=True, metadata=_about("One result a rule, in the request's order.")
+    )
+
+
+class RuleSchema(Schema):
+    """A rule in force. `limit` is in the currency's unit for `sum_insured`, in policies for `policy_count`."""
+
+    id = fields.String(required=True)
+    version = fields.Integer(required=True)
+    products = fields.List(fields.String(), required=True)
+    window_days = fields.Integer(required=True)
+    measure = fields.String(required=True)
+    limit = fields.String(required=True)
+    currency = fields.String(required=True)
+    budget = fields.Integer(required=True)
+    budget_days = fields.Integer(required=True)
+    valid_from = fields.Date(required=True)
+
+
+class RulesSchema(Schema):
+    """The version in force today of every rule."""
+
+    rules = fields.List(fields.Nested(RuleSchema), required=True)
+
+
+class StatusSchema(Schema):
+    """How many of the agent's own deposits are on their way."""
+
+    deposits_unmade = fields.Integer(required=True, metadata=_about("Not counted in checks yet."))
+    deposits_incomplete = fields.Integer(required=True, metadata=_about("Counted, but a holder lacks them still."))
+
+
+class HealthSchema(Schema):
+    """That the agent runs, or is ready."""
+
+    status = fields.String(required=True)
+
+
+class _PolicyFacts(Schema):
+    product = fields.String(
+        required=True, validate=validate.Length(1, 64), metadata=_about("The alliance's product name.", "accident")
+    )
+    insured_amount = fields.String(
+        required=True, validate=validate.Length(1, 64), metadata=_about("The sum insured, in yuan.", "3000000.00")
+    )
+
+
+class PolicySchema(_Strict, _PolicyFacts):
+    """A policy that was issued."""
+
+    policy_number = fields.String(
+        required=True, validate=validate.Length(1, 128), metadata=_about("The insurer's own number.", "P-2026-0001")
+    )
+    subject = fields.Nested(SubjectSchema, required=True)
+    issued_on = fields.Date(required=True, metadata=_about("The day of issue, UTC+8.", "2026-11-23"))
+
+
+class CancellationSchema(_Strict):
+    """A policy that was cancelled. Subject and product are needed where several policies have the number."""
+
+    subject = fields.Nested(SubjectSchema)
+    product = fields.String(validate=validate.Length(1, 64), metadata=_about("As issued.", "accident"))
+
+
+class AmendmentSchema(CancellationSchema):
+    """A policy's sum insured from now on; it counts on the day of issue."""
+
+    insured_amount = fields.String(
+        required=True, validate=validate.Length(1, 64), metadata=_about("The sum insured, in yuan.", "2000000.00")
+    )
+
+
+class _PolicyFound(_PolicyFacts):
+    policy_number = fields.String(required=True, metadata=_about("The policy's number.", "P-2026-0001"))
+    issued_on = fields.Date(required=True, metadata=_about("The day on which it counts.", "2026-11-23"))
+    status = fields.String(required=True, validate=validate.OneOf(["in_force", "cancelled"]))
+
+
+class PolicyAnswerSchema(_PolicyFound):
+    """A policy as it stands after a request. Sending the request again comes to `repeated`."""
+
+    outcome = fields.String(required=True, validate=validate.OneOf(["accepted", "corrected", "repeated"]))
+
+
+class PolicyStateSchema(_PolicyFound):
+    """A policy as it stands, and whether checks see it so already."""
+
+    visible_to_checks = fields.Boolean(required=True)
+
+
+class PoliciesSchema(Schema):
+    """The policies of one number: group policies and riders repeat it."""
+
+    policies = fields.List(fields.Nested(PolicyStateSchema), required=True)
+
+
+class ProblemSchema(Schema):
+    """What went wrong (RFC 9457). `code` is stable; `hint` says what to do about it."""
+
+    type = fields.String(required=True)
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    code = fields.String(required=True)
+    detail = fields.String(required=True)
+    hint = fields.String()
+    errors = fields.Dict(keys=fields.String(), metadata=_about("What is wrong with each field."))

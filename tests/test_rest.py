@@ -1,0 +1,472 @@
+"""The agent's REST interface, whole, on a live alliance: policies, checks under several rules, keys, repeats."""
+
+import base64
+import datetime as dt
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import pytest
+from live import Answer, LiveAlliance, call, china_today, wait_for_ticks, wait_until, write_policies
+
+from insurer_agent.agent import Agent
+from insurer_agent.rest import make_app
+from insurer_agent.rest.checks import RETRY_SECONDS
+from insurer_agent.rest.openapi import document
+from protocol.encoding import decode
+from protocol.messages import CheckRequest
+
+pytestmark = pytest.mark.alliance
+
+MEMBERS = 6
+RULES = Path(__file__).parent.parent / "deploy" / "rules.toml"
+PEOPLE = iter(range(1, 1000))
+
+
+@pytest.fixture(scope="module")
+def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]:
+    root = tmp_path_factory.mktemp("rest")
+    for number in range(1, MEMBERS + 1):
+        write_policies(root / "policies", number, [])
+    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture", "--rules", str(RULES))
+    alliance.start()
+    yield alliance
+    alliance.stop()
+
+
+def somebody() -> dict[str, str]:
+    return {"document_type": "passport", "document_number": f"R{next(PEOPLE):07d}"}
+
+
+def policy(subject: dict[str, str], amount: str = "30000000.00", **change: object) -> dict[str, object]:
+    number = f"P-{secrets.token_hex(6)}"
+    body = {"policy_number": number, "subject": subject, "product": "accident", "insured_amount": amount}
+    return body | {"issued_on": china_today().isoformat()} | change
+
+
+def request(
+    alliance: LiveAlliance,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    member: int = 1,
+    key: str | None = None,
+    **headers: str,
+) -> Answer:
+    entry = alliance.member(member)
+    sent = {"Authorization": f"Bearer {entry['api_key'] if key is None else key}", "Content-Type": "application/json"}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return call(Request(entry["url"] + path, None if body is None else json.dumps(body).encode(), sent, method=method))
+
+
+def at(number: object) -> str:
+    return f"/v1/policies/{quote(str(number), safe='')}"
+
+
+def wait_until_visible(alliance: LiveAlliance, number: object, member: int = 1) -> None:
+    def visible() -> bool:
+        states = request(alliance, "GET", at(number), member=member).body["policies"]
+        return all(state["visible_to_checks"] for state in states)
+
+    wait_until(visible)
+    wait_for_ticks()
+
+
+def question(subject: dict[str, str], proposed: str, **change: object) -> dict[str, object]:
+    return {"subject": subject, "rule": "accident-30d", "proposed_amount": proposed} | change
+
+
+def verdict(alliance: LiveAlliance, subject: dict[str, str], proposed: str, member: int = 2) -> str:
+    said: str = request(alliance, "POST", "/v1/checks", question(subject, proposed), member=member).body["verdict"]
+    return said
+
+
+def assert_total(alliance: LiveAlliance, subject: dict[str, str], yuan: int) -> None:
+    """Find the person's total by asking at the limit and one fen above."""
+    left = 50_000_000 - yuan
+    assert verdict(alliance, subject, f"{left}.00") == "within"
+    assert verdict(alliance, subject, f"{left}.01") == "exceeds"
+
+
+# --- policies ------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_issued_amended_and_cancelled_and_checks_follow(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    body = policy(subject)
+    number = body["policy_number"]
+    issued = request(alliance, "POST", "/v1/policies", body)
+    assert (issued.status, issued.body["outcome"], issued.body["status"]) == (201, "accepted", "in_force")
+    wait_until_visible(alliance, number)
+    assert_total(alliance, subject, 30_000_000)
+
+    amended = request(alliance, "PUT", at(number), {"insured_amount": "12000000.5"})
+    assert (amended.status, amended.body["outcome"], amended.body["insured_amount"]) == (
+        200,
+        "corrected",
+        "12000000.50",
+    )
+    back = request(alliance, "PUT", at(number), {"insured_amount": "30000000"})
+    assert back.body["outcome"] == "corrected"  # the same as before something else is not the same again
+    assert request(alliance, "PUT", at(number), {"insured_amount": "12000000"}).status == 200
+    wait_until_visible(alliance, number)
+    assert_total(alliance, subject, 12_000_000)
+
+    cancelled = request(alliance, "POST", at(number) + "/cancellation", {})
+    assert (cancelled.status, cancelled.body["status"], cancelled.body["insured_amount"]) == (200, "cancelled", "0.00")
+    wait_until_visible(alliance, number)
+    assert_total(alliance, subject, 0)
+
+
+def test_each_policy_request_may_be_sent_again(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    body = policy(subject)
+    number = body["policy_number"]
+    answers = [request(alliance, "POST", "/v1/policies", body) for _ in range(3)]
+    assert [(answer.status, answer.body["outcome"]) for answer in answers] == [
+        (201, "accepted"),
+        (200, "repeated"),
+        (200, "repeated"),
+    ]
+    for _ in range(2):
+        changed = request(alliance, "PUT", at(number), {"insured_amount": "7000000"})
+        assert changed.body["insured_amount"] == "7000000.00"
+    assert changed.body["outcome"] == "repeated"
+    wait_until_visible(alliance, number)
+    assert_total(alliance, subject, 7_000_000)
+    outcomes = [request(alliance, "POST", at(number) + "/cancellation", {}).body["outcome"] for _ in range(2)]
+    assert outcomes == ["corrected", "repeated"]
+    again = request(alliance, "POST", "/v1/policies", body)
+    assert (again.status, again.body["outcome"], again.body["status"]) == (200, "repeated", "cancelled")
+    wait_until_visible(alliance, number)
+    assert_total(alliance, subject, 0)
+
+
+def test_requests_for_one_policy_at_once_count_once(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    body = policy(subject, "10000000")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: request(alliance, "POST", "/v1/policies", body), range(8)))
+    assert sorted(answer.body["outcome"] for answer in answers) == ["accepted", *["repeated"] * 7]
+    with ThreadPoolExecutor(8) as pool:
+        changes = [{"insured_amount": f"{amount}000000"} for amount in (8, 9) * 4]
+        answers = list(pool.map(lambda change: request(alliance, "PUT", at(body["policy_number"]), change), changes))
+    assert {answer.status for answer in answers} == {200}
+    wait_until_visible(alliance, body["policy_number"])
+    (state,) = request(alliance, "GET", at(body["policy_number"])).body["policies"]
+    assert_total(alliance, subject, int(float(state["insured_amount"])))
+
+
+def test_a_number_that_several_policies_share_needs_subject_and_product(alliance: LiveAlliance) -> None:
+    first, second = somebody(), somebody()
+    body = policy(first, "5000000", policy_number="G 2026/007//团")
+    for one in (body, body | {"subject": second}, body | {"product": "group_accident"}):
+        assert request(alliance, "POST", "/v1/policies", one).status == 201
+    address = at(body["policy_number"])
+    assert len(request(alliance, "GET", address).body["policies"]) == 3
+    for change in ({}, {"product": "accident"}, {"subject": first}):
+        refused = request(alliance, "PUT", address, {"insured_amount": "1.00"} | change)
+        assert (refused.status, refused.body["code"]) == (409, "policy-ambiguous")
+        assert request(alliance, "POST", address + "/cancellation", change).status == 409
+    named = {"subject": first, "product": "accident"}
+    assert request(alliance, "PUT", address, {"insured_amount": "6000000"} | named).body["outcome"] == "corrected"
+    wrong = request(alliance, "POST", address + "/cancellation", {"subject": somebody()})
+    assert (wrong.status, wrong.body["code"]) == (404, "policy-unknown")
+    assert request(alliance, "POST", address + "/cancellation", {"subject": second}).body["outcome"] == "corrected"
+    states = request(alliance, "GET", address).body["policies"]
+    found = sorted((state["product"], state["insured_amount"], state["status"]) for state in states)
+    assert found == [
+        ("accident", "0.00", "cancelled"),
+        ("accident", "6000000.00", "in_force"),
+        ("group_accident", "5000000.00", "in_force"),
+    ]
+
+
+def test_what_does_not_fit_a_policy_is_refused_and_changes_nothing(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    body = policy(subject, "9000000")
+    number = body["policy_number"]
+    assert request(alliance, "POST", "/v1/policies", body).status == 201
+    tomorrow = (china_today() + dt.timedelta(days=1)).isoformat()
+    refusals = [
+        request(alliance, "POST", "/v1/policies", body | {"insured_amount": "9000001"}),
+        request(alliance, "POST", "/v1/policies", body | {"issued_on": tomorrow}),
+        request(alliance, "PUT", at("never-issued"), {"insured_amount": "1"}),
+        request(alliance, "POST", at("never-issued") + "/cancellation", {}),
+        request(alliance, "GET", at("never-issued")),
+        request(alliance, "PUT", at(number), {"insured_amount": "0"}),
+        request(alliance, "PUT", at(number), {"insured_amount": "1", "product": "no such"}),
+    ]
+    told = [(answer.status, answer.body["code"]) for answer in refusals]
+    assert told == [
+        (409, "policy-conflict"),
+        (409, "policy-conflict"),
+        (404, "policy-unknown"),
+        (404, "policy-unknown"),
+        (404, "policy-unknown"),
+        (422, "amount-not-positive"),
+        (422, "product-unknown"),
+    ]
+    assert all(answer.body["hint"] for answer in refusals)
+    wait_until_visible(alliance, number)
+    assert_total(alliance, subject, 9_000_000)
+    request(alliance, "POST", at(number) + "/cancellation", {})
+    late = request(alliance, "PUT", at(number), {"insured_amount": "1"})
+    assert (late.status, late.body["code"]) == (409, "policy-cancelled")
+
+
+def test_a_file_and_the_interface_speak_of_the_same_policy(alliance: LiveAlliance, tmp_path: Path) -> None:
+    subject = somebody()
+    who = (subject["document_type"], subject["document_number"])
+    day = china_today().isoformat()
+    row = ("BOTH-1", *who, "accident", "8000000.00", day, "issue")
+    file = write_policies(tmp_path, 1, [row])
+    assert alliance.agent(1, "import", str(file)).returncode == 0
+    assert request(alliance, "POST", "/v1/policies", policy(subject, "8000000", policy_number="BOTH-1")).status == 200
+    assert request(alliance, "PUT", at("BOTH-1"), {"insured_amount": "5000000"}).body["outcome"] == "corrected"
+    night = write_policies(tmp_path, 2, [row, ("BOTH-1", *who, "accident", "5000000.00", day, "amend")])
+    assert "2 repeated" in alliance.agent(1, "import", str(night)).stderr
+    wait_until_visible(alliance, "BOTH-1")
+    assert_total(alliance, subject, 5_000_000)
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def test_several_rules_are_one_check_with_a_verdict_each(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    bodies = [policy(subject, "40000000"), policy(subject, "30000000", product="group_accident")]
+    for body in bodies:
+        request(alliance, "POST", "/v1/policies", body)
+        wait_until_visible(alliance, body["policy_number"])
+    rules = ["accident-policies-30d", "accident-30d", "all-accident-90d"]
+    asked = question(subject, "10000000.00", rules=rules, reference="UW-7")
+    del asked["rule"]
+    before = len(alliance.captured("service"))
+    answer = request(alliance, "POST", "/v1/checks", asked, member=3).body
+    assert [(result["rule"], result["verdict"]) for result in answer["results"]] == [
+        ("accident-policies-30d", "within"),
+        ("accident-30d", "within"),
+        ("all-accident-90d", "within"),
+    ]
+    asked["proposed_amount"] = "10000000.01"
+    answer = request(alliance, "POST", "/v1/checks", asked, member=3).body
+    assert [result["verdict"] for result in answer["results"]] == ["within", "exceeds", "exceeds"]
+    assert [result["advice"] for result in answer["results"]] == ["proceed", "refer", "refer"]
+    assert (answer["reference"], len(answer["check_id"])) == ("UW-7", 32)
+    assert "verdict" not in answer
+    sent = [entry for entry in alliance.captured("service")[before:] if entry["path"] == "/v1/checks"]
+    assert [len(decode(CheckRequest, base64.b64decode(entry["request"])).signed.statement.lanes) for entry in sent] == [
+        3,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"rules": ["accident-30d"]}, 422, "invalid-request"),
+        ({"rule": None}, 422, "invalid-request"),
+        ({"rule": "…", "rules": None}, 422, "invalid-request"),
+        ({"rules": []}, 422, "invalid-request"),
+        ({"rules": ["accident-30d", "accident-30d"]}, 422, "invalid-request"),
+        ({"rules": ["accident-30d", "no-such"]}, 404, "unknown-rule"),
+        ({"rules": ["accident-30d", 7]}, 422, "invalid-request"),
+        ({"rules": [f"rule-{number}" for number in range(17)]}, 422, "invalid-request"),
+        ({"rules": "accident-30d"}, 422, "invalid-request"),
+    ],
+)
+def test_rules_are_named_in_one_way_and_once(
+    alliance: LiveAlliance, change: dict[str, Any], status: int, code: str
+) -> None:
+    asked = question(somebody(), "1.00")
+    if "rule" not in change and change != {"rules": ["accident-30d"]}:
+        del asked["rule"]
+    answer = request(alliance, "POST", "/v1/checks", asked | change)
+    assert (answer.status, answer.body["code"]) == (status, code)
+    assert answer.body["hint"]
+
+
+def test_advice_refers_what_exceeds_and_says_when_to_ask_again(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    within = request(alliance, "POST", "/v1/checks", question(subject, "50000000")).body
+    assert (within["verdict"], within["advice"], within["retry_after"]) == ("within", "proceed", None)
+    exceeds = request(alliance, "POST", "/v1/checks", question(subject, "50000000.01")).body
+    assert (exceeds["verdict"], exceeds["advice"], exceeds["retry_after"]) == ("exceeds", "refer", None)
+    for member in (4, 5, 6):
+        alliance.kill(member)
+    try:
+        void = request(alliance, "POST", "/v1/checks", question(subject, "1"), Idempotency_Key="void").body
+        assert (void["verdict"], void["exceeds_limit"], void["advice"]) == ("indeterminate", None, "retry")
+        assert void["retry_after"] in RETRY_SECONDS.values()
+    finally:
+        for member in (4, 5, 6):
+            alliance.restart(member)
+
+    def answered() -> bool:
+        again = request(alliance, "POST", "/v1/checks", question(subject, "1"), Idempotency_Key="void").body
+        return bool(again["verdict"] == "within")  # an indeterminate answer was not kept under the key
+
+    wait_until(answered)
+
+
+def test_a_spent_budget_is_referred_and_ends_no_sooner_than_the_day(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    rules = ["accident-30d", "accident-policies-30d"]
+    last: dict[str, Any] = {}
+    for _ in range(90):  # 50 answers of each custodian, four of five a check
+        last = request(alliance, "POST", "/v1/checks", question(subject, "1.00"), member=5).body
+        if last["reason"] == "budget-exhausted":
+            break
+    assert (last["verdict"], last["reason"], last["advice"]) == ("indeterminate", "budget-exhausted", "refer")
+    now = dt.datetime.fromisoformat(last["checked_at"])
+    midnight = dt.datetime.combine(now.date() + dt.timedelta(days=1), dt.time(), now.tzinfo)
+    assert 0 <= last["retry_after"] - (midnight - now).total_seconds() <= 1
+    both = question(subject, "1.00", rules=rules)
+    del both["rule"]
+    results = request(alliance, "POST", "/v1/checks", both, member=5).body["results"]
+    assert {result["reason"] for result in results} == {"budget-exhausted"}  # a check is answered whole or not at all
+
+
+# --- the same request again ----------------------------------------------------------------------------------------
+
+
+def budget_spent(alliance: LiveAlliance) -> int:
+    spent = 0
+    for member in range(1, MEMBERS + 1):
+        with alliance.database(member) as connection:
+            row = connection.execute("SELECT coalesce(sum(answers), 0) FROM budget").fetchone()
+            assert row is not None
+            spent += int(row[0])
+    return spent
+
+
+def test_the_same_check_under_one_key_is_answered_as_it_was_and_asks_nobody(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    asked = question(subject, "50000000", reference="UW-9")
+    first = request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-1")
+    assert first.body["verdict"] == "within"
+    body = policy(subject, "1.00")
+    request(alliance, "POST", "/v1/policies", body)
+    wait_until_visible(alliance, body["policy_number"])
+    spent = budget_spent(alliance)
+    reordered = dict(reversed(asked.items()))
+    assert request(alliance, "POST", "/v1/checks", reordered, Idempotency_Key="K-1").body == first.body
+    assert budget_spent(alliance) == spent
+    assert request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-2").body["verdict"] == "exceeds"
+    assert budget_spent(alliance) == spent + 4
+
+
+def test_another_request_under_a_key_is_refused(alliance: LiveAlliance) -> None:
+    subject = somebody()
+    asked = question(subject, "1.00")
+    assert request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-3").status == 200
+    for method, path, body in (
+        ("POST", "/v1/checks", asked | {"proposed_amount": "1.01"}),
+        ("POST", "/v1/policies", policy(subject)),
+        ("PUT", at("any"), {"insured_amount": "1"}),
+    ):
+        refused = request(alliance, method, path, body, Idempotency_Key="K-3")
+        assert (refused.status, refused.body["code"]) == (422, "idempotency-key-reused")
+    other = api_key(alliance, "make", "claims").stdout.strip()
+    assert request(alliance, "POST", "/v1/checks", asked, key=other, Idempotency_Key="K-3").status == 200
+
+
+def test_a_refused_request_leaves_its_key_free(alliance: LiveAlliance) -> None:
+    asked = question(somebody(), "1.00")
+    wrong = asked | {"rule": "no-such-rule"}
+    assert request(alliance, "POST", "/v1/checks", wrong, Idempotency_Key="K-4").status == 404
+    assert request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-4").status == 200
+
+
+def test_requests_under_one_key_at_once_are_one(alliance: LiveAlliance) -> None:
+    asked = question(somebody(), "1.00")
+    with ThreadPoolExecutor(6) as pool:
+        every = range(6)
+        answers = list(pool.map(lambda _: request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-5"), every))
+    told = [answer.body["code"] for answer in answers if answer.status != 200]
+    assert set(told) <= {"idempotency-key-in-use"}
+    assert len({answer.body["check_id"] for answer in answers if answer.status == 200}) == 1
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "tab\there", "caf\u00e9"])
+def test_a_malformed_key_is_refused(alliance: LiveAlliance, key: str) -> None:
+    refused = request(alliance, "POST", "/v1/checks", question(somebody(), "1.00"), Idempotency_Key=key)
+    assert (refused.status, refused.body["code"]) == (400, "idempotency-key-malformed")
+
+
+def test_what_is_kept_for_repeats_shows_neither_key_nor_answer(alliance: LiveAlliance) -> None:
+    request(
+        alliance, "POST", "/v1/checks", question(somebody(), "1.00", reference="MARK-7"), Idempotency_Key="K-CANARY"
+    )
+    with alliance.database(1) as connection:
+        rows = connection.execute("SELECT * FROM idempotency").fetchall()
+    kept = b"".join(bytes(value) for row in rows for value in row if isinstance(value, bytes))
+    assert len(rows) >= 3
+    assert all(mark not in kept for mark in (b"K-CANARY", b"MARK-7", b"within", b"accident"))
+
+
+# --- API keys ------------------------------------------------------------------------------------------------------
+
+
+def api_key(alliance: LiveAlliance, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "insurer_agent.cli", "api-key", *arguments]
+    command += ["--state", str(alliance.member_state(1))]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_keys_are_made_listed_and_revoked_while_the_agent_runs(alliance: LiveAlliance) -> None:
+    key = api_key(alliance, "make", "core-system").stdout.strip()
+    again = api_key(alliance, "make", "core-system")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "core-system" in again.stderr
+    assert request(alliance, "GET", "/v1/rules", key=key).status == 200
+    listed = api_key(alliance, "list").stdout
+    assert [line.split("\t")[1] != "never" for line in listed.splitlines() if line.endswith("\tcore-system")] == [True]
+    assert key not in listed
+    new = api_key(alliance, "make", "core-system", "--replace").stdout.strip()
+    assert request(alliance, "GET", "/v1/rules", key=key).status == 401
+    assert request(alliance, "GET", "/v1/rules", key=new).status == 200
+    assert api_key(alliance, "revoke", "core-system").returncode == 0
+    assert request(alliance, "GET", "/v1/rules", key=new).status == 401
+    assert api_key(alliance, "revoke", "core-system").returncode == 2
+
+
+# --- the interface's own description -------------------------------------------------------------------------------
+
+
+def test_the_interface_describes_itself_to_all_and_says_nothing_of_its_state(alliance: LiveAlliance) -> None:
+    described = request(alliance, "GET", "/openapi.json", key="").body
+    assert described == document()
+    agent = Agent.open(alliance.member_state(1), connections=1)
+    try:
+        routes = make_app(agent).url_map.iter_rules()
+    finally:
+        agent.database.close()
+    served = {(route.rule.replace("<path:number>", "{number}"), method) for route in routes for method in route.methods}
+    paths = described["paths"].items()
+    ours = {(path, method.upper()) for path, methods in paths for method in methods if method != "parameters"}
+    others = {path for path, method in served - ours if method not in {"HEAD", "OPTIONS"}}
+    assert ours <= served
+    assert {path.split("/")[1] for path in others} == {"internal", "docs", "openapi.json"}
+
+
+def test_the_page_to_try_it_is_the_agents_own_and_runs_nothing_else(alliance: LiveAlliance) -> None:
+    url = alliance.member(1)["url"]
+    for path, kind in (("/docs", "text/html"), ("/docs/try.js", "text/javascript"), ("/docs/try.css", "text/css")):
+        with urlopen(url + path, timeout=10) as response:
+            assert response.headers.get_content_type() == kind
+            policy = response.headers["Content-Security-Policy"]
+            content = response.read().decode()
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        assert "//" not in content.replace("// ", "")  # no address of another host
+        assert "innerHTML" not in content
