@@ -38,8 +38,9 @@ class Depositor:
         return len(due)
 
     def _send(self, due: list[Outgoing]) -> None:
+        not_before = self._outbox.highest_tick()
         fresh = {
-            item.seq: make_deposit(self._party, item.entry, item.deposit_id, self._random)
+            item.seq: make_deposit(self._party, item.entry, item.deposit_id, self._random, not_before=not_before)
             for item in due
             if item.made is None and item.entry is not None
         }
@@ -64,14 +65,15 @@ class Depositor:
             outcomes = tuple(DepositOutcome(receipts=(), reason="malformed") for _ in made)
         for reason in sorted({outcome.reason for outcome in outcomes if outcome.reason is not None}):
             log.warning("deposits of shard %d are not made yet: %s", made[0].shard, reason)
-        current = tick_at(time.time(), manifest.terms.tick_seconds)
+        current = tick_at(time.time(), manifest.terms.tick_seconds) + 1  # clocks may differ by a tick
         for (item, deposit), outcome in zip(batch, outcomes, strict=True):
             states = read_receipts(self._party, deposit, outcome)
-            if any(kept.tick is not None and kept.tick > current + 1 for kept in states.values()):
+            if any(kept.tick is not None and kept.tick > current for kept in states.values()):
                 log.error("a receipt states a tick in the future; check the clocks of service and custodians")
             self._outbox.record(
                 item,
                 states,
+                current=current,
                 made=is_made(manifest, deposit, states),
                 complete=is_complete(manifest, deposit, states),
                 reason=outcome.reason,

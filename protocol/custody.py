@@ -109,6 +109,7 @@ class Proposed:
     index: IndexKey = field(repr=False)
     row: CustodyRow
     envelope_hash: bytes
+    not_before: int
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,9 @@ class Custody(Protocol):
     def commit(self, depositor: str, shard: int, commits: Sequence[tuple[bytes, int]]) -> list[Refusable]:
         """Make deposits visible from a tick on, each with its stamp, in one transaction.
 
-        An id that is not prepared is refused (`not-prepared`). A deposit that is committed already keeps the lower of
-        the two ticks: two relays that raced named different ones, and every holder comes to the same in any order.
+        Refused: an id that is not prepared (`not-prepared`) and a tick before the deposit's `not_before`
+        (`early-tick`). A deposit that is committed already keeps the lower of the two ticks: two relays that raced
+        named different ones, and every holder comes to the same in any order.
         """
 
     def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes]) -> list[Refusable]:
@@ -242,6 +244,9 @@ class MemoryCustody:
             if proposed is None or kept is None or kept.never or proposed.shard != shard:
                 results.append(ProtocolError("not-prepared", "this deposit is not prepared here"))
                 continue
+            if tick < proposed.not_before:
+                results.append(early_tick())
+                continue
             lower = tick if kept.tick is None else min(tick, kept.tick)
             self._deposits[depositor, deposit_id] = (proposed, replace(kept, tick=lower))
             results.append(self._deposits[depositor, deposit_id][1])
@@ -305,3 +310,8 @@ def corrects(item: Proposed, original: Proposed) -> bool:
 def wrong_earlier() -> ProtocolError:
     """Return the refusal of a correction that does not fit the issue that it names."""
     return ProtocolError("wrong-earlier", "this does not correct the policy that it names")
+
+
+def early_tick() -> ProtocolError:
+    """Return the refusal of a commit at a tick before what the depositor knew to be counted."""
+    return ProtocolError("early-tick", "a deposit does not count from before those that were made before it")

@@ -108,8 +108,14 @@ def draw_deposit_id(party: Party, identity: Identity, earlier: bytes | None, ran
     return deposit_id
 
 
-def make_deposit(party: Party, entry: Entry, deposit_id: bytes, random: RandomBytes) -> MadeDeposit:
-    """Step 1: blind the person, share amount and count, salt a digest per label, seal one envelope per holder."""
+def make_deposit(
+    party: Party, entry: Entry, deposit_id: bytes, random: RandomBytes, *, not_before: int = 0
+) -> MadeDeposit:
+    """Step 1: blind the person, share amount and count, salt a digest per label, seal one envelope per holder.
+
+    `not_before` is the highest tick of all receipts that the depositor has had, whomever they were for: a tick of
+    this person's earlier deposits alone would tell the holders of this one of those that exclude them.
+    """
     manifest, shard = party.manifest, shard_of_person(party, entry.identity)
     if abs(entry.amount) > manifest.terms.deposit_cap or abs(entry.count) > 1:
         raise ProtocolError("bad-amount", "the amount of a deposit is above the manifest's cap")
@@ -135,6 +141,7 @@ def make_deposit(party: Party, entry: Entry, deposit_id: bytes, random: RandomBy
         product=entry.product,
         day=entry.day,
         excluded=excluded,
+        not_before=not_before,
     )
     envelopes = []
     for slot, custodian in enumerate(slots):
@@ -333,6 +340,7 @@ def _accept_deposit(party: Party, call: PrepareCall, slot: int, item: EvaluatedD
         index=index_key(party.keys.index, pseudonym),
         row=CustodyRow(facts.product, facts.day, facts.excluded, body.amounts, body.counts),
         envelope_hash=envelope_hash(item.envelope),
+        not_before=facts.not_before,
     )
     return AcceptedDeposit(proposed, pseudonym, facts, digests)
 
@@ -577,6 +585,8 @@ def run_deposit(
     entry: Entry,
     now: float,
     random: RandomBytes,
+    *,
+    not_before: int = 0,
 ) -> tuple[MadeDeposit, dict[int, Kept]]:
     """Run one deposit from policy to receipts, every party in this process. `members` are those that can be reached.
 
@@ -584,7 +594,7 @@ def run_deposit(
     """
     # 1. The depositor blinds, shares, seals and signs.
     deposit_id = draw_deposit_id(depositor, entry.identity, entry.earlier, random)
-    made = make_deposit(depositor, entry, deposit_id, random)
+    made = make_deposit(depositor, entry, deposit_id, random, not_before=not_before)
     signed = sign_batch(depositor, [made], now)
 
     # 2. The service evaluates and passes an envelope to each holder.

@@ -22,7 +22,7 @@ FRESHNESS_SECONDS = 60
 SHARD = UInt(32)
 SLOT = UInt(8, most=MAX_SLOTS - 1)
 TIME = UInt(64)
-TICK = UInt(64)
+TICK = UInt(64, most=(1 << 63) - 1)
 SHARES = Seq(UInt(RING_BITS), most=MAX_SLOTS)
 SALTS = Seq(Fixed(32), most=MAX_SLOTS)
 ENVELOPE = Blob(1 << 20)
@@ -173,7 +173,11 @@ KIND = UInt(8, least=ISSUE, most=AMENDMENT)
 
 @message("deposit facts", version=1)
 class DepositFacts:
-    """What every holder of a deposit must agree on, besides P and the shares."""
+    """What every holder of a deposit must agree on, besides P and the shares.
+
+    No holder commits it at a tick before `not_before`, the highest that a receipt has told its depositor: otherwise
+    the service could have a correction count earlier than what it corrects.
+    """
 
     kind: Annotated[int, KIND]
     depositor: Annotated[str, NAME]
@@ -185,6 +189,7 @@ class DepositFacts:
     product: Annotated[str, NAME]
     day: Annotated[int, DAY]
     excluded: Annotated[int, SLOT]
+    not_before: Annotated[int, TICK]
 
 
 @message("deposit envelope", version=1)

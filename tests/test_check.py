@@ -1207,7 +1207,7 @@ def test_a_snapshot_has_no_rows_after_its_tick_of_another_shard_or_before_its_fi
 def kept(epoch: int, number: int = 1) -> Proposed:
     row = CustodyRow("accident", TODAY, 0, (Share(1),) * 4, (Share(1),) * 4)
     index = IndexKey(bytes(32))
-    return Proposed("insurer-01", bytes([number]) * 16, ISSUE, None, 0, epoch, index, row, bytes(32))
+    return Proposed("insurer-01", bytes([number]) * 16, ISSUE, None, 0, epoch, index, row, bytes(32), 0)
 
 
 def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> None:

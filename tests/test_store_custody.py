@@ -80,7 +80,7 @@ def row(*, product: str = "accident", day: int = A_DAY, excluded: int = 0, value
 
 
 def proposed(number: int, *, depositor: str = "insurer-01", whom: int = 0, **fields: Any) -> Proposed:  # noqa: ANN401  of several types
-    item = Proposed(depositor, deposit_id(number), ISSUE, None, 0, 1, index(whom), row(value=number), bytes(32))
+    item = Proposed(depositor, deposit_id(number), ISSUE, None, 0, 1, index(whom), row(value=number), bytes(32), 0)
     return replace(item, **fields)
 
 
@@ -133,6 +133,7 @@ def count(store: Database, query: str) -> int:
 
 DEPOSITORS = ("insurer-01", "insurer-03")
 IDS = st.integers(0, 5)
+FIRST_TICK = 1_000
 CHARGES = st.builds(
     Charge,
     st.integers(0, 1).map(index),
@@ -171,6 +172,7 @@ ITEMS = st.builds(
     st.integers(0, 1).map(index),
     ROWS,
     st.sampled_from([bytes(32), bytes([1] * 32)]),
+    st.sampled_from([0, FIRST_TICK - 2, FIRST_TICK + 50, 10**6]),
 )
 
 
@@ -186,7 +188,7 @@ class CustodyMachine(RuleBasedStateMachine):
             self.store.run("clear", lambda connection, table=table: connection.execute(f"DELETE FROM {table}"))  # noqa: S608
         kept = PostgresCustody(self.store, VAULT, TICK_SECONDS, EPOCH)
         self.stores: tuple[Custody, Custody] = (MemoryCustody(), kept)
-        self.tick = 1_000
+        self.tick = FIRST_TICK
         self.today = A_DAY
         self.fresh = itertools.count(1_000)
         self.flooded = False
@@ -272,7 +274,7 @@ def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> N
         "deposit-reused",
         "deposit-abandoned",
     }
-    outcomes |= {"wrong-earlier", "not-prepared", "never", "kept", "rows seen", "folded"}
+    outcomes |= {"wrong-earlier", "not-prepared", "early-tick", "never", "kept", "rows seen", "folded"}
     assert {outcome for outcome in outcomes if not seen[outcome]} == set()
 
 

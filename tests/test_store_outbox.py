@@ -19,6 +19,7 @@ from insurer_agent.depositor import Depositor
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import MAX_BACKOFF_SECONDS, Backlog, Outbox, Outgoing, enqueue
 from insurer_agent.store.vault import Vault, VaultError
+from protocol.check import shard_of_person
 from protocol.committee import draw_committee
 from protocol.custody import Kept
 from protocol.deposit import Entry, MadeDeposit, make_deposit
@@ -79,7 +80,9 @@ class Store:
         self, item: Outgoing, *, made: bool = False, complete: bool = False, slots: tuple[int, ...] = ()
     ) -> None:
         states = dict.fromkeys(slots, RECEIPT)
-        self.outbox.record(item, states, made=made, complete=complete, reason=None if complete else "refused")
+        self.outbox.record(
+            item, states, current=10**9, made=made, complete=complete, reason=None if complete else "refused"
+        )
 
     def make(self, item: Outgoing) -> MadeDeposit:
         """Make up a deposit that was handed out, and store it."""
@@ -130,22 +133,51 @@ def test_those_that_wait_longest_come_first(store: Store) -> None:
 
 
 def test_nothing_is_handed_out_for_a_person_while_an_earlier_deposit_is_unmade(store: Store) -> None:
-    issue, other, correction, last = store.put(entry(1), entry(2), entry(1, -5, AMENDMENT), entry(1, 6))
-    assert store.due_ids() == [issue, other]
-    item = store.due()[0]
+    issue, correction, last = store.put(entry(1), entry(1, -5, AMENDMENT), entry(1, 6))
+    assert store.due_ids() == [issue]
+    (item,) = store.due()
     store.make(item)  # made up is not made: no holder has said that it has it
-    assert store.due_ids() == [issue, other]
+    assert store.due_ids() == [issue]
     store.record(item)
-    assert store.due_ids() == [other]  # nor is it made by waiting for its turn
+    assert store.due_ids() == []  # nor is it made by waiting for its turn
     store.wait()
-    store.record(store.due()[1], slots=(0, 1))
-    assert store.due_ids() == [other]
+    assert store.due_ids() == [issue]
     store.record(replace(item, attempts=1), made=True, slots=(0, 1, 2, 3))
-    assert store.due_ids() == [other, correction]
+    assert store.due_ids() == [correction]
     store.wait()
     (found,) = (item for item in store.due() if item.deposit_id == correction)
+    store.make(found)
     store.record(found, made=True, complete=True)
     assert last in store.due_ids()
+
+
+def test_nothing_new_is_handed_out_for_a_shard_while_one_of_its_deposits_was_sent_and_is_unmade(store: Store) -> None:
+    shards: dict[int, list[int]] = {}
+    for whom in range(40):
+        shards.setdefault(shard_of_person(PARTY, person(whom)), []).append(whom)
+    here, there, *_ = shards.values()
+    first, second = store.put(entry(here[0]), entry(here[1]))
+    assert store.due_ids() == [first, second]  # one round: neither was sent
+    for item in store.due():
+        store.make(item)
+        store.record(item, made=item.deposit_id == second)
+    third, fourth = store.put(entry(here[2]), entry(there[0]))
+    assert store.due_ids() == [fourth]
+    store.wait()
+    assert set(store.due_ids()) == {first, second, fourth}
+    (held,) = (item for item in store.due() if item.deposit_id == first)
+    store.record(held, made=True)
+    assert third in store.due_ids()
+
+
+def test_the_highest_tick_is_that_of_all_receipts_but_not_one_that_lies_ahead(store: Store) -> None:
+    assert store.outbox.highest_tick() == 0
+    numbers = store.put(entry(1), entry(2), entry(3))
+    for item, tick in zip(store.due(), (9, 12, 10), strict=True):
+        states = {0: replace(RECEIPT, tick=tick), 1: RECEIPT, 2: replace(RECEIPT, tick=None, never=True)}
+        store.outbox.record(item, states, current=10, made=True, complete=False, reason=None)
+    assert store.outbox.highest_tick() == 10
+    assert len(numbers) == 3
 
 
 @dataclass
@@ -154,14 +186,26 @@ class Plain:
 
     number: bytes
     whom: int
+    sent: bool = False
     made: bool = False
     complete: bool = False
+
+    def may_be_sent(self, all_of_them: list["Plain"]) -> bool:
+        """Tell whether it was sent before, or waits for none: of its person or, if sent, of its shard."""
+        before = all_of_them[: all_of_them.index(self)]
+        unmade = [other for other in before if other.whom == self.whom and not other.made]
+        under_way = [other for other in all_of_them if other.sent and not other.made and other.shard == self.shard]
+        return self.sent or not (unmade or under_way)
+
+    @property
+    def shard(self) -> int:
+        return shard_of_person(PARTY, person(self.whom))
 
 
 def test_any_course_of_things_hands_out_what_a_plain_list_says(database: str) -> None:
     store = Store.open(database)
     steps = st.one_of(
-        st.tuples(st.just("put"), st.lists(st.integers(0, 2), min_size=1, max_size=3)),
+        st.tuples(st.just("put"), st.lists(st.integers(0, 5), min_size=1, max_size=3)),
         st.tuples(st.sampled_from(["refused", "made", "complete"]), st.integers(0, 4)),
     )
 
@@ -178,17 +222,12 @@ def test_any_course_of_things_hands_out_what_a_plain_list_says(database: str) ->
                 item = due[which % len(due)]
                 (known,) = (known for known in plain if known.number == item.deposit_id)
                 store.make(item)
+                known.sent = True
                 known.made |= what != "refused"
                 known.complete = what == "complete"
                 store.record(item, made=known.made, complete=known.complete)
             store.wait()
-            open_before = {
-                place: any(other.whom == known.whom and not other.made for other in plain[:place])
-                for place, known in enumerate(plain)
-            }
-            expected = {
-                known.number for place, known in enumerate(plain) if not known.complete and not open_before[place]
-            }
+            expected = {known.number for known in plain if not known.complete and known.may_be_sent(plain)}
             assert set(store.due_ids()) == expected
             unmade = sum(not known.made for known in plain)
             assert store.outbox.backlog() == Backlog(unmade, sum(not known.complete for known in plain) - unmade)
@@ -345,7 +384,7 @@ def test_receipts_of_several_attempts_come_together(store: Store) -> None:
     (item,) = store.due()
     for states in ({0: 7, 3: 7}, {4: 9}, {3: 6}, {}):
         kept = {slot: replace(RECEIPT, tick=tick) for slot, tick in states.items()}
-        store.outbox.record(item, kept, made=False, complete=False, reason=None)
+        store.outbox.record(item, kept, current=10**9, made=False, complete=False, reason=None)
     assert store.column("receipts") == [{"0": 7, "3": 6, "4": 9}]
 
 
@@ -400,7 +439,7 @@ def test_every_attempt_is_counted_and_the_last_reason_kept(store: Store) -> None
     for attempts, reason in enumerate(["refused", "too-few-custodians", None]):
         (item,) = store.due()
         assert item.attempts == attempts
-        store.outbox.record(item, {}, made=False, complete=False, reason=reason)
+        store.outbox.record(item, {}, current=0, made=False, complete=False, reason=reason)
         assert store.column("last_reason") == [reason]
         store.wait()
 

@@ -20,6 +20,7 @@ from protocol.custody import (
     Proposed,
     Reading,
     Refusable,
+    early_tick,
     repeated,
     require_epoch,
     require_same_check,
@@ -161,7 +162,7 @@ class PostgresCustody:
         place = _place(item.depositor, id_key, item.shard, item.index, row.product, day, row.excluded)
         connection.execute(
             "INSERT INTO custody_deposit (depositor, id_key, shard, epoch, kind, token, product, day, excluded,"
-            " shares, envelope_hash) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            " shares, envelope_hash, not_before) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 item.depositor,
                 id_key,
@@ -174,6 +175,7 @@ class PostgresCustody:
                 item.row.excluded,
                 self._vault.seal(place, encode(shares)),
                 item.envelope_hash,
+                item.not_before,
             ),
         )
         return Kept(None, never=False, envelope_hash=item.envelope_hash)
@@ -216,13 +218,15 @@ class PostgresCustody:
     ) -> Refusable:
         id_key = self._id_key(depositor, deposit_id)
         row = connection.execute(
-            "SELECT excluded, tick, envelope_hash FROM custody_deposit"
+            "SELECT excluded, tick, not_before, envelope_hash FROM custody_deposit"
             " WHERE depositor = %s AND id_key = %s AND shard = %s AND NOT never",
             (depositor, id_key, shard),
         ).fetchone()
         if row is None:
             return ProtocolError("not-prepared", "this deposit is not prepared here")
-        excluded, before, envelope_hash = row
+        excluded, before, not_before, envelope_hash = row
+        if tick < not_before:
+            return early_tick()
         lower = tick if before is None else min(tick, before)
         if lower != before:
             for at, sign in ((lower, +1), (before, -1)):

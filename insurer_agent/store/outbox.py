@@ -1,7 +1,9 @@
 """The outbox: deposits on their way, kept until every holder has given its receipt.
 
 A deposit's bytes are made once and stored before they are first sent, so a repeat is the same bytes: same id, same
-shares, same salts. Nothing is handed out for a person while an earlier deposit of that person is unmade.
+shares, same salts. Nothing is handed out for a person while an earlier deposit of that person is unmade, nor anything
+new for a shard while one of its deposits was sent and is unmade: else a service that keeps one deposit from being
+made would see, by what comes once it lets go, which are of the same person.
 """
 
 from collections.abc import Mapping
@@ -105,13 +107,15 @@ class Outbox:
         self._vault = vault
 
     def due(self, limit: int) -> list[Outgoing]:
-        """Return deposits that are due, in order; never one whose person has an earlier one unmade."""
+        """Return deposits that are due, in order, none of them before what it waits for."""
         rows = self._database.run(
             "due deposits",
             lambda connection: connection.execute(
                 "SELECT seq, deposit_id, shard, excluded, entry, made, attempts FROM deposit d"
-                " WHERE completed_at IS NULL AND next_attempt_at <= now() AND NOT EXISTS ("
+                " WHERE completed_at IS NULL AND next_attempt_at <= now() AND (made IS NOT NULL OR NOT EXISTS ("
                 "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
+                "  AND NOT EXISTS ("
+                "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL))"
                 " ORDER BY next_attempt_at, seq LIMIT %s",
                 (limit,),
             ).fetchall(),
@@ -138,6 +142,13 @@ class Outbox:
             attempts,
         )
 
+    def highest_tick(self) -> int:
+        """Return the highest tick that a receipt has stated, 0 before the first."""
+        row = self._database.run(
+            "highest tick", lambda connection: connection.execute("SELECT max(tick) FROM deposit").fetchone()
+        )
+        return row[0] if row and row[0] is not None else 0
+
     def store_made(self, made: Mapping[int, MadeDeposit]) -> dict[int, MadeDeposit]:
         """Store the bytes of deposits, by seq, before they are first sent; erase their entries.
 
@@ -162,20 +173,32 @@ class Outbox:
         return MadeDeposit(shard, excluded, decode(Deposit, self._vault.open(_made_place(deposit_id), sealed)))
 
     def record(
-        self, outgoing: Outgoing, states: Mapping[int, Kept], *, made: bool, complete: bool, reason: str | None
+        self,
+        outgoing: Outgoing,
+        states: Mapping[int, Kept],
+        *,
+        current: int,
+        made: bool,
+        complete: bool,
+        reason: str | None,
     ) -> None:
-        """Record what came of one attempt: receipts by slot, whether it is made and complete, or when to repeat."""
+        """Record what came of one attempt: receipts by slot, whether it is made and complete, or when to repeat.
+
+        A tick after `current`, the one that the depositor believes, is kept but not counted as the highest.
+        """
         receipts = {str(slot): kept.tick for slot, kept in states.items()}
+        ticks = [kept.tick for kept in states.values() if kept.tick is not None and kept.tick <= current]
         wait = min(MAX_BACKOFF_SECONDS, 2 ** min(outgoing.attempts, 10))
 
         def transaction(connection: Rows) -> None:
             connection.execute(
-                "UPDATE deposit SET receipts = receipts || %s, attempts = attempts + 1, last_reason = %s,"
+                "UPDATE deposit SET receipts = receipts || %s, tick = greatest(tick, %s), attempts = attempts + 1,"
+                " last_reason = %s,"
                 " made_at = CASE WHEN %s THEN coalesce(made_at, now()) ELSE made_at END,"
                 " completed_at = CASE WHEN %s THEN coalesce(completed_at, now()) ELSE completed_at END,"
                 " made = CASE WHEN %s THEN NULL ELSE made END,"
                 " next_attempt_at = now() + make_interval(secs => %s) WHERE seq = %s",
-                (Jsonb(receipts), reason, made, complete, complete, wait, outgoing.seq),
+                (Jsonb(receipts), max(ticks, default=None), reason, made, complete, complete, wait, outgoing.seq),
             )
 
         self._database.run("record deposit attempt", transaction)

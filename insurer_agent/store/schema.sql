@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS deposit (
     entry           bytea,
     made            bytea,
     receipts        jsonb NOT NULL DEFAULT '{}',
+    tick            bigint,          -- the highest that a receipt states
     attempts        integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     last_reason     text,
@@ -57,6 +58,8 @@ CREATE TABLE IF NOT EXISTS deposit (
 CREATE INDEX IF NOT EXISTS deposit_open ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
 CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_sent ON deposit (shard) WHERE made IS NOT NULL AND made_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_tick ON deposit (tick);
 
 -- What is kept for others --------------------------------------------------------------------------------------------
 
@@ -73,6 +76,7 @@ CREATE TABLE IF NOT EXISTS custody_deposit (
     excluded      smallint,
     shares        bytea,             -- sealed, with the deposit id
     envelope_hash bytea NOT NULL,
+    not_before    bigint,            -- the least tick that it may be committed at
     tick          bigint,
     never         boolean NOT NULL DEFAULT false,
     PRIMARY KEY (depositor, id_key),
