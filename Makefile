@@ -4,8 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 KEEP ?=
+FACTOR ?= 20
 
-.PHONY: setup demo test lint unit constraints clean
+.PHONY: setup demo test lint unit fuzz constraints clean
 
 setup: .venv/.ready
 
@@ -29,6 +30,12 @@ lint: setup
 
 unit: setup
 	$(BIN)/python -m pytest -q
+
+# The fuzz tests of `make test` with FACTOR times the inputs, at random, and every bit flip; the tally goes to build/.
+fuzz: setup
+	@mkdir -p build && rm -f build/fuzz.json
+	FUZZ_FACTOR=$(FACTOR) FUZZ_REPORT="$(CURDIR)/build/fuzz.json" LONG_TESTS=1 $(BIN)/python -m pytest -v --no-header \
+		tests/fuzz tests/attacks/test_bit_flips.py tests/attacks/test_bit_flips_of_messages.py
 
 # Resolves anew to the newest versions that pyproject.toml allows. Needs `uv` on the PATH.
 constraints:
