@@ -11,7 +11,7 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.messages import BatchOutcome, DepositOutcome
 from protocol.party import Party, RandomBytes
-from protocol.stamps import tick_at
+from protocol.stamps import MAX_AS_OF_AGE, tick_at
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 
@@ -38,7 +38,7 @@ class Depositor:
         return len(due)
 
     def _send(self, due: list[Outgoing]) -> None:
-        not_before = self._outbox.highest_tick()
+        not_before = self._not_before(time.time())
         fresh = {
             item.seq: make_deposit(self._party, item.entry, item.deposit_id, self._random, not_before=not_before)
             for item in due
@@ -49,6 +49,14 @@ class Depositor:
         ready = [(item, item.made or stored.get(item.seq)) for item in due]
         for batch in batches([(item, made) for item, made in ready if made is not None], self._random):
             self._send_batch(batch)
+
+    def _not_before(self, now: float) -> int:
+        """Return the tick before which a deposit made at `now` must not count: after all that has been made.
+
+        Not lower than what no check may be as of any more, so holders do not see since when nothing was deposited.
+        """
+        floor = tick_at(now - MAX_AS_OF_AGE, self._party.manifest.terms.tick_seconds)
+        return max(floor, self._outbox.highest_tick())
 
     def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]]) -> None:
         made = [deposit for _, deposit in batch]

@@ -210,6 +210,14 @@ class CustodyMachine(RuleBasedStateMachine):
         own = [replace(item, depositor=depositor) for item in items]
         self.note(self.both(lambda custody: plain(custody.prepare(own))))
 
+    @rule(depositor=st.sampled_from(DEPOSITORS), issue=ITEMS, correction=ITEMS)
+    def correct(self, depositor: str, issue: Proposed, correction: Proposed) -> None:
+        own = [
+            replace(issue, depositor=depositor, kind=ISSUE, earlier=None),
+            replace(correction, depositor=depositor, kind=AMENDMENT, earlier=issue.deposit_id),
+        ]
+        self.note(self.both(lambda custody: plain(custody.prepare(own))))
+
     @rule(
         depositor=st.sampled_from(DEPOSITORS),
         shard=st.integers(0, 1),

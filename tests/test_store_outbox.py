@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,13 @@ from insurer_agent.store.vault import Vault, VaultError
 from protocol.check import shard_of_person
 from protocol.committee import draw_committee
 from protocol.custody import Kept
-from protocol.deposit import Entry, MadeDeposit, make_deposit
+from protocol.deposit import PURPOSE, Entry, MadeDeposit, _unpad, holder_slots, make_deposit
 from protocol.encoding import decode, encode
 from protocol.manifest import Committee, Manifest
-from protocol.messages import AMENDMENT, ISSUE, DepositBatch, SignedBatch
+from protocol.messages import AMENDMENT, ISSUE, DepositBatch, DepositEnvelope, DepositFacts, SignedBatch
 from protocol.party import Party
 from protocol.secret import Secret
+from protocol.stamps import MAX_AS_OF_AGE, tick_at
 from transport.peers import Peers
 
 DAY = 739_000
@@ -336,6 +338,33 @@ def test_what_is_sent_again_is_byte_for_byte_what_was_sent_first(database: str, 
         after_restart.database.close()
     assert sorted(Counter(wire.deposits()).values()) == [3] * 5
     assert store.column("attempts") == [3] * 5 + [0]
+
+
+def test_a_deposit_does_not_count_before_what_receipts_have_told_and_tells_nothing_older(
+    store: Store, wire: Wire
+) -> None:
+    before = tick_at(time.time(), 1)
+    store.put(entry(0))
+    depositor(store, wire).send_due()  # no receipt yet: nothing that a check may still be as of
+    store.wait()
+    (item,) = store.due()
+    recent = replace(RECEIPT, tick=before - 3)
+    store.outbox.record(item, {0: recent}, current=before, made=True, complete=True, reason=None)
+    store.put(entry(1))
+    depositor(store, wire).send_due()
+    after = tick_at(time.time(), 1)
+    first, second = (facts_in(body) for body in wire.bodies)
+    assert before - MAX_AS_OF_AGE <= first.not_before <= after - MAX_AS_OF_AGE
+    assert second.not_before == before - 3
+
+
+def facts_in(body: bytes) -> DepositFacts:
+    """Open what the first holder of a batch's one deposit is sent, as that holder does."""
+    batch = decode(DepositBatch, decode(SignedBatch, body).batch)
+    (deposit,), slots = batch.deposits, WORLD.manifest.committee(batch.shard).slots
+    holder = WORLD.members[slots[holder_slots(WORLD.manifest, batch.shard, batch.excluded)[0]]].party
+    sealed = holder.channel(batch.depositor).open(PURPOSE, deposit.deposit_id, deposit.envelopes[0])
+    return decode(DepositEnvelope, _unpad(sealed)).facts
 
 
 def test_two_senders_that_take_a_deposit_at_once_send_the_same_bytes(store: Store, wire: Wire) -> None:
