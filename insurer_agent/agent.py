@@ -20,6 +20,7 @@ from insurer_agent.store.outbox import Outbox
 from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
 from insurer_agent.store.vault import Vault
+from protocol import kdf
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest, open_manifest
@@ -110,11 +111,15 @@ def _require_fit(settings: Settings, keys: AgentKeys, manifest: Manifest) -> Non
 
 
 def _require_epoch(connection: Rows, manifest: Manifest) -> None:
-    """Bind the database to key epoch and committees: under others, its rows would be missed and persons look new."""
+    """Bind the database to what its rows are found by: under another epoch, key, salt, committee, ownership or length
+    of ticks they would be missed, by all custodians alike, and persons look new.
+    """
     terms = manifest.terms
-    committees = b"".join(encode(committee) for committee in terms.committees)
-    epoch = hashlib.sha256(terms.epoch.to_bytes(4, "big") + terms.blinding_key + committees).digest()
+    numbers = terms.epoch.to_bytes(4, "big") + terms.tick_seconds.to_bytes(2, "big")
+    owners = (part.encode() for member in terms.members for part in (member.id, member.group))
+    committees = (encode(committee) for committee in terms.committees)
+    epoch = hashlib.sha256(kdf.join(numbers, terms.blinding_key, terms.salt_check, *committees, *owners)).digest()
     connection.execute("INSERT INTO setting (name, value) VALUES ('epoch', %s) ON CONFLICT DO NOTHING", (epoch,))
     row = connection.execute("SELECT value FROM setting WHERE name = 'epoch'").fetchone()
     if row is None or bytes(row[0]) != epoch:
-        raise ProtocolError("other-epoch", "the database is of another key epoch or other committees; see SPEC.md, 9")
+        raise ProtocolError("other-epoch", "the database is of other keys, committees, owners or ticks; SPEC.md, 7")

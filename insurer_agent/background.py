@@ -18,6 +18,7 @@ _LOCK = 7_261_004
 _IDLE_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _UPKEEP_SECONDS = 60.0
+_FIRST_SECONDS = 0.25
 _random = secrets.SystemRandom()
 
 
@@ -32,28 +33,29 @@ def _run(agent: Agent) -> None:
     while True:
         try:
             with agent.database.exclusively(_LOCK) as held:
+                pause = _FIRST_SECONDS
                 while held:
-                    _upkeep(agent)
-                    _empty_outbox(agent, until=time.monotonic() + _UPKEEP_SECONDS)
+                    # Deposits go out while some custodian is without its keys: they are repeated until it has them.
+                    pause = _UPKEEP_SECONDS if _upkeep(agent) else min(2 * pause, _UPKEEP_SECONDS)
+                    _empty_outbox(agent, until=time.monotonic() + pause)
         except Exception as error:  # noqa: BLE001  the thread must outlive any fault, the database's above all
             log.warning("background work failed, trying again: %s", fault(error))
         time.sleep(_RETRY_SECONDS)
 
 
-def _upkeep(agent: Agent) -> None:
-    # Deposits go out while some custodian is still without its keys: they are repeated until it has them.
-    for _ in range(10):
-        if agent.custodian.exchange_keys() == 0:
-            break
-        time.sleep(_RETRY_SECONDS / 2)
+def _upkeep(agent: Agent) -> bool:
+    """Return whether all committee keys are where they belong."""
+    missing = agent.custodian.exchange_keys()
     agent.custodian.forget_old_checks(china_day(time.time()))
     agent.idempotency.forget_old()
+    return missing == 0
 
 
 def _empty_outbox(agent: Agent, until: float) -> None:
     while time.monotonic() < until:
-        if agent.depositor.send_due() == 0:
+        if not agent.depositor.anything_due():
             time.sleep(_IDLE_SECONDS)
-        else:
-            # Deposits leave in batches at irregular times, so that none points to the check before it.
-            time.sleep(_random.uniform(0, agent.settings.deposit_jitter_seconds))
+            continue
+        # Deposits leave in batches at irregular times, so that none points to the check before it.
+        time.sleep(_random.uniform(0, agent.settings.deposit_jitter_seconds))
+        agent.depositor.send_due()

@@ -78,6 +78,9 @@ class Custodian:
         """Make deposits visible from their tick on, and give receipts for the depositor."""
         commits = accept_commit(self._party, call, time.time())
         kept = self._custody.commit(call.depositor, call.shard, commits)
+        for state in kept:
+            if isinstance(state, ProtocolError):
+                log.warning("commit of a deposit of %s refused: %s", call.depositor, state.code)
         return give_receipts(self._party, call.depositor, call.shard, [item for item, _ in commits], kept)
 
     # --- committee keys

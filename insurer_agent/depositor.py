@@ -38,17 +38,25 @@ class Depositor:
         return len(due)
 
     def _send(self, due: list[Outgoing]) -> None:
-        not_before = self._not_before(time.time())
-        fresh = {
-            item.seq: make_deposit(self._party, item.entry, item.deposit_id, self._random, not_before=not_before)
-            for item in due
-            if item.made is None and item.entry is not None
-        }
+        not_before, fresh = self._not_before(time.time()), {}
+        for item in due:
+            if item.made is None and item.entry is not None:
+                try:
+                    fresh[item.seq] = make_deposit(
+                        self._party, item.entry, item.deposit_id, self._random, not_before=not_before
+                    )
+                except ProtocolError as error:
+                    log.warning("a deposit of shard %d cannot be made: %s", item.shard, error.code)
+                    self._outbox.record(item, {}, made=False, complete=False, reason=error.code)
         # Stored before the first byte leaves, so that a repeat is the same bytes.
         stored = self._outbox.store_made(fresh)
         ready = [(item, item.made or stored.get(item.seq)) for item in due]
         for batch in batches([(item, made) for item, made in ready if made is not None], self._random):
             self._send_batch(batch)
+
+    def anything_due(self) -> bool:
+        """Tell whether a round would send anything."""
+        return bool(self._outbox.due(1))
 
     def _not_before(self, now: float) -> int:
         """Return the tick before which a deposit made at `now` must not count: after all that has been made.
@@ -75,13 +83,14 @@ class Depositor:
             log.warning("deposits of shard %d are not made yet: %s", made[0].shard, reason)
         current = tick_at(time.time(), manifest.terms.tick_seconds) + 1  # clocks may differ by a tick
         for (item, deposit), outcome in zip(batch, outcomes, strict=True):
-            states = read_receipts(self._party, deposit, outcome)
-            if any(kept.tick is not None and kept.tick > current for kept in states.values()):
+            told = read_receipts(self._party, deposit, outcome)
+            # Such a receipt counts once its time has come. Else it would not enter the first tick of a correction.
+            states = {slot: kept for slot, kept in told.items() if kept.tick is None or kept.tick <= current}
+            if len(states) < len(told):
                 log.error("a receipt states a tick in the future; check the clocks of service and custodians")
             self._outbox.record(
                 item,
                 states,
-                current=current,
                 made=is_made(manifest, deposit, states),
                 complete=is_complete(manifest, deposit, states),
                 reason=outcome.reason,

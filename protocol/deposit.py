@@ -316,7 +316,7 @@ def _accept_deposit(party: Party, call: PrepareCall, slot: int, item: EvaluatedD
     _require_excluded(manifest, facts.depositor, facts.shard, facts.excluded, facts.deposit_id)
     if (facts.kind == ISSUE) != (facts.earlier is None):
         raise ProtocolError("bad-kind", "a correction names its issue, an issue names none")
-    if facts.product not in manifest.terms.products:
+    if facts.kind == ISSUE and facts.product not in manifest.terms.products:  # one retired since is still corrected
         raise ProtocolError("unknown-product", "the product is not in the manifest")
     size = len(manifest.committee(facts.shard).slots)
     held = held_labels(size, facts.excluded, slot)

@@ -18,7 +18,7 @@ from protocol.errors import ProtocolError
 from protocol.group import Element
 from protocol.secret import Secret
 from protocol.sharing import HALF_RING, MAX_SLOTS, MIN_SLOTS
-from protocol.stamps import MAX_TICK_SECONDS
+from protocol.stamps import MAX_TICK_SECONDS, MIN_TICK_SECONDS
 
 PERSONS_A_SHARD = 10_000
 MAX_WINDOW_DAYS = 366
@@ -229,7 +229,7 @@ def open_manifest(
 
 
 _ADDRESS = re.compile(
-    r"https?://(?P<host>[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+    r"http://(?P<host>[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
     r"|\[[0-9A-Fa-f:.]{2,45}\])(:(?P<port>[0-9]{1,5}))?"
 )
 _MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -237,7 +237,7 @@ _LAST_PORT = 65_535
 
 
 def _is_address(url: str) -> bool:
-    """Tell whether a text is `http[s]://host[:port]` and no more: members choose their own, all others call it."""
+    """Tell whether a text is `http://host[:port]` and no more: members choose their own, all others call it."""
     parts = _ADDRESS.fullmatch(url)
     return parts is not None and 0 < int(parts["port"] or 1) <= _LAST_PORT
 
@@ -251,7 +251,7 @@ def _check(terms: Terms) -> None:
     require(all(_MEMBER_ID.fullmatch(name) for name in groups), "a member id is letters, digits, dots and dashes")
     require(
         all(_is_address(url) for url in (terms.service_url, *(member.url for member in terms.members))),
-        "an address is http or https, a host and perhaps a port, and nothing after it",
+        "an address is http://, a host and perhaps a port, nothing after it (TLS is not built in yet)",
     )
     texts = (*terms.products, *(rule.id for rule in terms.rules), *groups.values(), terms.alliance)
     require(all(text.isprintable() for text in texts), "a name has characters that do not print")
@@ -270,6 +270,10 @@ def _check(terms: Terms) -> None:
     require(
         bool(terms.local) or terms.expected_persons >= terms.shards * PERSONS_A_SHARD,
         "each shard has at least 10,000 persons",
+    )
+    require(
+        bool(terms.local) or terms.tick_seconds >= MIN_TICK_SECONDS,
+        "ticks are at least 5 seconds: clocks of several machines differ",
     )
     require(len(set(terms.products)) == len(terms.products), "a product is listed twice")
     require(

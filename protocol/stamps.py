@@ -18,6 +18,8 @@ from protocol.sharing import Label
 
 MAX_AS_OF_AGE = 60
 """Seconds that the tick of a check may lie back by a custodian's clock."""
+MIN_TICK_SECONDS = 5
+"""Unless all is on one machine: a custodian refuses ticks that are not there yet by its own clock."""
 MAX_TICK_SECONDS = 20
 """Longer ticks would be too old before they may be named."""
 

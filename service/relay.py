@@ -5,6 +5,7 @@ It sees blinded persons and sealed envelopes, and returns tags that it cannot re
 
 import logging
 import time
+from dataclasses import replace
 from threading import Lock
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from protocol.comparison import Disagreement
 from protocol.deposit import (
     PUBLIC_REFUSALS,
     REFUSED,
+    TOO_FEW,
     Decision,
     EvaluatedBatch,
     accept_batch,
@@ -134,7 +136,7 @@ class Relay:
         answered = self._custodians.call(batch.shard, internal.PREPARE, calls, PrepareAnswer, seconds)
         answers = {slot: answer for slot, answer in answered.items() if isinstance(answer, PrepareAnswer)}
         refusals = self._refusals(batch.shard, answered)
-        if refusals:
+        if refusals and not answers:
             return _refused(evaluated, refusals)
         # 4. Compare, name the tick.
         tick = tick_at(time.time(), self._service.manifest.terms.tick_seconds)
@@ -149,10 +151,15 @@ class Relay:
         commits = {slot: call for slot, call in built.items() if call is not None}
         answered = self._custodians.call(shard, internal.COMMIT, commits, HolderReceipts, seconds)
         receipts = {slot: answer for slot, answer in answered.items() if isinstance(answer, HolderReceipts)}
+        for slot, answer in answered.items():
+            if isinstance(answer, ProtocolError):
+                self._note(shard, slot, f"did not commit deposits: {answer.code}")
         for slot in evaluated.slots:
             if commits and slot not in receipts:
                 # It lacks what the others now show: left out of A until it has caught up.
                 self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, _ODD)
+        if not receipts:
+            decisions = [replace(decision, reason=decision.reason or TOO_FEW) for decision in decisions]
         return batch_outcome(decisions, receipts)
 
     def _note_dissent(self, shard: int, answers: dict[int, PrepareAnswer]) -> None:
@@ -164,7 +171,10 @@ class Relay:
                 self._note(shard, slot, f"refuses deposits: {', '.join(codes)}")
 
     def _refusals(self, shard: int, answers: dict[int, M | ProtocolError]) -> set[str]:
-        """Return the codes with which holders refused a whole call; having had no answer is no refusal."""
+        """Return the codes with which holders refused a whole call; having had no answer is no refusal.
+
+        One that refuses the whole, as with a clock or a manifest of its own, counts as one that is down.
+        """
         codes = set()
         for slot, answer in answers.items():
             if isinstance(answer, ProtocolError):

@@ -390,7 +390,7 @@ def test_waiting_in_vain_ends_in_time_and_tells_what_is_left(insurer: Insurer, t
     assert not wait(insurer, 0)
     assert insurer.told()[-1] == "2 deposits are not made, 0 lack receipts"
     for place, item in enumerate(insurer.outbox.due(10)):
-        insurer.outbox.record(item, {}, current=0, made=True, complete=place == 0, reason=None)
+        insurer.outbox.record(item, {}, made=True, complete=place == 0, reason=None)
     assert not wait(insurer, 0.3)
     assert insurer.told()[-1] == "0 deposits are not made, 1 lack receipts"
     query = "UPDATE deposit SET completed_at = now()"

@@ -231,6 +231,10 @@ BROKEN: dict[str, tuple[Bend, str]] = {
         lambda terms: replace(terms, local=0, expected_persons=19_999),
         "10,000 persons",
     ),
+    "ticks too short for several machines": (
+        lambda terms: replace(terms, local=0, expected_persons=20_000, tick_seconds=4),
+        "at least 5 seconds",
+    ),
     "a product twice": (
         lambda terms: replace(terms, products=(*terms.products, "accident")),
         "product is listed twice",
@@ -258,12 +262,12 @@ def test_a_manifest_that_contradicts_itself_is_refused_whoever_signed_it(what: s
 
 def test_the_edges_of_those_rules_are_accepted() -> None:
     for bend in (
-        lambda terms: replace(terms, local=0, expected_persons=20_000),
         rule_changed(limit=2**46 - 7 * TERMS.deposit_cap - 1),
         rule_changed(version=2),
         lambda terms: replace(terms, rules=()),
         lambda terms: replace(terms, issued_at=terms.valid_until - 1),
         lambda terms: replace(terms, tick_seconds=20),
+        lambda terms: replace(terms, local=0, expected_persons=20_000, tick_seconds=5),
     ):
         assert Manifest.of(bend(TERMS)).hash != WORLD.manifest.hash
 

@@ -884,17 +884,20 @@ def test_a_manifest_of_another_epoch_or_other_committees_is_refused_and_not_reme
     committees = WORLD.manifest.terms.committees
     turned = replace(committees[0], slots=committees[0].slots[1:] + committees[0].slots[:1])
     renewed = replace(committees[0], version=2)
+    first, *rest = WORLD.manifest.terms.members
     others = [
         terms(9, epoch=2),
         terms(9, blinding_key=make_world(seed=1).manifest.terms.blinding_key),
         terms(9, committees=(turned, *committees[1:])),
         terms(9, committees=(renewed, *committees[1:])),
         terms(9, shards=1, committees=committees[:1]),
+        terms(9, tick_seconds=2),
+        terms(9, members=(replace(first, group="another owner"), *rest)),
     ]
     with opened(database) as restarted:
         for other in others:
             assert "(other-epoch)" in load(configured, restarted, other)
-        assert load(configured, restarted, terms(6, tick_seconds=2)) == "6"
+        assert load(configured, restarted, terms(6, rules=())) == "6"
 
 
 def test_an_embedded_server_that_was_killed_is_started_again(configured: Settings) -> None:

@@ -114,6 +114,7 @@ def make_world(
     seed: object = 0,
     owners: dict[str, str] | None = None,
     tick_seconds: int = 1,
+    service_url: str = "http://127.0.0.1:1",
 ) -> World:
     random = seeded(seed)
     salt = Secret(random(32))
@@ -131,7 +132,7 @@ def make_world(
         expected_persons=0,
         deposit_cap=1_000_000_000_000,
         salt_check=salt_check(salt),
-        service_url="http://127.0.0.1:1",
+        service_url=service_url,
         service_signing_key=signing.public_key(service_keys.signing),
         blinding_key=group.multiply_base(Scalar(service_keys.blinding.reveal())),
         epoch=1,

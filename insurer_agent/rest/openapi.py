@@ -19,7 +19,7 @@ _PROBLEMS = {
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "It does not fit the schema, a value is not good, or the Idempotency-Key was used for another request.",
-    503: "It cannot be answered now; nothing was done.",
+    503: "It cannot be answered now. Sending it again is safe.",
 }
 _NUMBER = {
     "name": "number",

@@ -1,7 +1,9 @@
 """What every REST endpoint does first: whose key it is, what the body says, and whether it was asked before."""
 
 import json
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,11 @@ from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import parse_amount
 from insurer_agent.intake.documents import normalise
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.store.idempotency import StoredAnswer
+from insurer_agent.store.idempotency import Place, StoredAnswer
 from protocol.identity import Identity
 from transport.problems import Problem
+
+log = logging.getLogger(__name__)
 
 MAX_JSON = 64 << 10
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -32,26 +36,26 @@ class Reply:
 
 
 def require_api_key(agent: Agent) -> str:
-    """Return the name of the API key that the request bears; refuse (`unauthorized`) a request without a good one."""
+    """Return the API key that the request bears; refuse (`unauthorized`) a request without a good one."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    holder = agent.api_keys.holder(key.strip()) if scheme.lower() == "bearer" else None
-    if holder is None:
+    key = key.strip()
+    if scheme.lower() != "bearer" or agent.api_keys.holder(key) is None:
         raise Problem(
             401, "unauthorized", "an API key of this agent is needed", hint="send Authorization: Bearer <API key>"
         )
-    return holder
+    return key
 
 
 def answer(agent: Agent, schema: type[Schema], reply: Callable[[dict[str, Any]], Reply]) -> Response:
     """Answer a request whose body fits `schema`; under an Idempotency-Key once, and again what was answered then."""
-    holder = require_api_key(agent)
+    api_key = require_api_key(agent)
     body = _json()
     loaded: dict[str, Any] = schema().load(body)
     key = _idempotency_key()
     if key is None:
         return _response(reply(loaded))
     asked = json.dumps([request.method, request.path, body], sort_keys=True).encode()
-    place = agent.idempotency.begin(holder, key, asked)
+    place = agent.idempotency.begin(api_key, key, asked)
     if isinstance(place, StoredAnswer):
         stored = json.loads(place.body)
         response = _response(Reply(stored["body"], stored["status"]))
@@ -61,12 +65,22 @@ def answer(agent: Agent, schema: type[Schema], reply: Callable[[dict[str, Any]],
     try:
         given = reply(loaded)
         if given.final:
-            agent.idempotency.keep(place, json.dumps({"status": given.status, "body": given.body}).encode())
-            kept = True
+            kept = _kept(agent, place, given)
     finally:
         if not kept:
-            agent.idempotency.release(place)
+            with suppress(Problem):  # it lapses by itself
+                agent.idempotency.release(place)
     return _response(given)
+
+
+def _kept(agent: Agent, place: Place, given: Reply) -> bool:
+    """Keep an answer; where that fails it is given all the same, as what it tells of is done."""
+    try:
+        agent.idempotency.keep(place, json.dumps({"status": given.status, "body": given.body}).encode())
+    except Problem as problem:
+        log.warning("an answer is not kept under its Idempotency-Key: %s", problem.code)
+        return False
+    return True
 
 
 def _response(reply: Reply) -> Response:

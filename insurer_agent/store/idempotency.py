@@ -39,13 +39,15 @@ class Idempotency:
         self._vault = vault
         self._random = random
 
-    def begin(self, holder: str, key: str, request: bytes) -> Place | StoredAnswer:
+    def begin(self, api_key: str, key: str, request: bytes) -> Place | StoredAnswer:
         """Return the stored answer of this request, or the place to keep its answer in.
+
+        Keys are each API key's own: one made anew under an old name is given nothing of the old one's.
 
         Refuses another request under the key (422, `idempotency-key-reused`), and this one while it is under way
         (409, `idempotency-key-in-use`).
         """
-        index = self._vault.index("idempotency key", holder.encode(), key.encode())
+        index = self._vault.index("idempotency key", api_key.encode(errors="surrogatepass"), key.encode())
         fingerprint = self._vault.index("idempotent request", request)
         place = Place(index, self._random(16))
 

@@ -107,7 +107,10 @@ class Outbox:
         self._vault = vault
 
     def due(self, limit: int) -> list[Outgoing]:
-        """Return deposits that are due, in order, none of them before what it waits for."""
+        """Return deposits that are due, in order, none of them before what it waits for.
+
+        Repeats of what counts already come last: for a holder that is down they grow many.
+        """
         rows = self._database.run(
             "due deposits",
             lambda connection: connection.execute(
@@ -116,7 +119,7 @@ class Outbox:
                 "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
                 "  AND NOT EXISTS ("
                 "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL))"
-                " ORDER BY next_attempt_at, seq LIMIT %s",
+                " ORDER BY made_at IS NOT NULL, next_attempt_at, seq LIMIT %s",
                 (limit,),
             ).fetchall(),
         )
@@ -173,21 +176,11 @@ class Outbox:
         return MadeDeposit(shard, excluded, decode(Deposit, self._vault.open(_made_place(deposit_id), sealed)))
 
     def record(
-        self,
-        outgoing: Outgoing,
-        states: Mapping[int, Kept],
-        *,
-        current: int,
-        made: bool,
-        complete: bool,
-        reason: str | None,
+        self, outgoing: Outgoing, states: Mapping[int, Kept], *, made: bool, complete: bool, reason: str | None
     ) -> None:
-        """Record what came of one attempt: receipts by slot, whether it is made and complete, or when to repeat.
-
-        A tick after `current`, the one that the depositor believes, is kept but not counted as the highest.
-        """
+        """Record what came of one attempt: receipts by slot, whether it is made and complete, or when to repeat."""
         receipts = {str(slot): kept.tick for slot, kept in states.items()}
-        ticks = [kept.tick for kept in states.values() if kept.tick is not None and kept.tick <= current]
+        ticks = [kept.tick for kept in states.values() if kept.tick is not None]
         wait = min(MAX_BACKOFF_SECONDS, 2 ** min(outgoing.attempts, 10))
 
         def transaction(connection: Rows) -> None:

@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS api_key (
 
 -- Requests that bear an Idempotency-Key. `answer` is null while the request is under way.
 CREATE TABLE IF NOT EXISTS idempotency (
-    key_index  bytea PRIMARY KEY,  -- HMAC of (API key's name, Idempotency-Key)
+    key_index  bytea PRIMARY KEY,  -- HMAC of (API key, Idempotency-Key)
     request    bytea NOT NULL,     -- HMAC of method, path and body
     claim      bytea NOT NULL,     -- random: whose the request under way is
     started_at timestamptz NOT NULL DEFAULT now(),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
+DEFAULT_SHARDS, DEFAULT_TICK_SECONDS = 4, 10
+
 if TYPE_CHECKING:
     from protocol.manifest import Terms
 
@@ -97,17 +99,18 @@ def _manifest_create(args: argparse.Namespace) -> int:
     from service.admin.manifests import build_terms, unsigned
     from service.admin.rules import read_rules
 
+    previous = None if args.previous is None else _terms(args.previous)
     terms = build_terms(
         alliance=args.alliance,
         serial=args.serial,
         enrolments=[_json(file) for file in args.enrolments],
         service=_json(args.service),
-        shards=args.shards,
+        shards=args.shards or (previous.shards if previous else DEFAULT_SHARDS),
         expected_persons=args.expected_persons,
-        tick_seconds=args.tick_seconds,
+        tick_seconds=args.tick_seconds or (previous.tick_seconds if previous else DEFAULT_TICK_SECONDS),
         valid_days=args.valid_days,
         local=False,
-        previous=None if args.previous is None else _terms(args.previous),
+        previous=previous,
         book=None if args.rules is None else read_rules(args.rules),
     )
     args.file.write_bytes(encode(unsigned(terms)))
@@ -174,12 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("enrolments", type=Path, nargs="+", metavar="ENROLMENT", help="enrolment.json of each member")
     create.add_argument("--alliance", required=True)
     create.add_argument("--serial", type=int, default=1, help="greater than that of any manifest before")
-    create.add_argument("--previous", type=Path, help="the manifest before, whose committees are kept")
+    create.add_argument(
+        "--previous", type=Path, help="the manifest before; its committees are kept, and its rules unless given"
+    )
     create.add_argument("--service", type=Path, required=True, help="service.json of the lookup service")
     create.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
-    create.add_argument("--shards", type=int, default=4)
+    create.add_argument("--shards", type=int, help=f"{DEFAULT_SHARDS} unless given, or as before")
     create.add_argument("--expected-persons", type=int, required=True, help="insured persons; 10,000 a shard at least")
-    create.add_argument("--tick-seconds", type=int, default=10)
+    create.add_argument("--tick-seconds", type=int, help=f"{DEFAULT_TICK_SECONDS} unless given, or as before")
     create.add_argument("--valid-days", type=int, default=90)
     sign = command("manifest-sign", _manifest_sign, "Add an admin's signature to a manifest.")
     sign.add_argument("file", type=Path)

@@ -66,8 +66,11 @@ def build_terms(
 ) -> Terms:
     """Return consistent terms; refuse (`bad-manifest`) contradictions.
 
-    Committees are drawn by rendezvous hashing, or kept as they are in the `previous` terms: agents refuse others.
+    Committees are drawn by rendezvous hashing, or kept as they are in the `previous` terms: agents refuse others, and
+    another length of ticks. Products and rules are those of the `book`, else the previous ones, else the default.
     """
+    if previous and (previous.shards, previous.tick_seconds) != (shards, tick_seconds):
+        raise ProtocolError("bad-manifest", "shards and ticks stay as they are in the manifest before")
     try:
         service_keys = [bytes.fromhex(service[name]) for name in ("signing_key", "blinding_key")]
         service_url = str(service["url"])
@@ -78,7 +81,9 @@ def build_terms(
         raise ProtocolError("bad-enrolment", "the members do not hold one and the same salt")
     groups = {member.id: member.group for member in members}
     now = int(time.time())
-    if book is None:
+    if book is None and previous:
+        book = RuleBook(previous.products, previous.rules)
+    elif book is None:
         book = RuleBook(DEFAULT_PRODUCTS, default_rules(china_day(now)))
     terms = Terms(
         alliance=alliance,

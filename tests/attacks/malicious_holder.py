@@ -121,7 +121,11 @@ HOLDING: dict[str, tuple[Callable[[Holder], Any], Callable[[Holder], Any], tuple
         lambda h: h.receipt_unkept,
         (None, "complete"),
     ),
-    "refuses": (lambda _: refuse, lambda _: None, ("refused", "unmade")),
+    "refuses the call, as one with another clock or manifest does": (
+        lambda _: refuse,
+        lambda _: None,
+        (None, "made"),
+    ),
     "refuses each deposit": (
         lambda h: lambda call: h.prepared(call, refusal="wrong-earlier", digests=(), confirmation=bytes(32)),
         lambda _: None,

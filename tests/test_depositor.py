@@ -1,0 +1,157 @@
+"""The depositor's rounds against a relay on the wire, with clocks that are not the depositor's."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+from test_store_outbox import Store, entry
+from world import NOW, World, make_world
+
+import insurer_agent.depositor
+from insurer_agent.depositor import Depositor
+from insurer_agent.store.outbox import Backlog
+from protocol.deposit import (
+    AcceptedDeposit,
+    accept_batch,
+    accept_commit,
+    accept_prepare,
+    batch_outcome,
+    commit_call,
+    confirm,
+    decide,
+    give_receipts,
+    prepare_call,
+)
+from protocol.encoding import decode, encode
+from protocol.messages import AMENDMENT, BatchOutcome, PrepareAnswer, SignedBatch
+from protocol.stamps import tick_at
+from transport import internal
+from transport.peers import Peers
+
+TICK_SECONDS = 10
+
+
+@dataclass
+class Alliance:
+    """The lookup service on the wire, the holders behind it in memory, and the clocks of all."""
+
+    world: World
+    depositor_now: float = NOW
+    others_now: float = NOW
+    first_ticks: list[int] = field(default_factory=list)
+    """The tick before which each deposit must not count, as its holders read it."""
+
+    def deposit(self, signed: SignedBatch) -> BatchOutcome:
+        """What the relay and the holders do, each step as in `run_deposit`."""
+        world, now = self.world, self.others_now
+        evaluated = accept_batch(world.service, signed, now, world.random)
+        batch = evaluated.batch
+        slots = world.manifest.committee(batch.shard).slots
+        answers: dict[int, PrepareAnswer] = {}
+        for slot in evaluated.slots:
+            holder = world.members[slots[slot]]
+            accepted = accept_prepare(holder.party, prepare_call(evaluated, slot), now)
+            taken = [item for item in accepted if isinstance(item, AcceptedDeposit)]
+            self.first_ticks += [item.facts.not_before for item in taken if slot == evaluated.slots[0]]
+            kept = holder.custody.prepare([item.proposed for item in taken])
+            key = holder.committee_keys[batch.shard, world.manifest.slot_of_group(batch.shard, batch.depositor)]
+            answers[slot] = confirm(accepted, kept, key)
+        decisions = decide(world.manifest, evaluated, answers, tick_at(now, TICK_SECONDS))
+        receipts = {}
+        for slot in evaluated.slots:
+            call = commit_call(evaluated, decisions, slot)
+            if call is not None:
+                holder = world.members[slots[slot]]
+                commits = accept_commit(holder.party, call, now)
+                states = holder.custody.commit(call.depositor, call.shard, commits)
+                receipts[slot] = give_receipts(
+                    holder.party, call.depositor, call.shard, [i for i, _ in commits], states
+                )
+        return batch_outcome(decisions, receipts)
+
+
+@pytest.fixture
+def alliance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Alliance]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            answer = encode(there.deposit(decode(SignedBatch, body)))
+            self.send_response(200)
+            self.send_header("Content-Type", internal.CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(answer)))
+            signing_key = there.world.service.keys.signing
+            self.send_header(internal.SIGNATURE_HEADER, internal.sign_answer(signing_key, self.path, body, answer))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        there = Alliance(make_world(tick_seconds=TICK_SECONDS, service_url=url))
+        clock = SimpleNamespace(time=lambda: there.depositor_now)
+        monkeypatch.setattr(insurer_agent.depositor, "time", clock)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield there
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    opened = Store.open(database)
+    yield opened
+    opened.database.close()
+
+
+def depositor(alliance: Alliance, store: Store) -> Depositor:
+    return Depositor(alliance.world.party(1), Peers(), store.outbox, 10.0, alliance.world.random)
+
+
+def test_a_receipt_of_a_tick_to_come_counts_when_it_has_come_and_no_correction_may_count_before_it(
+    alliance: Alliance, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A depositor whose clock is slow. Did the issue count as made now, its correction could count before it.
+    (issued,) = store.put(entry(1))
+    store.put(entry(1, -50, AMENDMENT, issued))
+    alliance.others_now = NOW + 25
+    tick = tick_at(alliance.others_now, TICK_SECONDS)
+    one = depositor(alliance, store)
+    with caplog.at_level(logging.ERROR):
+        assert one.send_due() == 1
+    assert "check the clocks" in caplog.text
+    assert store.outbox.backlog() == Backlog(2, 0)
+    alliance.depositor_now = alliance.others_now
+    store.wait()
+    assert one.send_due() == 1
+    assert store.outbox.backlog() == Backlog(1, 0)
+    assert store.outbox.highest_tick() == tick
+    store.wait()
+    assert one.send_due() == 1
+    assert store.outbox.backlog() == Backlog(0, 0)
+    assert alliance.first_ticks[-1] == tick
+
+
+def test_clocks_that_differ_by_less_than_a_tick_hold_nothing_up(alliance: Alliance, store: Store) -> None:
+    (issued,) = store.put(entry(1))
+    store.put(entry(1, -50, AMENDMENT, issued))
+    alliance.others_now = NOW + 9
+    one = depositor(alliance, store)
+    assert one.send_due() == one.send_due() == 1
+    assert store.outbox.backlog() == Backlog(0, 0)
+
+
+def test_a_deposit_that_cannot_be_made_holds_up_none_of_other_persons(
+    alliance: Alliance, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put(entry(1, alliance.world.manifest.terms.deposit_cap + 1), entry(2))
+    assert depositor(alliance, store).send_due() == 2
+    assert store.outbox.backlog() == Backlog(1, 0)
+    assert store.column("last_reason") == ["bad-amount", None]
+    assert "cannot be made: bad-amount" in caplog.text
