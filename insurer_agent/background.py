@@ -34,6 +34,8 @@ def _run(agent: Agent) -> None:
         try:
             with agent.database.exclusively(_LOCK) as held:
                 pause = _FIRST_SECONDS
+                if held:
+                    agent.outbox.retry_set_aside()
                 while held:
                     # Deposits go out while some custodian is without its keys: they are repeated until it has them.
                     pause = _UPKEEP_SECONDS if _upkeep(agent) else min(2 * pause, _UPKEEP_SECONDS)

@@ -14,12 +14,15 @@ from transport.settings import SettingsError, write_private
 
 if TYPE_CHECKING:
     from insurer_agent.store.api_keys import ApiKeys
+    from insurer_agent.store.database import Database
 
 # Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
 
 
 SOME_ROWS_REJECTED = 3
 """The exit status of an import that left rows out, so that a nightly job notices."""
+SOME_SET_ASIDE = 3
+"""The exit status of `outbox` while deposits are set aside, so that monitoring notices."""
 
 
 def _init(args: argparse.Namespace) -> int:
@@ -101,9 +104,8 @@ def _import(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _api_keys(state: Path) -> Iterator["ApiKeys"]:
+def _database(state: Path) -> Iterator["Database"]:
     from insurer_agent.config import Settings
-    from insurer_agent.store.api_keys import ApiKeys
     from insurer_agent.store.database import Database
     from insurer_agent.store.server import database_server, find_dsn
 
@@ -112,9 +114,37 @@ def _api_keys(state: Path) -> Iterator["ApiKeys"]:
         database = Database(find_dsn(settings), size=1)
         database.migrate()
         try:
-            yield ApiKeys(database)
+            yield database
         finally:
             database.close()
+
+
+@contextmanager
+def _api_keys(state: Path) -> Iterator["ApiKeys"]:
+    from insurer_agent.store.api_keys import ApiKeys
+
+    with _database(state) as database:
+        yield ApiKeys(database)
+
+
+def _outbox(args: argparse.Namespace) -> int:
+    from insurer_agent.keys import AgentKeys
+    from insurer_agent.store.outbox import Outbox
+    from insurer_agent.store.vault import Vault
+
+    keys = AgentKeys.load(args.state)
+    with _database(args.state) as database:
+        outbox = Outbox(database, Vault(keys.storage, "register", secrets.token_bytes))
+        if args.retry:
+            outbox.retry_set_aside()
+        backlog, aside = outbox.backlog(), outbox.set_aside()
+    print(f"{backlog.unmade} deposits are not made, {backlog.incomplete} made but not at all holders")
+    print(f"{len(aside)} of those not made are set aside")
+    if aside:
+        print("number\tshard\tattempts\tsince\treason")
+    for item in aside:
+        print(f"{item.seq}\t{item.shard}\t{item.attempts}\t{item.since:%Y-%m-%dT%H:%M%z}\t{item.reason}")
+    return SOME_SET_ASIDE if aside else 0
 
 
 def _make_api_key(args: argparse.Namespace) -> int:
@@ -176,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
     importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
+    outbox = command("outbox", _outbox, "Say what is on its way. Status 3: deposits are set aside, and need a person.")
+    outbox.add_argument("--retry", action="store_true", help="have those set aside sent again now")
     _add_api_key_commands(commands)
     postgres = command("postgres", _postgres, "Run the embedded PostgreSQL until stopped.")
     postgres.add_argument("--port", type=int, default=0)

@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterable
 from itertools import groupby
 
-from insurer_agent.store.outbox import Outbox, Outgoing
-from protocol.deposit import MadeDeposit, is_complete, is_made, make_deposit, read_receipts, sign_batch
+from insurer_agent.store.outbox import Attempt, Outbox, Outgoing
+from protocol.custody import Kept
+from protocol.deposit import REFUSED, MadeDeposit, is_complete, is_made, make_deposit, read_receipts, sign_batch
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.messages import BatchOutcome, DepositOutcome
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 ROUND = 2048
 BATCH = 128
+FINAL = frozenset({REFUSED, "deposit-abandoned", "deposit-reused"})
+"""Reasons that concern the one deposit; others pass, or concern all."""
 
 
 class Depositor:
@@ -47,7 +50,7 @@ class Depositor:
                     )
                 except ProtocolError as error:
                     log.warning("a deposit of shard %d cannot be made: %s", item.shard, error.code)
-                    self._outbox.record(item, {}, made=False, complete=False, reason=error.code)
+                    self._outbox.record([Attempt(item, refused=True, reason=error.code)])
         # Stored before the first byte leaves, so that a repeat is the same bytes.
         stored = self._outbox.store_made(fresh)
         ready = [(item, item.made or stored.get(item.seq)) for item in due]
@@ -82,19 +85,25 @@ class Depositor:
         for reason in sorted({outcome.reason for outcome in outcomes if outcome.reason is not None}):
             log.warning("deposits of shard %d are not made yet: %s", made[0].shard, reason)
         current = tick_at(time.time(), manifest.terms.tick_seconds) + 1  # clocks may differ by a tick
+        attempts = []
         for (item, deposit), outcome in zip(batch, outcomes, strict=True):
             told = read_receipts(self._party, deposit, outcome)
             # Such a receipt counts once its time has come. Else it would not enter the first tick of a correction.
             states = {slot: kept for slot, kept in told.items() if kept.tick is None or kept.tick <= current}
             if len(states) < len(told):
                 log.error("a receipt states a tick in the future; check the clocks of service and custodians")
-            self._outbox.record(
-                item,
-                states,
-                made=is_made(manifest, deposit, states),
-                complete=is_complete(manifest, deposit, states),
-                reason=outcome.reason,
+            had = {slot: Kept(tick, never=False, envelope_hash=b"") for slot, tick in item.receipts.items()}
+            attempts.append(
+                Attempt(
+                    item,
+                    states,
+                    made=is_made(manifest, deposit, had | states),
+                    complete=is_complete(manifest, deposit, had | states),
+                    refused=outcome.reason in FINAL,
+                    reason=outcome.reason,
+                )
             )
+        self._outbox.record(attempts)
 
 
 def batches(

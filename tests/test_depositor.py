@@ -42,6 +42,8 @@ class Alliance:
     world: World
     depositor_now: float = NOW
     others_now: float = NOW
+    down: frozenset[int] = frozenset()
+    """Slots that do not answer commits."""
     first_ticks: list[int] = field(default_factory=list)
     """The tick before which each deposit must not count, as its holders read it."""
 
@@ -64,7 +66,7 @@ class Alliance:
         receipts = {}
         for slot in evaluated.slots:
             call = commit_call(evaluated, decisions, slot)
-            if call is not None:
+            if call is not None and slot not in self.down:
                 holder = world.members[slots[slot]]
                 commits = accept_commit(holder.party, call, now)
                 states = holder.custody.commit(call.depositor, call.shard, commits)
@@ -155,3 +157,23 @@ def test_a_deposit_that_cannot_be_made_holds_up_none_of_other_persons(
     assert store.outbox.backlog() == Backlog(1, 0)
     assert store.column("last_reason") == ["bad-amount", None]
     assert "cannot be made: bad-amount" in caplog.text
+
+
+def test_a_deposit_is_made_when_enough_holders_have_receipted_it_in_whatever_attempts(
+    alliance: Alliance, store: Store
+) -> None:
+    store.put(entry(1))
+    (item,) = store.due()
+    slots = [slot for slot in range(6) if slot != item.excluded]
+    one = depositor(alliance, store)
+    alliance.down = frozenset(slots[2:])
+    assert one.send_due() == 1
+    assert store.outbox.backlog() == Backlog(1, 0)
+    alliance.down = frozenset({*slots[:2], slots[4]})
+    store.wait()
+    assert one.send_due() == 1
+    assert store.outbox.backlog() == Backlog(0, 1)
+    alliance.down = frozenset()
+    store.wait()
+    assert one.send_due() == 1
+    assert store.outbox.backlog() == Backlog(0, 0)

@@ -25,7 +25,7 @@ from insurer_agent import importer
 from insurer_agent.importer import import_files, wait_until_deposited
 from insurer_agent.intake.policy_csv import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS
 from insurer_agent.store.database import Database
-from insurer_agent.store.outbox import Backlog, Outbox
+from insurer_agent.store.outbox import Attempt, Backlog, Outbox
 from insurer_agent.store.register import Register
 from insurer_agent.store.vault import Vault
 from protocol.party import Party
@@ -390,7 +390,7 @@ def test_waiting_in_vain_ends_in_time_and_tells_what_is_left(insurer: Insurer, t
     assert not wait(insurer, 0)
     assert insurer.told()[-1] == "2 deposits are not made, 0 lack receipts"
     for place, item in enumerate(insurer.outbox.due(10)):
-        insurer.outbox.record(item, {}, made=True, complete=place == 0, reason=None)
+        insurer.outbox.record([Attempt(item, made=True, complete=place == 0)])
     assert not wait(insurer, 0.3)
     assert insurer.told()[-1] == "0 deposits are not made, 1 lack receipts"
     query = "UPDATE deposit SET completed_at = now()"

@@ -440,6 +440,29 @@ def test_keys_are_made_listed_and_revoked_while_the_agent_runs(alliance: LiveAll
     assert api_key(alliance, "revoke", "core-system").returncode == 2
 
 
+# --- what is on its way --------------------------------------------------------------------------------------------
+
+
+def test_what_is_set_aside_is_told_in_numbers_and_by_the_command(alliance: LiveAlliance) -> None:
+    command = [sys.executable, "-m", "insurer_agent.cli", "outbox", "--state", str(alliance.member_state(1))]
+    healthy = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (healthy.returncode, healthy.stdout.splitlines()[-1]) == (0, "0 of those not made are set aside")
+    with alliance.database(1) as connection:
+        # As if its storage had failed; it counts for nobody.
+        connection.execute(
+            "INSERT INTO deposit (deposit_id, person_key, shard, excluded, entry)"
+            " VALUES ('\\x00'::bytea, '\\x00'::bytea, 0, 0, '\\x0001020304050607080910111213'::bytea)"
+        )
+    try:
+        wait_until(lambda: request(alliance, "GET", "/v1/status").body["deposits_set_aside"] == 1)
+        told = subprocess.run([*command, "--retry"], capture_output=True, text=True, timeout=60, check=False)
+        assert told.returncode == 3
+        assert told.stdout.splitlines()[-1].split("\t")[-1] == "damaged"
+    finally:
+        with alliance.database(1) as connection:
+            connection.execute("DELETE FROM deposit WHERE deposit_id = '\\x00'::bytea")
+
+
 # --- the interface's own description -------------------------------------------------------------------------------
 
 

@@ -18,8 +18,17 @@ from world import make_world, person
 
 from insurer_agent.depositor import Depositor
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.outbox import MAX_BACKOFF_SECONDS, Backlog, Outbox, Outgoing, enqueue
-from insurer_agent.store.vault import Vault, VaultError
+from insurer_agent.store.outbox import (
+    MAX_BACKOFF_SECONDS,
+    SET_ASIDE_AFTER,
+    SET_ASIDE_SECONDS,
+    Attempt,
+    Backlog,
+    Outbox,
+    Outgoing,
+    enqueue,
+)
+from insurer_agent.store.vault import Vault
 from protocol.check import shard_of_person
 from protocol.committee import draw_committee
 from protocol.custody import Kept
@@ -82,7 +91,8 @@ class Store:
         self, item: Outgoing, *, made: bool = False, complete: bool = False, slots: tuple[int, ...] = ()
     ) -> None:
         states = dict.fromkeys(slots, RECEIPT)
-        self.outbox.record(item, states, made=made, complete=complete, reason=None if complete else "refused")
+        reason = None if complete else "too-few-custodians"
+        self.outbox.record([Attempt(item, states, made=made, complete=complete, reason=reason)])
 
     def make(self, item: Outgoing) -> MadeDeposit:
         """Make up a deposit that was handed out, and store it."""
@@ -175,7 +185,7 @@ def test_the_highest_tick_is_that_of_all_receipts(store: Store) -> None:
     store.put(entry(1), entry(2), entry(3))
     for item, tick in zip(store.due(), (9, 12, 10), strict=True):
         states = {0: replace(RECEIPT, tick=tick), 1: RECEIPT, 2: replace(RECEIPT, tick=None, never=True)}
-        store.outbox.record(item, states, made=True, complete=False, reason=None)
+        store.outbox.record([Attempt(item, states, made=True)])
     assert store.outbox.highest_tick() == 12
 
 
@@ -235,6 +245,75 @@ def test_any_course_of_things_hands_out_what_a_plain_list_says(database: str) ->
         holds()
     finally:
         store.database.close()
+
+
+# --- set aside ---------------------------------------------------------------------------------------------------
+
+
+def refuse(store: Store, deposit_id: bytes, times: int) -> None:
+    for _ in range(times):
+        (item,) = (item for item in store.due() if item.deposit_id == deposit_id)
+        store.make(item)
+        store.outbox.record([Attempt(item, refused=True, reason="refused")])
+        store.wait()
+
+
+def test_what_is_refused_again_and_again_is_set_aside_and_holds_up_its_person_alone(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = [whom for whom in range(40) if shard_of_person(PARTY, person(whom)) == 0]
+    bad, later, other = store.put(entry(here[0]), entry(here[0], -5, AMENDMENT), entry(here[1]))
+    refuse(store, bad, SET_ASIDE_AFTER - 1)
+    (item,) = (item for item in store.due() if item.deposit_id == bad)
+    store.outbox.record([Attempt(item, reason="too-few-custodians")])  # no refusal: it counts from the beginning
+    store.wait()
+    refuse(store, bad, SET_ASIDE_AFTER - 1)
+    assert store.outbox.backlog() == Backlog(3, 0)
+    assert store.due_ids() == [bad]
+    refuse(store, bad, 1)
+    assert "1 deposits are refused again and again" in caplog.text
+    assert store.outbox.backlog() == Backlog(3, 0, set_aside=1)
+    assert store.due_ids() == [other]
+    (aside,) = store.outbox.set_aside()
+    assert (aside.shard, aside.attempts, aside.reason) == (0, 2 * SET_ASIDE_AFTER, "refused")
+    store.wait(SET_ASIDE_SECONDS - 5 * MAX_BACKOFF_SECONDS)
+    assert store.due_ids() == [other]
+    store.outbox.retry_set_aside()
+    assert set(store.due_ids()) == {bad, other}
+    (item,) = (item for item in store.due() if item.deposit_id == bad)
+    store.record(item, made=True)
+    assert store.outbox.set_aside() == []
+    assert store.outbox.backlog() == Backlog(2, 1)
+    assert set(store.due_ids()) == {later, other}
+
+
+@pytest.mark.parametrize("column", ["entry", "made"])
+def test_a_damaged_row_is_set_aside_and_the_others_go_on(
+    store: Store, column: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = store.put(entry(1), entry(2))
+    if column == "made":
+        store.make(store.due()[0])
+    store.database.run(
+        "damage",
+        lambda at: at.execute(
+            f"UPDATE deposit SET {column} = set_byte({column}, 20, get_byte({column}, 20) # 1) WHERE deposit_id = %s",  # noqa: S608
+            (bad,),
+        ),
+    )
+    store.due()  # finds the damage
+    assert store.due_ids() == [good]
+    assert "do not open" in caplog.text
+    assert [item.reason for item in store.outbox.set_aside()] == ["damaged"]
+    assert store.outbox.backlog() == Backlog(2, 0, set_aside=1)
+
+
+def test_receipts_of_several_attempts_are_put_together(store: Store) -> None:
+    store.put(entry(1))
+    for slots in ((0,), (1, 2)):
+        store.record(store.due()[0], slots=slots)
+        store.wait()
+    assert store.due()[0].receipts == {0: 7, 1: 7, 2: 7}
 
 
 # --- the same bytes ------------------------------------------------------------------------------------------------
@@ -346,7 +425,7 @@ def test_a_deposit_does_not_count_before_what_receipts_have_told_and_tells_nothi
     store.wait()
     (item,) = store.due()
     recent = replace(RECEIPT, tick=before - 3)
-    store.outbox.record(item, {0: recent}, made=True, complete=True, reason=None)
+    store.outbox.record([Attempt(item, {0: recent}, made=True, complete=True)])
     store.put(entry(1))
     depositor(store, wire).send_due()
     after = tick_at(time.time(), 1)
@@ -410,7 +489,7 @@ def test_receipts_of_several_attempts_come_together(store: Store) -> None:
     (item,) = store.due()
     for states in ({0: 7, 3: 7}, {4: 9}, {3: 6}, {}):
         kept = {slot: replace(RECEIPT, tick=tick) for slot, tick in states.items()}
-        store.outbox.record(item, kept, made=False, complete=False, reason=None)
+        store.outbox.record([Attempt(item, kept, made=False)])
     assert store.column("receipts") == [{"0": 7, "3": 6, "4": 9}]
 
 
@@ -465,7 +544,7 @@ def test_every_attempt_is_counted_and_the_last_reason_kept(store: Store) -> None
     for attempts, reason in enumerate(["refused", "too-few-custodians", None]):
         (item,) = store.due()
         assert item.attempts == attempts
-        store.outbox.record(item, {}, made=False, complete=False, reason=reason)
+        store.outbox.record([Attempt(item, reason=reason)])
         assert store.column("last_reason") == [reason]
         store.wait()
 
@@ -493,8 +572,8 @@ def test_what_was_sealed_for_one_deposit_does_not_open_in_the_place_of_another(s
     assert len(store.due()) == 2
     swap = f"UPDATE deposit a SET {column} = b.{column} FROM deposit b WHERE a.seq <> b.seq"  # noqa: S608
     store.database.run("tamper", lambda connection: connection.execute(swap.encode()))
-    with pytest.raises(VaultError):
-        store.due()
+    assert store.due() == []
+    assert [item.reason for item in store.outbox.set_aside()] == ["damaged", "damaged"]
 
 
 def test_persons_are_told_apart_and_not_told(store: Store) -> None:

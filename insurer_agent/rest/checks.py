@@ -62,7 +62,13 @@ def serve(app: Flask, agent: Agent) -> None:
     def status() -> Response:
         require_api_key(agent)
         backlog = agent.outbox.backlog()
-        return jsonify({"deposits_unmade": backlog.unmade, "deposits_incomplete": backlog.incomplete})
+        return jsonify(
+            {
+                "deposits_unmade": backlog.unmade,
+                "deposits_incomplete": backlog.incomplete,
+                "deposits_set_aside": backlog.set_aside,
+            }
+        )
 
 
 def _body(given: Answer, question: dict[str, Any]) -> Any:  # noqa: ANN401  JSON

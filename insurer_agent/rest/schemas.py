@@ -153,6 +153,10 @@ class StatusSchema(Schema):
 
     deposits_unmade = fields.Integer(required=True, metadata=_about("Not counted in checks yet."))
     deposits_incomplete = fields.Integer(required=True, metadata=_about("Counted, but a holder lacks them still."))
+    deposits_set_aside = fields.Integer(
+        required=True,
+        metadata=_about("Unmade, and refused again and again or damaged: their persons' totals lack them."),
+    )
 
 
 class HealthSchema(Schema):

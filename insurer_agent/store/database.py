@@ -19,8 +19,11 @@ Rows = Connection[tuple[Any, ...]]
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 5
-_OPTIONS = "-c synchronous_commit=on"
-"""Whatever the role's default: an answer may leave only when its replay record cannot be lost any more."""
+_OPTIONS = (
+    "-c synchronous_commit=on -c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
+)
+"""Whatever the role's defaults: an answer may leave only when its replay record cannot be lost any more, and no
+statement, lock or forgotten transaction holds up the others for good."""
 _FIRST_CONNECTION_SECONDS = 15.0
 _SCHEMA_LOCK = 7_261_001
 

@@ -2,31 +2,43 @@
 
 A deposit's bytes are made once and stored before they are first sent, so a repeat is the same bytes: same id, same
 shares, same salts. Nothing is handed out for a person while an earlier deposit of that person is unmade, nor anything
-new for a shard while one of its deposits was sent and is unmade: else a service that keeps one deposit from being
-made would see, by what comes once it lets go, which are of the same person.
+new for a shard while one that was sent is unmade: else a service that keeps one deposit from being made would see, by
+what comes once it lets go, which are of the same person.
+
+A deposit that is refused again and again, or whose row is damaged, is set aside: it is repeated once an hour and when
+the agent starts, and its person's deposits wait for it, but no others. It is an alarm, and stays one until it is made.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import datetime as dt
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from psycopg.types.json import Jsonb
 
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.vault import Vault
+from insurer_agent.store.vault import Vault, VaultError
 from protocol.check import shard_of_person
 from protocol.committee import excluded_slot
 from protocol.custody import Kept
 from protocol.deposit import Entry, MadeDeposit
 from protocol.encoding import ID, Maybe, Text, UInt, decode, encode, message
+from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import DAY
 from protocol.messages import KIND, Deposit
 from protocol.party import Party
 
+log = logging.getLogger(__name__)
+
 _SIGN = 1 << 63
 """Amounts and counts may be negative; they are stored with this added."""
 MAX_BACKOFF_SECONDS = 60
+SET_ASIDE_AFTER = 8
+"""Refusals in a row: some three minutes, so that no fault that passes sets anything aside."""
+SET_ASIDE_SECONDS = 3600
+DAMAGED = "damaged"
 
 
 @message("deposit entry", version=1)
@@ -43,7 +55,7 @@ class _StoredEntry:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A deposit that is due: its place, and its bytes if they were made before."""
+    """A deposit that is due: its place, its bytes if they were made before, the ticks of its receipts by slot."""
 
     seq: int
     deposit_id: bytes
@@ -52,14 +64,39 @@ class Outgoing:
     entry: Entry | None
     made: MadeDeposit | None
     attempts: int
+    receipts: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of sending a deposit: its holders' states by slot, and whether it was refused, for `reason`."""
+
+    outgoing: Outgoing
+    states: Mapping[int, Kept] = field(default_factory=dict)
+    made: bool = False
+    complete: bool = False
+    refused: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A deposit set aside, as its operator is shown it: nothing of the policy."""
+
+    seq: int
+    shard: int
+    attempts: int
+    reason: str
+    since: dt.datetime
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """How many deposits are unmade (not counted yet), and how many are made but lack receipts."""
+    """How many deposits are unmade (not counted yet), how many made but lack receipts, how many unmade set aside."""
 
     unmade: int
     incomplete: int
+    set_aside: int = 0
 
 
 def enqueue(connection: Rows, vault: Vault, party: Party, entry: Entry, deposit_id: bytes) -> None:
@@ -114,35 +151,55 @@ class Outbox:
         rows = self._database.run(
             "due deposits",
             lambda connection: connection.execute(
-                "SELECT seq, deposit_id, shard, excluded, entry, made, attempts FROM deposit d"
+                "SELECT seq, deposit_id, shard, excluded, entry, made, attempts, receipts FROM deposit d"
                 " WHERE completed_at IS NULL AND next_attempt_at <= now() AND (made IS NOT NULL OR NOT EXISTS ("
                 "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
                 "  AND NOT EXISTS ("
-                "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL))"
+                "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL"
+                "  AND e.set_aside_at IS NULL))"
                 " ORDER BY made_at IS NOT NULL, next_attempt_at, seq LIMIT %s",
                 (limit,),
             ).fetchall(),
         )
-        return [self._outgoing(*row) for row in rows]
+        found, damaged = [], []
+        for seq, deposit_id, shard, excluded, entry, made, attempts, receipts in rows:
+            try:
+                found.append(
+                    Outgoing(
+                        seq,
+                        deposit_id,
+                        shard,
+                        excluded,
+                        None if entry is None else _entry(decode(_StoredEntry, self._vault.open(deposit_id, entry))),
+                        None if made is None else self._opened(shard, excluded, deposit_id, made),
+                        attempts,
+                        {int(slot): tick for slot, tick in receipts.items() if tick is not None},
+                    )
+                )
+            except (VaultError, ProtocolError):
+                damaged.append(seq)
+        if damaged:
+            self._set_aside(damaged)
+        return found
 
-    def _outgoing(
-        self,
-        seq: int,
-        deposit_id: bytes,
-        shard: int,
-        excluded: int,
-        entry: bytes | None,
-        made: bytes | None,
-        attempts: int,
-    ) -> Outgoing:
-        return Outgoing(
-            seq,
-            deposit_id,
-            shard,
-            excluded,
-            None if entry is None else _entry(decode(_StoredEntry, self._vault.open(deposit_id, entry))),
-            None if made is None else self._opened(shard, excluded, deposit_id, made),
-            attempts,
+    def _set_aside(self, damaged: list[int]) -> None:
+        log.error("%d deposits of the outbox do not open: they are set aside as damaged", len(damaged))
+        self._database.run(
+            "set damaged deposits aside",
+            lambda connection: connection.execute(
+                "UPDATE deposit SET set_aside_at = coalesce(set_aside_at, now()), last_reason = %s,"
+                " next_attempt_at = now() + make_interval(secs => %s) WHERE seq = ANY(%s)",
+                (DAMAGED, SET_ASIDE_SECONDS, damaged),
+            ),
+        )
+
+    def retry_set_aside(self) -> None:
+        """Have all that is set aside sent again now: whoever restarts an agent may have mended the cause."""
+        self._database.run(
+            "retry deposits set aside",
+            lambda connection: connection.execute(
+                "UPDATE deposit SET next_attempt_at = now() WHERE set_aside_at IS NOT NULL AND made_at IS NULL"
+            ),
         )
 
     def highest_tick(self) -> int:
@@ -175,37 +232,75 @@ class Outbox:
     def _opened(self, shard: int, excluded: int, deposit_id: bytes, sealed: bytes) -> MadeDeposit:
         return MadeDeposit(shard, excluded, decode(Deposit, self._vault.open(_made_place(deposit_id), sealed)))
 
-    def record(
-        self, outgoing: Outgoing, states: Mapping[int, Kept], *, made: bool, complete: bool, reason: str | None
-    ) -> None:
-        """Record what came of one attempt: receipts by slot, whether it is made and complete, or when to repeat."""
-        receipts = {str(slot): kept.tick for slot, kept in states.items()}
-        ticks = [kept.tick for kept in states.values() if kept.tick is not None]
-        wait = min(MAX_BACKOFF_SECONDS, 2 ** min(outgoing.attempts, 10))
+    def record(self, attempts: Sequence[Attempt]) -> None:
+        """Record what came of a batch, in one transaction: receipts, whether made and complete, or when to repeat."""
 
-        def transaction(connection: Rows) -> None:
-            connection.execute(
-                "UPDATE deposit SET receipts = receipts || %s, tick = greatest(tick, %s), attempts = attempts + 1,"
-                " last_reason = %s,"
-                " made_at = CASE WHEN %s THEN coalesce(made_at, now()) ELSE made_at END,"
-                " completed_at = CASE WHEN %s THEN coalesce(completed_at, now()) ELSE completed_at END,"
-                " made = CASE WHEN %s THEN NULL ELSE made END,"
-                " next_attempt_at = now() + make_interval(secs => %s) WHERE seq = %s",
-                (Jsonb(receipts), max(ticks, default=None), reason, made, complete, complete, wait, outgoing.seq),
-            )
+        def transaction(connection: Rows) -> int:
+            with connection.cursor() as cursor:
+                cursor.executemany(
+                    "UPDATE deposit SET receipts = receipts || %(receipts)s, tick = greatest(tick, %(tick)s),"
+                    " attempts = attempts + 1, last_reason = %(reason)s,"
+                    " refusals = CASE WHEN %(refused)s THEN refusals + 1 ELSE 0 END,"
+                    " set_aside_at = CASE WHEN %(refused)s AND refusals + 1 >= %(most)s"
+                    " THEN coalesce(set_aside_at, now()) ELSE set_aside_at END,"
+                    " made_at = CASE WHEN %(made)s THEN coalesce(made_at, now()) ELSE made_at END,"
+                    " completed_at = CASE WHEN %(complete)s THEN coalesce(completed_at, now()) ELSE completed_at END,"
+                    " made = CASE WHEN %(complete)s THEN NULL ELSE made END WHERE seq = %(seq)s",
+                    [_recorded(attempt) for attempt in attempts],
+                )
+                cursor.execute(
+                    "UPDATE deposit SET next_attempt_at = now() + CASE WHEN set_aside_at IS NULL OR made_at IS NOT NULL"
+                    " THEN make_interval(secs => least(%s, 2 ^ least(attempts - 1, 10)))"
+                    " ELSE make_interval(secs => %s) END WHERE seq = ANY(%s)",
+                    (MAX_BACKOFF_SECONDS, SET_ASIDE_SECONDS, [attempt.outgoing.seq for attempt in attempts]),
+                )
+                cursor.execute(
+                    "SELECT count(*) FROM deposit WHERE set_aside_at = now() AND seq = ANY(%s)",
+                    ([attempt.outgoing.seq for attempt in attempts],),
+                )
+                row = cursor.fetchone()
+                return row[0] if row else 0
 
-        self._database.run("record deposit attempt", transaction)
+        if attempts and (fresh := self._database.run("record deposit attempts", transaction)):
+            log.error("%d deposits are refused again and again: they are set aside; see insurer-agent outbox", fresh)
 
     def backlog(self) -> Backlog:
         """Return how much is on its way."""
         row = self._database.run(
             "count backlog",
             lambda connection: connection.execute(
-                "SELECT count(*) FILTER (WHERE made_at IS NULL), count(*) FROM deposit WHERE completed_at IS NULL"
+                "SELECT count(*) FILTER (WHERE made_at IS NULL), count(*),"
+                " count(*) FILTER (WHERE made_at IS NULL AND set_aside_at IS NOT NULL)"
+                " FROM deposit WHERE completed_at IS NULL"
             ).fetchone(),
         )
         assert row is not None
-        return Backlog(unmade=row[0], incomplete=row[1] - row[0])
+        return Backlog(unmade=row[0], incomplete=row[1] - row[0], set_aside=row[2])
+
+    def set_aside(self) -> list[SetAside]:
+        """Return what is set aside and unmade, the oldest first."""
+        rows = self._database.run(
+            "list deposits set aside",
+            lambda connection: connection.execute(
+                "SELECT seq, shard, attempts, coalesce(last_reason, ''), set_aside_at FROM deposit"
+                " WHERE set_aside_at IS NOT NULL AND made_at IS NULL ORDER BY seq"
+            ).fetchall(),
+        )
+        return [SetAside(*row) for row in rows]
+
+
+def _recorded(attempt: Attempt) -> dict[str, object]:
+    ticks = {str(slot): kept.tick for slot, kept in attempt.states.items()}
+    return {
+        "receipts": Jsonb(ticks),
+        "tick": max((tick for tick in ticks.values() if tick is not None), default=None),
+        "reason": attempt.reason,
+        "refused": attempt.refused,
+        "most": SET_ASIDE_AFTER,
+        "made": attempt.made,
+        "complete": attempt.complete,
+        "seq": attempt.outgoing.seq,
+    }
 
 
 def _made_place(deposit_id: bytes) -> bytes:

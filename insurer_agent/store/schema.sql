@@ -50,6 +50,8 @@ CREATE TABLE IF NOT EXISTS deposit (
     receipts        jsonb NOT NULL DEFAULT '{}',
     tick            bigint,          -- the highest that a receipt states
     attempts        integer NOT NULL DEFAULT 0,
+    refusals        integer NOT NULL DEFAULT 0,  -- in a row
+    set_aside_at    timestamptz,     -- refused again and again, or damaged: only its person's deposits wait for it
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     last_reason     text,
     made_at         timestamptz,
@@ -58,7 +60,8 @@ CREATE TABLE IF NOT EXISTS deposit (
 CREATE INDEX IF NOT EXISTS deposit_open ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
 CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;
-CREATE INDEX IF NOT EXISTS deposit_sent ON deposit (shard) WHERE made IS NOT NULL AND made_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_sent ON deposit (shard) WHERE made IS NOT NULL AND made_at IS NULL AND set_aside_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_set_aside ON deposit (seq) WHERE set_aside_at IS NOT NULL AND made_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_tick ON deposit (tick);
 
 -- What is kept for others --------------------------------------------------------------------------------------------
