@@ -4,7 +4,8 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
 if TYPE_CHECKING:
+    from insurer_agent.intake.profile import Profile
     from insurer_agent.store.api_keys import ApiKeys
 
 # Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
@@ -85,6 +87,22 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    from insurer_agent.intake.profile import Profile
+    from insurer_agent.rejects_file import make_way, rejects_paths
+
+    if args.json and not args.dry_run:
+        raise SettingsError("--json goes with --dry-run")
+    profile = Profile() if args.profile is None else Profile.load(args.profile)
+    if args.rejects is not None:
+        make_way(rejects_paths(args.rejects, args.files), args.files, force=args.force)
+    if args.dry_run:
+        return _dry_run(args, profile)
+    if args.state is None:
+        raise SettingsError("--state is needed, unless with --dry-run")
+    return _import_into_register(args, profile)
+
+
+def _import_into_register(args: argparse.Namespace, profile: "Profile") -> int:
     from insurer_agent.agent import Agent
     from insurer_agent.config import Settings
     from insurer_agent.importer import import_files, wait_until_deposited
@@ -92,10 +110,36 @@ def _import(args: argparse.Namespace) -> int:
 
     with database_server(Settings.load(args.state)):
         agent = Agent.open(args.state, connections=2)
-        counts = import_files(agent, args.files)
+        counts = import_files(agent, args.files, profile=profile, rejects=args.rejects)
         deposited = args.wait is None or wait_until_deposited(agent, args.wait)
         agent.database.close()
-    if counts["rejected files"] or not deposited:
+    return _import_status(counts, failed=not deposited)
+
+
+def _dry_run(args: argparse.Namespace, profile: "Profile") -> int:
+    from insurer_agent.dry_run import MAXIMUM, DryRun
+    from insurer_agent.importer import Import
+    from insurer_agent.rejects_file import rejects_paths
+
+    if args.json and len({file.name for file in args.files}) < len(args.files):
+        raise SettingsError("two files have the same name, by which --json tells them apart")
+    run = Import(products=None, maximum=MAXIMUM, profile=profile)
+    paths = [None] * len(args.files) if args.rejects is None else rejects_paths(args.rejects, args.files)
+    totals: Counter[str] = Counter()
+    results = {}
+    for file, rejects in zip(args.files, paths, strict=True):
+        dry = DryRun()
+        counts, dry.rejection = run.file(file, dry.register, rejects=rejects, tell=dry.outcome)
+        totals += counts
+        if args.json:
+            results[file.name] = dry.result()
+    if args.json:
+        print(json.dumps(results, indent=1))
+    return _import_status(totals)
+
+
+def _import_status(counts: Counter[str], *, failed: bool = False) -> int:
+    if counts["rejected files"] or failed:
         return 1
     return SOME_ROWS_REJECTED if counts["rejected"] else 0
 
@@ -154,14 +198,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="insurer-agent", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: object, text: str, *, state: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
-        if name != "salt":
+        if state:
             sub.add_argument("--state", type=Path, required=True, help="the agent's state directory")
         return sub
 
-    salt = command("salt", _salt, "Make the alliance's salt: one member does, and hands it to the other members alone.")
+    salt = command(
+        "salt",
+        _salt,
+        "Make the alliance's salt: one member does, and hands it to the other members alone.",
+        state=False,
+    )
     salt.add_argument("file", type=Path)
     init = command("init", _init, "Make this member's keys, and the enrolment that the alliance's admins need.")
     init.add_argument("--member", required=True, help="member id, for example insurer-01")
@@ -169,18 +218,32 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--url", required=True, help="where the lookup service reaches this agent")
     init.add_argument("--salt-file", type=Path, required=True, help="the alliance's salt")
     command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
-    importing = command(
-        "import",
-        _import,
-        "Import policies from CSV files; importing a file twice changes nothing. Status 3: some rows were rejected.",
-    )
-    importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
+    _add_import_command(command)
     _add_api_key_commands(commands)
     postgres = command("postgres", _postgres, "Run the embedded PostgreSQL until stopped.")
     postgres.add_argument("--port", type=int, default=0)
     postgres.add_argument("--create-database", action="append", default=[], metavar="NAME")
     return parser
+
+
+def _add_import_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    importing = command(
+        "import",
+        _import,
+        "Import policies from CSV, XLSX and Parquet files; importing a file twice changes nothing."
+        " Status 3: some rows were rejected; 1: a file could not be read, or not to its end.",
+        state=False,
+    )
+    importing.add_argument("--state", type=Path, help="the agent's state directory; not needed with --dry-run")
+    importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    importing.add_argument("--profile", type=Path, metavar="FILE", help="how the files are laid out, in TOML")
+    importing.add_argument("--dry-run", action="store_true", help="only say what would come of each file by itself")
+    importing.add_argument("--json", action="store_true", help="with --dry-run: say it as JSON, on standard output")
+    importing.add_argument(
+        "--rejects", type=Path, metavar="FILE", help="write rejected rows here, to be mended; it holds personal data"
+    )
+    importing.add_argument("--force", action="store_true", help="overwrite the file of rejected rows")
+    importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
 
 
 def _add_api_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -23,7 +23,7 @@ from world import make_world
 
 from insurer_agent import importer
 from insurer_agent.importer import import_files, wait_until_deposited
-from insurer_agent.intake.policy_csv import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS
+from insurer_agent.intake.policy import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS
 from insurer_agent.store.database import Database
 from insurer_agent.store.outbox import Backlog, Outbox
 from insurer_agent.store.register import Register

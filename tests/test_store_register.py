@@ -26,7 +26,8 @@ from world import make_world, name, person, seeded
 from insurer_agent import importer
 from insurer_agent.importer import import_files
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.policy_csv import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS, Event, PolicyRow, read_policies
+from insurer_agent.intake.policy import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS, Event, PolicyRow
+from insurer_agent.intake.policy_file import read_policies
 from insurer_agent.store import outbox as outbox_module
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import Outbox

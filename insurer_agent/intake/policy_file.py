@@ -1,0 +1,88 @@
+"""Policies from a file of any format that is known, one row at a time, each understood or rejected with a reason.
+
+The format is told by the file's first bytes and not by its name. Whether a policy is repeated, or amended or cancelled
+without having been issued, is the register's to say.
+"""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from insurer_agent.intake.csv_dialect import open_csv
+from insurer_agent.intake.errors import FileRejected
+from insurer_agent.intake.layout import Layout, find_layout, require_complete
+from insurer_agent.intake.mapping import Mapping
+from insurer_agent.intake.parquet_rows import ParquetRows
+from insurer_agent.intake.policy import PolicyRow, RejectedRow
+from insurer_agent.intake.profile import Profile
+from insurer_agent.intake.rejects import unescape
+from insurer_agent.intake.rows import RawRow, Source, text_of
+from insurer_agent.intake.xlsx_rows import XlsxRows
+
+_ZIP, _PARQUET, _OLE = b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+DEFAULT = Profile()
+
+
+class PolicyFile:
+    """A file of policies whose header has been found; its rows are read once, in order.
+
+    Raises FileRejected with file-kind, file-empty, header-malformed, header-missing, column-missing,
+    column-repeated or what the format's reader raises, and OSError if the file cannot be read.
+    """
+
+    def __init__(self, path: Path, profile: Profile = DEFAULT) -> None:
+        self._profile = profile
+        self._source, layout = _open(path, profile)
+        self._layout = require_complete(layout)
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """Return the header as the file has it, without the columns that a rejects file adds."""
+        cells = tuple(text_of(cell) for cell in self._layout.header.cells)
+        return tuple(map(unescape, cells[:-2])) if self._layout.mended else cells
+
+    def cells(self, row: RawRow) -> tuple[str, ...] | None:
+        """Return a row's cells as `header` has them; None if the row could not be told apart into them."""
+        cells, width = tuple(map(text_of, row.cells)), len(self._layout.header.cells)
+        if len(cells) != width:
+            if not self._source.ragged or not cells:
+                return None
+            cells = (*cells[:width], *[""] * (width - len(cells)))
+        return tuple(map(unescape, cells[:-2])) if self._layout.mended else cells
+
+    def fraction(self) -> float | None:
+        """Return how much has been read, 0 to 1; None if that is not known."""
+        return self._source.fraction()
+
+    def policies(self, *, products: frozenset[str] | None, maximum: int) -> Iterator[PolicyRow | RejectedRow]:
+        """Yield every row below the header that is not blank.
+
+        `products` are the names that the alliance knows, None to take them as written; `maximum` is the largest
+        amount in fen. Raises FileRejected or OSError where the file cannot be read on.
+        """
+        mapping = Mapping(self._layout, self._profile, products=products, maximum=maximum, ragged=self._source.ragged)
+        for row in self._source.rows():
+            if row.number > self._layout.header.number:
+                yield mapping.policy(row)
+
+
+def _open(path: Path, profile: Profile) -> tuple[Source, Layout]:
+    if stat.S_ISFIFO(path.stat().st_mode) or stat.S_ISCHR(path.stat().st_mode):
+        raise FileRejected("file-kind", "a pipe cannot be read twice, which is needed; save it to a file")
+    with path.open("rb") as file:
+        start = file.read(len(_OLE))
+    if start.startswith(_OLE):
+        raise FileRejected(
+            "file-kind", "the file is an old or an encrypted Excel workbook; save it as XLSX, without password"
+        )
+    if not start.startswith((_ZIP, _PARQUET)):
+        return open_csv(path, profile)
+    source: Source = ParquetRows(path) if start.startswith(_PARQUET) else XlsxRows(path, profile.sheet)
+    return source, find_layout(source.rows(), profile)
+
+
+def read_policies(
+    path: Path, *, products: frozenset[str] | None, maximum: int, profile: Profile = DEFAULT
+) -> Iterator[PolicyRow | RejectedRow]:
+    """Yield every row of the file in order; see `PolicyFile`, whose errors come at the first `next`."""
+    yield from PolicyFile(path, profile).policies(products=products, maximum=maximum)
