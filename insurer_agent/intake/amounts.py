@@ -75,7 +75,7 @@ def read_amount(text: str, *, maximum: int, minimum: int = 1, unit: Unit = Unit.
     if not written:
         raise IntakeError("amount-empty", "amount is empty")
     parts = _WRITTEN.fullmatch(written) if len(written) <= MAX_WRITTEN_LENGTH else None
-    if parts is None:
+    if parts is None or (parts["sign"] and parts["minus"]):
         raise _not_an_amount(written)
     whole, decimals, scale = parts["whole"], parts["decimals"] or "", parts["scale"]
     if "," in whole and not _GROUPED.fullmatch(whole):

@@ -29,6 +29,7 @@ _DAY_MONTH_NAME = re.compile(r"([0-9]{1,2})[-/ ]([A-Za-z]{3,9})\.?[-/, ]\s*([0-9
 _MONTH_NAME_DAY = re.compile(r"([A-Za-z]{3,9})\.?\s+([0-9]{1,2}),?\s+([0-9]{4})")
 _SHORT_YEAR = re.compile(r"[0-9]{1,2}[-/.年][0-9]{1,2}[-/.月][0-9]{1,2}日?|[0-9]{1,2}[- ][A-Za-z]{3,9}[- ][0-9]{2}")
 _SERIAL = re.compile(r"([0-9]{1,7})(?:\.[0-9]+)?")
+_LIKELY_SERIAL = re.compile(r"[0-9]{5}(?:\.[0-9]+)?")  # of 1927 to 2173
 _TIME = re.compile(
     r"(?:[Tt]|\s+|(?<=[日号]))([0-9]{1,2})(?::|时)([0-9]{2})(?:分|(?::|分)([0-9]{2})(?:\.[0-9]{1,9})?秒?)?"
     r"\s*(AM|PM|am|pm)?\s*(Z|z|[+-][0-9]{2}:?[0-9]{2})?$"
@@ -110,10 +111,10 @@ def _of_text(text: str, written_as: DateFormat) -> dt.date:
         raise IntakeError("date-empty", "date is empty")
     if len(written) > MAX_WRITTEN_LENGTH:
         raise _malformed()
-    if _SERIAL.fullmatch(written):
-        if written_as not in _DAY_ZERO:
-            raise IntakeError("date-ambiguous", "date is a serial number; name its date system in the profile")
+    if written_as in _DAY_ZERO and _SERIAL.fullmatch(written):
         return of_serial(written, _DAY_ZERO[written_as]).date()
+    if _LIKELY_SERIAL.fullmatch(written):
+        raise IntakeError("date-ambiguous", "date is a serial number; name its date system in the profile")
     time = _TIME.search(written) or _COMPACT_TIME.search(written)
     if time is None:
         return _written_day(written, written_as)
