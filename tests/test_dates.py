@@ -85,9 +85,10 @@ def test_serial_numbers_of_both_systems(day: dt.date, fraction: str) -> None:
 
 
 def test_known_serials() -> None:
-    assert of_serial("46333", DAY_ZERO_1900) == dt.datetime(2026, 11, 7)  # noqa: DTZ001 - serials have no zone
-    assert of_serial("61", DAY_ZERO_1900).date() == dt.date(1900, 3, 1)
-    assert of_serial("46333.75", DAY_ZERO_1900).time() == dt.time(18)
+    assert of_serial("46333", DAY_ZERO_1900) == of_serial("46333.0", DAY_ZERO_1900) == dt.date(2026, 11, 7)
+    assert of_serial("61", DAY_ZERO_1900) == dt.date(1900, 3, 1)
+    assert of_serial("46333.75", DAY_ZERO_1900) == dt.datetime(2026, 11, 7, 18)  # noqa: DTZ001 - serials have no zone
+    assert of_serial("46333.999999", DAY_ZERO_1900).day == 7
     assert read_date(Number("44871", DAY_ZERO_1904)) == dt.date(2026, 11, 7)
     assert read_date(Number("20261107", DAY_ZERO_1900)) == dt.date(2026, 11, 7)  # no serial has eight digits
 

@@ -19,6 +19,7 @@ DAY_ZERO_1900 = dt.date(1899, 12, 30)
 """Serial 0 of the 1900 system, for serials from 61 on: Excel holds 1900 for a leap year, with serial 60."""
 DAY_ZERO_1904 = dt.date(1904, 1, 1)
 _FIRST_SERIAL_1900 = 61
+_DAY_SECONDS = 86_400
 
 # [0-9] and not \d, which takes the digits of every script.
 _YEAR_FIRST = re.compile(r"([0-9]{4})([-/.])([0-9]{1,2})\2([0-9]{1,2})")
@@ -74,19 +75,28 @@ def read_date(cell: Cell, written_as: DateFormat = DateFormat.YEAR_FIRST) -> dt.
             return _of_text(cell, written_as)
 
 
-def of_serial(digits: str, day_zero: dt.date) -> dt.datetime:
-    """Return the moment of a spreadsheet's serial number, to the second; raise IntakeError, no-such-day."""
+def of_serial(digits: str, day_zero: dt.date) -> dt.date:
+    """Return the day of a spreadsheet's serial number, with its time, to the second, if it has one.
+
+    `digits` is a plain decimal. Raises IntakeError, no-such-day.
+    """
     whole, _, fraction = digits.partition(".")
-    days = int(whole)
+    days = int(whole) if len(whole) <= MAX_WRITTEN_LENGTH else 0
     if days < (_FIRST_SERIAL_1900 if day_zero == DAY_ZERO_1900 else 1):
         raise _no_such_day()
-    # Six places are a tenth of a second, and what is rounded off never makes the next day.
-    seconds = min(int(fraction[:6].ljust(6, "0") or "0") * 86_400 // 1_000_000, 86_399)
     try:
         day = day_zero + dt.timedelta(days=days)
     except OverflowError:
         raise _no_such_day() from None
+    if not fraction.strip("0"):
+        return day
+    # What is rounded never makes the next day.
+    seconds = min((int(fraction[:9].ljust(9, "0")) * _DAY_SECONDS + 500_000_000) // 1_000_000_000, _DAY_SECONDS - 1)
     return dt.datetime.combine(day, dt.time()) + dt.timedelta(seconds=seconds)
+
+
+def _day_of_serial(digits: str, day_zero: dt.date) -> dt.date:
+    return read_date(of_serial(digits, day_zero))
 
 
 def _day_of(moment: dt.datetime) -> dt.date:
@@ -101,7 +111,7 @@ def _day_of(moment: dt.datetime) -> dt.date:
 def _of_number(cell: Number, written_as: DateFormat) -> dt.date:
     day_zero = _DAY_ZERO.get(written_as, cell.day_zero)
     if day_zero is not None and _SERIAL.fullmatch(cell.digits):
-        return of_serial(cell.digits, day_zero).date()
+        return _day_of_serial(cell.digits, day_zero)
     return _of_text(cell.digits, written_as)
 
 
@@ -112,7 +122,7 @@ def _of_text(text: str, written_as: DateFormat) -> dt.date:
     if len(written) > MAX_WRITTEN_LENGTH:
         raise _malformed()
     if written_as in _DAY_ZERO and _SERIAL.fullmatch(written):
-        return of_serial(written, _DAY_ZERO[written_as]).date()
+        return _day_of_serial(written, _DAY_ZERO[written_as])
     if _LIKELY_SERIAL.fullmatch(written):
         raise IntakeError("date-ambiguous", "date is a serial number; name its date system in the profile")
     time = _TIME.search(written) or _COMPACT_TIME.search(written)

@@ -9,13 +9,14 @@ import re
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from xml.sax.handler import ContentHandler
 
 from insurer_agent.intake.dates import DAY_ZERO_1900, DAY_ZERO_1904, of_serial
 from insurer_agent.intake.errors import FileRejected, IntakeError
-from insurer_agent.intake.rows import MAX_CELL_CHARACTERS, Cell, Number, RawRow, Unusable, is_blank, number_cell
+from insurer_agent.intake.rows import MAX_CELL_CHARACTERS, Cell, RawRow, Unusable, is_blank, number_cell
 from insurer_agent.intake.xlsx_package import (
     MAX_ITEMS,
     Parts,
@@ -194,16 +195,13 @@ class _SheetHandler(ContentHandler):
     def _number(self, written: str) -> Cell:
         if not _NUMBER.fullmatch(written.strip()):
             raise damaged()
-        number = number_cell(float(written), written, self._day_zero)
-        if isinstance(number, Number) and self._style in self._workbook.date_styles:
-            if number.digits.startswith("-"):
-                return Unusable(number.digits, IntakeError("no-such-day", "no such day"))
-            try:
-                moment = of_serial(number.digits, self._day_zero)
-            except IntakeError as fault:
-                return Unusable(number.digits, fault)
-            return moment if "." in number.digits else moment.date()
-        return number
+        if self._style not in self._workbook.date_styles:
+            return number_cell(float(written), written, self._day_zero)
+        try:
+            # A time of day is a fraction, of as many digits as there are.
+            return of_serial(f"{Decimal(written):f}", self._day_zero)
+        except IntakeError as fault:
+            return Unusable(written, fault)
 
 
 class _Merged:
