@@ -5,6 +5,7 @@ Only words with one meaning stand here. 生效日期, say, is when cover begins 
 """
 
 import re
+from functools import lru_cache
 
 from insurer_agent.intake.amounts import Unit
 from insurer_agent.intake.documents import fold
@@ -12,6 +13,7 @@ from insurer_agent.intake.documents import fold
 _BRACKETED = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|【[^【】]*】")
 
 
+@lru_cache(maxsize=1024)  # the same few words stand in every row
 def squash(words: str) -> str:
     """Return what two spellings of a word have in common: letters and digits, lower case, half width."""
     return "".join(character for character in fold(words).lower() if character.isalnum())
