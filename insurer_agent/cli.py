@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +16,15 @@ from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
 if TYPE_CHECKING:
+    from insurer_agent.importer import Opens
     from insurer_agent.intake.profile import Profile
     from insurer_agent.store.api_keys import ApiKeys
 
 # Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
 
 
+QUERY_DSN = "POLICY_DSN"
+"""The variable for the database of `import --query-file`: a password on the command line stands in `ps`."""
 SOME_ROWS_REJECTED = 3
 """The exit status of an import that left rows out, so that a nightly job notices."""
 
@@ -92,17 +97,34 @@ def _import(args: argparse.Namespace) -> int:
 
     if args.json and not args.dry_run:
         raise SettingsError("--json goes with --dry-run")
+    if bool(args.files) == (args.query_file is not None):
+        raise SettingsError("name files to import, or a query with --query-file")
+    opens = _opens(args)
+    args.files = args.files or [args.query_file]
     profile = Profile() if args.profile is None else Profile.load(args.profile)
     if args.rejects is not None:
         make_way(rejects_paths(args.rejects, args.files), args.files, force=args.force)
     if args.dry_run:
-        return _dry_run(args, profile)
+        return _dry_run(args, profile, opens)
     if args.state is None:
         raise SettingsError("--state is needed, unless with --dry-run")
-    return _import_into_register(args, profile)
+    return _import_into_register(args, profile, opens)
 
 
-def _import_into_register(args: argparse.Namespace, profile: "Profile") -> int:
+def _opens(args: argparse.Namespace) -> "Opens":
+    """Return what makes policies of the paths that are named: files, or a query's."""
+    from insurer_agent.intake.policy_file import PolicyFile
+    from insurer_agent.sql_rows import open_query
+
+    if args.query_file is None:
+        return PolicyFile.open
+    dsn = args.dsn or os.environ.get(QUERY_DSN)
+    if not dsn:
+        raise SettingsError(f"--query-file needs the database: --dsn, or {QUERY_DSN} in the environment")
+    return partial(open_query, dsn=dsn)
+
+
+def _import_into_register(args: argparse.Namespace, profile: "Profile", opens: "Opens") -> int:
     from insurer_agent.agent import Agent
     from insurer_agent.config import Settings
     from insurer_agent.importer import import_files, wait_until_deposited
@@ -110,20 +132,20 @@ def _import_into_register(args: argparse.Namespace, profile: "Profile") -> int:
 
     with database_server(Settings.load(args.state)):
         agent = Agent.open(args.state, connections=2)
-        counts = import_files(agent, args.files, profile=profile, rejects=args.rejects)
+        counts = import_files(agent, args.files, profile=profile, rejects=args.rejects, opens=opens)
         deposited = args.wait is None or wait_until_deposited(agent, args.wait)
         agent.database.close()
     return _import_status(counts, failed=not deposited)
 
 
-def _dry_run(args: argparse.Namespace, profile: "Profile") -> int:
+def _dry_run(args: argparse.Namespace, profile: "Profile", opens: "Opens") -> int:
     from insurer_agent.dry_run import MAXIMUM, DryRun
     from insurer_agent.importer import Import
     from insurer_agent.rejects_file import rejects_paths
 
     if args.json and len({file.name for file in args.files}) < len(args.files):
         raise SettingsError("two files have the same name, by which --json tells them apart")
-    run = Import(products=None, maximum=MAXIMUM, profile=profile)
+    run = Import(products=None, maximum=MAXIMUM, profile=profile, opens=opens)
     paths = [None] * len(args.files) if args.rejects is None else rejects_paths(args.rejects, args.files)
     totals: Counter[str] = Counter()
     results = {}
@@ -235,7 +257,13 @@ def _add_import_command(command: Callable[..., argparse.ArgumentParser]) -> None
         state=False,
     )
     importing.add_argument("--state", type=Path, help="the agent's state directory; not needed with --dry-run")
-    importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    importing.add_argument("files", type=Path, nargs="*", metavar="FILE")
+    importing.add_argument(
+        "--query-file", type=Path, metavar="FILE", help="import what this query of a PostgreSQL database gives instead"
+    )
+    importing.add_argument(
+        "--dsn", help=f"the database of the query; better in {QUERY_DSN} in the environment, if it has a password"
+    )
     importing.add_argument("--profile", type=Path, metavar="FILE", help="how the files are laid out, in TOML")
     importing.add_argument("--dry-run", action="store_true", help="only say what would come of each file by itself")
     importing.add_argument("--json", action="store_true", help="with --dry-run: say it as JSON, on standard output")

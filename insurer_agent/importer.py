@@ -30,6 +30,9 @@ Outcome = Applied | RejectedRow | IntakeError
 """What came of a row; of a rejected one the two latter, each with `code` and `reason`."""
 
 
+Opens = Callable[[Path, Profile], PolicyFile]
+
+
 class Applies(Protocol):
     """A register, or what stands for one."""
 
@@ -40,16 +43,24 @@ class Applies(Protocol):
 class Import:
     """Files on their way into a register.
 
-    `products` are those that the alliance knows, None to take them as written; `maximum` is the largest amount in fen.
+    `products` are those that the alliance knows, None to take them as written; `maximum` is the largest amount in fen;
+    `opens` makes policies of a path.
     """
 
     def __init__(
-        self, *, products: frozenset[str] | None, maximum: int, profile: Profile = DEFAULT, report: TextIO = sys.stderr
+        self,
+        *,
+        products: frozenset[str] | None,
+        maximum: int,
+        profile: Profile = DEFAULT,
+        report: TextIO = sys.stderr,
+        opens: Opens = PolicyFile.open,
     ) -> None:
         self._products = products
         self._maximum = maximum
         self._profile = profile
         self._report = Report(report)
+        self._opens = opens
 
     def file(
         self,
@@ -68,7 +79,7 @@ class Import:
         try:
             with RejectsFile(rejects) as rejected:
                 _FileImport(path, self._report, register, rejected, tell, counts).run(
-                    PolicyFile(path, self._profile), self._products, self._maximum
+                    self._opens(path, self._profile), self._products, self._maximum
                 )
         except FileRejected as fault:
             rejection = f"{fault.code}: {fault.reason}"
@@ -88,10 +99,12 @@ def import_files(
     *,
     profile: Profile = DEFAULT,
     rejects: Path | None = None,
+    opens: Opens = PolicyFile.open,
 ) -> Counter[str]:
     """Import files into an agent's register, reporting as `Import.file` does; return the counts by outcome."""
     terms = agent.party.manifest.terms
-    run = Import(products=frozenset(terms.products), maximum=terms.deposit_cap, profile=profile, report=report)
+    products = frozenset(terms.products)
+    run = Import(products=products, maximum=terms.deposit_cap, profile=profile, report=report, opens=opens)
     paths = [None] * len(files) if rejects is None else rejects_paths(rejects, files)
     totals: Counter[str] = Counter()
     for file, path in zip(files, paths, strict=True):

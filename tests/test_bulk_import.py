@@ -154,7 +154,7 @@ def test_rejected_rows_come_back_as_they_were(
             rejects=directory / target,
             tell=lambda row, outcome: rejected.update({row.row: getattr(outcome, "code", "")}),
         )
-        file = PolicyFile(directory / source)
+        file = PolicyFile.open(directory / source)
         assert file.header == (*CHINESE, "=备注")
         every = file.policies(products=None, maximum=MAXIMUM)
         return [(file.cells(row.raw) or (), rejected[row.row]) for row in every if row.raw and rejected.get(row.row)]
@@ -330,7 +330,7 @@ def test_progress_renews_itself_on_a_terminal_and_gives_way_to_lines() -> None:
 
 def test_how_much_was_read_is_known_in_every_format() -> None:
     for name in SAMPLES:
-        file = PolicyFile(DATA / name)
+        file = PolicyFile.open(DATA / name)
         rows = list(file.policies(products=None, maximum=10**12))
         assert file.fraction() == 1.0
         assert any(isinstance(row, PolicyRow) for row in rows)

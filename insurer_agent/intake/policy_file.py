@@ -24,16 +24,26 @@ DEFAULT = Profile()
 
 
 class PolicyFile:
-    """A file of policies whose header has been found; its rows are read once, in order.
+    """A file of policies, or what is read like one, whose header has been found; its rows are read once, in order.
 
     Raises FileRejected with file-kind, file-empty, header-malformed, header-missing, column-missing,
     column-repeated or what the format's reader raises, and OSError if the file cannot be read.
     """
 
-    def __init__(self, path: Path, profile: Profile = DEFAULT) -> None:
-        self._profile = profile
-        self._source, layout = _open(path, profile)
+    def __init__(self, source: Source, layout: Layout, profile: Profile) -> None:
+        self._source = source
         self._layout = require_complete(layout)
+        self._profile = profile
+
+    @classmethod
+    def open(cls, path: Path, profile: Profile = DEFAULT) -> "PolicyFile":
+        """Open a file of any format that is known."""
+        return cls(*_open(path, profile), profile)
+
+    @classmethod
+    def of_source(cls, source: Source, profile: Profile = DEFAULT) -> "PolicyFile":
+        """Take the rows of a source that is open already."""
+        return cls(source, find_layout(source.rows(), profile), profile)
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -85,4 +95,4 @@ def read_policies(
     path: Path, *, products: frozenset[str] | None, maximum: int, profile: Profile = DEFAULT
 ) -> Iterator[PolicyRow | RejectedRow]:
     """Yield every row of the file in order; see `PolicyFile`, whose errors come at the first `next`."""
-    yield from PolicyFile(path, profile).policies(products=products, maximum=maximum)
+    yield from PolicyFile.open(path, profile).policies(products=products, maximum=maximum)
