@@ -92,9 +92,7 @@ def test_a_query_that_fails_is_told_without_what_it_quotes(filled: str, tmp_path
 
 def test_a_query_cannot_write(filled: str, tmp_path: Path) -> None:
     with psycopg.connect(filled) as connection:
-        connection.execute(
-            b"CREATE FUNCTION erase() RETURNS text LANGUAGE sql AS 'DELETE FROM contracts RETURNING no'"
-        )
+        connection.execute(b"CREATE FUNCTION erase() RETURNS text LANGUAGE sql AS 'DELETE FROM contracts RETURNING no'")
     with pytest.raises(FileRejected, match="25006"):  # read_only_sql_transaction
         query(tmp_path, filled, QUERY.replace("no AS", "erase() AS"))
     assert len(query(tmp_path, filled)) == 3
