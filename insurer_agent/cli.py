@@ -101,6 +101,8 @@ def _import(args: argparse.Namespace) -> int:
         raise SettingsError("name files to import, or a query with --query-file")
     opens = _opens(args)
     args.files = args.files or [args.query_file]
+    if args.snapshot is not None and (args.dry_run or len(args.files) > 1):
+        raise SettingsError("a snapshot is one file, and is compared with the register: not with --dry-run")
     profile = Profile() if args.profile is None else Profile.load(args.profile)
     if args.rejects is not None:
         make_way(rejects_paths(args.rejects, args.files), args.files, force=args.force)
@@ -128,11 +130,18 @@ def _import_into_register(args: argparse.Namespace, profile: "Profile", opens: "
     from insurer_agent.agent import Agent
     from insurer_agent.config import Settings
     from insurer_agent.importer import import_files, wait_until_deposited
+    from insurer_agent.snapshot_import import import_snapshot
     from insurer_agent.store.server import database_server
 
     with database_server(Settings.load(args.state)):
         agent = Agent.open(args.state, connections=2)
-        counts = import_files(agent, args.files, profile=profile, rejects=args.rejects, opens=opens)
+        if args.snapshot is None:
+            counts = import_files(agent, args.files, profile=profile, rejects=args.rejects, opens=opens)
+        else:
+            snapshot, most = agent.snapshot(args.snapshot), None if args.allow_cancellations else args.max_cancellations
+            counts = import_snapshot(
+                agent, args.files[0], snapshot, profile=profile, rejects=args.rejects, opens=opens, most_percent=most
+            )
         deposited = args.wait is None or wait_until_deposited(agent, args.wait)
         agent.database.close()
     return _import_status(counts, failed=not deposited)
@@ -271,6 +280,15 @@ def _add_import_command(command: Callable[..., argparse.ArgumentParser]) -> None
         "--rejects", type=Path, metavar="FILE", help="write rejected rows here, to be mended; it holds personal data"
     )
     importing.add_argument("--force", action="store_true", help="overwrite the file of rejected rows")
+    importing.add_argument(
+        "--snapshot",
+        metavar="NAME",
+        help="the file has all policies in force: cancel those that NAME had and now lacks",
+    )
+    importing.add_argument(
+        "--max-cancellations", type=int, metavar="PERCENT", default=20, help="refuse a snapshot that cancels more (20)"
+    )
+    importing.add_argument("--allow-cancellations", action="store_true", help="let a snapshot cancel any number")
     importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
 
 

@@ -513,7 +513,7 @@ def test_policies_imported_forwards_and_backwards_at_once_do_not_lock_each_other
     insurer: Insurer, another: Insurer, caplog: pytest.LogCaptureFixture
 ) -> None:
     events = [event(number=f"N-{number}", whom=number) for number in range(9)]
-    lock = int.from_bytes(insurer.register._policy_key(events[4])[:8], "big", signed=True)
+    lock = int.from_bytes(insurer.register.policy_key(events[4])[:8], "big", signed=True)
     deadline = time.monotonic() + 20
     conninfo = insurer.database._pool.conninfo
     with psycopg.connect(conninfo, autocommit=True) as third, ThreadPoolExecutor(2) as pool:

@@ -39,10 +39,13 @@ class Mapping:
 
     def policy(self, row: RawRow) -> PolicyRow | RejectedRow:
         """Return the event of a row below the header, or why there is none."""
+        policy_number = None
         try:
-            return self._policy(row, self._cells(row))
+            cells = self._cells(row)
+            policy_number = normalise_policy_number(_text(cells["policy_number"]))
+            return self._policy(row, policy_number, cells)
         except IntakeError as fault:
-            return RejectedRow(row.number, fault.code, fault.reason, row)
+            return RejectedRow(row.number, fault.code, fault.reason, policy_number, row)
 
     def _cells(self, row: RawRow) -> dict[str, Cell]:
         """Return the cells by column; constants are text."""
@@ -56,9 +59,8 @@ class Mapping:
             cells[column] = unescape(cell) if self._layout.mended and isinstance(cell, str) else cell
         return cells
 
-    def _policy(self, row: RawRow, cells: dict[str, Cell]) -> PolicyRow:
+    def _policy(self, row: RawRow, policy_number: str, cells: dict[str, Cell]) -> PolicyRow:
         """Return the event that `cells`, by column, make. Of several faults the first in this order is told."""
-        policy_number = normalise_policy_number(_text(cells["policy_number"]))
         event = _EVENTS.get(self._profile.events.get(squash(_text(cells["event"])), ""))
         if event is None:
             raise IntakeError("event-unknown", "event is not issue, cancel or amend")

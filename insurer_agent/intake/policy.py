@@ -54,11 +54,15 @@ class PolicyRow:
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that was not: `code` is stable, `reason` is for people, and neither quotes the row; `raw` is the row."""
+    """A row that was not: `code` is stable, `reason` is for people, and neither quotes the row; `raw` is the row.
+
+    `policy_number` is its policy's, if that much was understood.
+    """
 
     row: int
     code: str
     reason: str
+    policy_number: str | None = field(default=None, repr=False, compare=False)
     raw: RawRow | None = field(default=None, repr=False, compare=False)
 
 

@@ -105,7 +105,7 @@ class Register:
 
     def apply(self, events: Sequence[PolicyEvent]) -> list[Applied | IntakeError]:
         """Apply events in their order, in one transaction, each with a result of its own."""
-        keys = [self._policy_key(event) for event in events]
+        keys = [self.policy_key(event) for event in events]
         fingerprints = [
             self._vault.index("row", key, *event.meaning()) for key, event in zip(keys, events, strict=True)
         ]
@@ -113,8 +113,7 @@ class Register:
         def transaction(connection: Rows) -> list[Applied | IntakeError]:
             # Two processes that deliver one policy take turns; the row itself may not exist yet. All locks are taken
             # first and in one order, so that no two imports wait for each other.
-            locks = sorted({int.from_bytes(key[:8], "big", signed=True) for key in keys})
-            connection.execute("SELECT pg_advisory_xact_lock(one) FROM unnest(%s::bigint[]) AS one", (locks,))
+            lock_policies(connection, keys)
             # Rows that were applied before are found all at once: a file that is imported again is gone through fast.
             found = connection.execute(
                 "SELECT fingerprint FROM policy_row WHERE fingerprint = ANY(%s)", (fingerprints,)
@@ -144,9 +143,9 @@ class Register:
         def transaction(connection: Rows) -> tuple[Applied, Record]:
             key, record = self._named(connection, name)
             day = dt.date.fromordinal(record.day)
-            meant = PolicyEvent(record.policy_number, _insured(record), record.product, event, amount, day)
+            meant = PolicyEvent(record.policy_number, insured_of(record), record.product, event, amount, day)
             applied, changed, entry = decide(meant, record, self._random)
-            self._write(connection, key, changed, entry)
+            self.write(connection, key, changed, entry)
             return applied, changed or record
 
         return self._database.run("correct a policy", transaction)
@@ -156,7 +155,7 @@ class Register:
 
         def transaction(connection: Rows) -> list[PolicyState]:
             return [
-                PolicyState(record, visible=is_visible(connection, self._vault, self._party, _insured(record)))
+                PolicyState(record, visible=is_visible(connection, self._vault, self._party, insured_of(record)))
                 for _, record in self._fitting(connection, name, lock=False)
             ]
 
@@ -171,30 +170,37 @@ class Register:
         return found[0]
 
     def _fitting(self, connection: Rows, name: PolicyName, *, lock: bool) -> list[tuple[bytes, Record]]:
-        index = (self._number_index(name.number),)
+        index = (self.number_index(name.number),)
         rows = connection.execute(_BY_NUMBER_LOCKED if lock else _BY_NUMBER, index).fetchall()
         records = [(bytes(key), decode(Record, self._vault.open(key, sealed))) for key, sealed in rows]
         return [
             (key, record)
             for key, record in records
-            if name.insured in (None, _insured(record)) and name.product in (None, record.product)
+            if name.insured in (None, insured_of(record)) and name.product in (None, record.product)
         ]
 
-    def _number_index(self, number: str) -> bytes:
+    def number_index(self, number: str) -> bytes:
+        """Return the HMAC of a policy number, which several policies may share."""
         return self._vault.index("policy number", number.encode())
 
-    def _policy_key(self, event: PolicyEvent) -> bytes:
+    def policy_key(self, event: PolicyEvent) -> bytes:
+        """Return the key of an event's policy: an HMAC of its number, insured and product."""
         return self._vault.index("policy", *event.policy())
 
     def _apply(self, connection: Rows, event: PolicyEvent, policy_key: bytes, fingerprint: bytes) -> Applied:
-        row = connection.execute("SELECT sealed FROM policy WHERE policy_key = %s FOR UPDATE", (policy_key,)).fetchone()
-        record = None if row is None else decode(Record, self._vault.open(policy_key, row[0]))
+        record = self.record(connection, policy_key)
         applied, changed, entry = decide(event, record, self._random)
         connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
-        self._write(connection, policy_key, changed, entry)
+        self.write(connection, policy_key, changed, entry)
         return applied
 
-    def _write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
+    def record(self, connection: Rows, policy_key: bytes) -> Record | None:
+        """Return a policy as it stands, None if it was never issued, and keep it from changing until the end."""
+        row = connection.execute("SELECT sealed FROM policy WHERE policy_key = %s FOR UPDATE", (policy_key,)).fetchone()
+        return None if row is None else decode(Record, self._vault.open(policy_key, row[0]))
+
+    def write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
+        """Keep a policy's new record and put its deposit into the outbox, if `decide` has called for them."""
         if changed is None or entry is None:
             return
         deposit_id = (
@@ -207,11 +213,17 @@ class Register:
             " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",
             (
                 policy_key,
-                self._number_index(changed.policy_number),
+                self.number_index(changed.policy_number),
                 self._vault.seal(policy_key, encode(changed)),
             ),
         )
         enqueue(connection, self._vault, self._party, entry, deposit_id)
+
+
+def lock_policies(connection: Rows, keys: Sequence[bytes]) -> None:
+    """Have this transaction wait for its turn at policies, whether they exist yet or not."""
+    locks = sorted({int.from_bytes(key[:8], "big", signed=True) for key in keys})
+    connection.execute("SELECT pg_advisory_xact_lock(one) FROM unnest(%s::bigint[]) AS one", (locks,))
 
 
 def decide(
@@ -266,8 +278,9 @@ def _issue(
 
 def _correction(event: PolicyEvent, record: Record, kind: int, amount: int, count: int) -> Entry:
     """Return a deposit of the difference: on the original day, whatever date the event bears."""
-    return Entry(_insured(record), kind, event.product, record.day, amount, count, earlier=record.issue_id)
+    return Entry(insured_of(record), kind, event.product, record.day, amount, count, earlier=record.issue_id)
 
 
-def _insured(record: Record) -> Identity:
+def insured_of(record: Record) -> Identity:
+    """Return whom a policy insures."""
     return Identity(DocumentType(record.document_type), record.document_number)
