@@ -84,7 +84,7 @@ class Import:
         except FileRejected as fault:
             rejection = f"{fault.code}: {fault.reason}"
         except OSError as error:
-            rejection = f"cannot be read: {error.strerror}"
+            rejection = f"cannot be read: {error.strerror or 'the system says no more'}"
         if rejection is not None:
             counts["rejected files"] += 1
             self._report.line(f"{path.name}: {rejection}")
@@ -160,7 +160,7 @@ class _FileImport:
             else:
                 self._counts["rejected"] += 1
                 self._report.line(f"{self._name}:{row.row}: {outcome.code}: {outcome.reason}")
-                self._rejects.put(file, row, outcome.reason)
+                self._rejects.put(file, row, outcome.code, outcome.reason)
             self._tell(row, outcome)
         self._rejects.flush()
         return waiting

@@ -49,14 +49,17 @@ class RejectsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._text is not None:
-            self._text.close()
+        if self._text is not None and self._path is not None:
+            try:
+                self._text.close()
+            except OSError as failure:
+                raise _cannot_write(self._path, failure) from None
 
-    def put(self, file: PolicyFile, row: PolicyRow | RejectedRow, reason: str) -> None:
+    def put(self, file: PolicyFile, row: PolicyRow | RejectedRow, code: str, reason: str) -> None:
         """Write a row as the file has it; raise SettingsError if that is not possible."""
         if self._path is None or row.raw is None:
             return
-        cells = file.cells(row.raw)
+        cells = file.cells(row.raw, code)
         if cells is None:  # the row as one text; someone will see what it should have been
             cells = (row.raw.text, *[""] * (len(file.header) - 1))
         try:
@@ -69,8 +72,11 @@ class RejectsFile:
 
     def flush(self) -> None:
         """Have what was put so far in the file."""
-        if self._text is not None:
-            self._text.flush()
+        if self._text is not None and self._path is not None:
+            try:
+                self._text.flush()
+            except OSError as error:
+                raise _cannot_write(self._path, error) from None
 
     def _write(self, cells: list[str]) -> None:
         assert self._text is not None

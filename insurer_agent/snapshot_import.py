@@ -11,7 +11,7 @@ from typing import TextIO
 from insurer_agent.agent import Agent
 from insurer_agent.importer import ROWS_A_TRANSACTION, Import, Opens
 from insurer_agent.intake.errors import FileRejected
-from insurer_agent.intake.policy import PolicyRow, RejectedRow
+from insurer_agent.intake.policy import Event, PolicyRow, RejectedRow
 from insurer_agent.intake.policy_file import DEFAULT, PolicyFile
 from insurer_agent.intake.profile import Profile
 from insurer_agent.store.register import PolicyEvent
@@ -43,7 +43,8 @@ def import_snapshot(
     terms = agent.party.manifest.terms
     products = frozenset(terms.products)
     # Every row says what is in force, whatever a column may call it.
-    profile = replace(profile, constants={**profile.constants, "event": "issue"})
+    columns = {column: name for column, name in profile.columns.items() if column != "event"}
+    profile = replace(profile, columns=columns, constants={**profile.constants, "event": Event.ISSUE.value})
     unknown = 0
 
     def seen_first(path: Path, layout: Profile) -> PolicyFile:

@@ -61,7 +61,10 @@ class SqlRows:
             state = f", SQLSTATE {error.sqlstate}" if error.sqlstate else ""
             raise FileRejected("query-failed", f"the database cannot be reached or has failed{state}") from None
         except psycopg.Error as error:
-            raise FileRejected("query-failed", f"the database refuses the query, SQLSTATE {error.sqlstate}") from None
+            state = (
+                f"database refuses the query, SQLSTATE {error.sqlstate}" if error.sqlstate else "query cannot be run"
+            )
+            raise FileRejected("query-failed", f"the {state}") from None
 
 
 def open_query(file: Path, profile: Profile, *, dsn: str) -> PolicyFile:

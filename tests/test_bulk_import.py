@@ -157,7 +157,11 @@ def test_rejected_rows_come_back_as_they_were(
         file = PolicyFile.open(directory / source)
         assert file.header == (*CHINESE, "=备注")
         every = file.policies(products=None, maximum=MAXIMUM)
-        return [(file.cells(row.raw) or (), rejected[row.row]) for row in every if row.raw and rejected.get(row.row)]
+        return [
+            (file.cells(row.raw, rejected[row.row]) or (), rejected[row.row])
+            for row in every
+            if row.raw and rejected.get(row.row)
+        ]
 
     first = reject("file.csv", "rejects.csv")
     if first:
@@ -195,12 +199,39 @@ def test_rejects_of_a_spreadsheet_are_mended_and_imported(insurer: Insurer, tmp_
         "4",
         "amount is not a number",
     ]
-    assert (second[0], second[7]) == ("A-3", "5")
+    assert (second[0], second[2], second[7]) == ("A-3", "'1.1e+17 (unusable)", "5")
     mended = written.decode().replace("abc", "6万")
     # As a Chinese Excel saves it: in its own encoding, without the mark.
     (tmp_path / "mended.csv").write_bytes(mended.removeprefix("\ufeff").encode("gb18030"))
     assert insurer.import_files(tmp_path / "mended.csv") == Counter({"accepted": 1, "rejected": 1})
     assert insurer.outbox.backlog() == Backlog(2, 0)
+
+
+LOST = (
+    {"document_number": 440305198807141000},
+    {"document_number": 12345678, "document_type": "护照"},
+    {"policy_number": 1234567890123456},
+    {"policy_number": "#N/A"},
+    {"policy_number": "=A1"},
+    {"insured_amount": 100 / 3},
+)
+
+
+@pytest.mark.parametrize("cells", LOST)
+def test_what_could_not_be_relied_on_is_not_believed_when_it_comes_back_as_text(
+    insurer: Insurer, tmp_path: Path, cells: dict[str, object]
+) -> None:
+    source, rejects, again = (tmp_path / name for name in ("policies.xlsx", "rejects.csv", "again.csv"))
+    source.write_bytes(saved(workbook(CHINESE, changed(**cells))))
+    assert insurer.import_files(source, rejects=rejects) == Counter({"rejected": 1})
+    assert insurer.import_files(rejects, rejects=again) == Counter({"rejected": 1})
+    assert read_cells(again)[1][:-1] == read_cells(rejects)[1][:-1]
+    text = rejects.read_text(encoding="utf-8-sig")
+    number = next(iter(cells))
+    good = "110101194903070014" if number == "document_number" else "77"
+    mended = text.replace(next(cell for cell in read_cells(rejects)[1] if cell.endswith(" (unusable)")), good)
+    again.write_text(mended.replace("护照", "身份证"), encoding="utf-8-sig")
+    assert insurer.import_files(again) == Counter({"accepted": 1})
 
 
 def test_a_row_that_could_not_be_told_apart_is_in_the_rejects_as_one_text(insurer: Insurer, tmp_path: Path) -> None:

@@ -122,6 +122,25 @@ def test_a_header_too_far_down_is_not_found_unless_a_profile_says_where(file: Pa
     assert refusal(file, content, Profile(header_row=40)) == "column-missing"
 
 
+@pytest.mark.parametrize(("header", "yuan"), [("本次保额（万元）", 50_000), ("本次保额(元)", 5), ("本次保额", 5)])
+def test_a_unit_is_understood_in_a_header_that_a_profile_names(file: Path, header: str, yuan: int) -> None:
+    content = csv_bytes([*CHINESE[:4], header, *CHINESE[5:]], strings(insured_amount="5"))
+    assert the_policy(read(file, content, Profile(columns={"insured_amount": header}))).amount == yuan * 100
+
+
+@pytest.mark.parametrize("header", ["本次保额（千元）", "本次保额(美元)", "Cover (USD)"])
+def test_a_unit_that_is_not_read_is_refused_in_a_header_that_a_profile_names(file: Path, header: str) -> None:
+    content = csv_bytes([*CHINESE[:4], header, *CHINESE[5:]], strings(insured_amount="5"))
+    named = {"insured_amount": header}
+    assert refusal(file, content, Profile(columns=named)) == "column-unit"
+    assert the_policy(read(file, content, Profile(columns=named, amount_unit=Unit.YUAN))).amount == 500
+
+
+def test_a_byte_order_mark_is_believed_before_the_profile(file: Path) -> None:
+    content = csv_bytes(list(CHINESE), list(GOOD), encoding="utf-8-sig")
+    assert codes(read(file, content, Profile(encoding="gb18030"))) == {2: "read"}
+
+
 # --- profiles ------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +199,35 @@ def test_a_profile_of_excel_days_reads_them_in_text(file: Path, tmp_path: Path) 
 def test_a_profile_that_cannot_be_used_says_where(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         profile(tmp_path, text)
+
+
+TOML = (
+    "[columns]",
+    "[constants]",
+    "[events]",
+    "product",
+    "event",
+    "=",
+    '"issue"',
+    '"x"',
+    "5",
+    "\n",
+    "[",
+    "]",
+    ".",
+    "{",
+    "}",
+)
+
+
+@given(st.lists(st.sampled_from([*TOML, "header_row", "encoding", "2026-11-03", "#", "'", "true", "nan"]), max_size=16))
+@deterministic(400)
+def test_any_profile_is_understood_or_refused(file: Path, pieces: list[str]) -> None:
+    file.write_text(" ".join(pieces), encoding="utf-8")
+    try:
+        assert isinstance(Profile.load(file), Profile)
+    except SettingsError:
+        return
 
 
 PIECES = st.sampled_from(

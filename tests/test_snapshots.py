@@ -195,6 +195,15 @@ def test_a_run_that_dies_is_finished_by_the_next(
     assert house.deposits() == 10 + 3 + 2
 
 
+def test_an_event_column_is_not_looked_at(house: House) -> None:
+    house.file.write_text(HEADER.replace("\n", ",event\n") + TEN[0].replace("\n", ",退保\n"), encoding="utf-8")
+    for columns in ({}, {"event": "event"}):
+        agent = cast("Agent", house.insurer)
+        profile = Profile(columns=columns)
+        import_snapshot(agent, house.file, house.snapshot(), io.StringIO(), profile=profile)
+    assert house.in_force() == {0: 100}
+
+
 def test_one_snapshot_at_a_time(house: House, database: str) -> None:
     with psycopg.connect(database) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))

@@ -30,8 +30,10 @@ def open_csv(path: Path, profile: Profile) -> tuple[CsvRows, Layout]:
     if is_rejects_file(start):  # of our making, whatever the file was like that its rows came from
         encoding, delimiter = None, None
         profile = profile.of_rejects()
-    if encoding is None:
-        encoding = "utf-8" if start.startswith(codecs.BOM_UTF8) else _likelier_encoding(path)
+    if start.startswith(codecs.BOM_UTF8):
+        encoding = "utf-8"
+    elif encoding is None:
+        encoding = _likelier_encoding(path)
     best: tuple[CsvRows, Layout] | None = None
     fault: FileRejected | None = None
     for one in DELIMITERS if delimiter is None else (delimiter,):

@@ -11,7 +11,7 @@ from insurer_agent.intake.policy import COLUMNS
 from insurer_agent.intake.profile import Profile
 from insurer_agent.intake.rejects import is_added, unescape
 from insurer_agent.intake.rows import RawRow, text_of
-from insurer_agent.intake.vocabulary import column_of
+from insurer_agent.intake.vocabulary import column_of, unit_at_end
 
 MAX_ROWS_ABOVE_HEADER = 30
 """Rows that are not blank: titles, remarks and dates above a header."""
@@ -94,8 +94,8 @@ def _layout(row: RawRow, profile: Profile) -> Layout:
         if _plain(cell) in named:
             column = named[_plain(cell)]
             found[column].append(place)
-            known = column_of(cell)
-            unit = (known[1] if known and column == "insured_amount" else None) or unit
+            if column == "insured_amount" and profile.amount_unit is None:
+                unit = unit_at_end(cell)
         elif (known := column_of(cell)) and known[0] not in {*profile.columns, *profile.constants}:
             found[known[0]].append(place)
             unit = known[1] or unit

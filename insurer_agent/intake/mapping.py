@@ -10,7 +10,7 @@ from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.layout import Layout
 from insurer_agent.intake.policy import Event, PolicyRow, RejectedRow, normalise_policy_number
 from insurer_agent.intake.profile import Profile
-from insurer_agent.intake.rejects import unescape
+from insurer_agent.intake.rejects import UNUSABLE, unescape
 from insurer_agent.intake.rows import Cell, Number, RawRow, Unusable, lost_digits, text_of
 from insurer_agent.intake.vocabulary import squash
 from protocol.identity import DocumentType, Identity
@@ -56,7 +56,7 @@ class Mapping:
         cells: dict[str, Cell] = dict(self._profile.constants)
         for column, place in self._layout.places.items():
             cell = row.cells[place] if place < len(row.cells) else ""
-            cells[column] = unescape(cell) if self._layout.mended and isinstance(cell, str) else cell
+            cells[column] = _mended(cell) if self._layout.mended and isinstance(cell, str) else cell
         return cells
 
     def _policy(self, row: RawRow, policy_number: str, cells: dict[str, Cell]) -> PolicyRow:
@@ -95,6 +95,12 @@ class Mapping:
                 "number-lost-digits", "number was stored as a number and may have lost zeros at its beginning"
             )
         return normalise(document_type, written)
+
+
+def _mended(cell: str) -> str:
+    if cell.endswith(UNUSABLE):
+        raise IntakeError("cell-not-mended", "a cell that could not be relied on was not mended")
+    return unescape(cell)
 
 
 def _text(cell: Cell) -> str:

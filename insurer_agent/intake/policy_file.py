@@ -12,12 +12,10 @@ from insurer_agent.intake.csv_dialect import open_csv
 from insurer_agent.intake.errors import FileRejected
 from insurer_agent.intake.layout import Layout, find_layout, require_complete
 from insurer_agent.intake.mapping import Mapping
-from insurer_agent.intake.parquet_rows import ParquetRows
 from insurer_agent.intake.policy import PolicyRow, RejectedRow
 from insurer_agent.intake.profile import Profile
-from insurer_agent.intake.rejects import unescape
-from insurer_agent.intake.rows import RawRow, Source, text_of
-from insurer_agent.intake.xlsx_rows import XlsxRows
+from insurer_agent.intake.rejects import UNUSABLE, unescape
+from insurer_agent.intake.rows import Number, RawRow, Source, Unusable, lost_digits, text_of
 
 _ZIP, _PARQUET, _OLE = b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 DEFAULT = Profile()
@@ -51,14 +49,24 @@ class PolicyFile:
         cells = tuple(text_of(cell) for cell in self._layout.header.cells)
         return tuple(map(unescape, cells[:-2])) if self._layout.mended else cells
 
-    def cells(self, row: RawRow) -> tuple[str, ...] | None:
-        """Return a row's cells as `header` has them; None if the row could not be told apart into them."""
-        cells, width = tuple(map(text_of, row.cells)), len(self._layout.header.cells)
+    def cells(self, row: RawRow, code: str) -> tuple[str, ...] | None:
+        """Return the cells of a row rejected for `code`, as `header` has them and a rejects file shows them.
+
+        None if the row could not be told apart into cells.
+        """
+        width = len(self._layout.header.cells)
+        cells = [text_of(cell) for cell in row.cells]
+        for column, place in self._layout.places.items():
+            cell = row.cells[place] if place < len(cells) else ""
+            # A number without doubt in itself is one where zeros in front of it may be missing.
+            missing = column == "document_number" and isinstance(cell, Number) and code == lost_digits().code
+            if isinstance(cell, Unusable) or missing:
+                cells[place] += UNUSABLE
         if len(cells) != width:
             if not self._source.ragged or not cells:
                 return None
-            cells = (*cells[:width], *[""] * (width - len(cells)))
-        return tuple(map(unescape, cells[:-2])) if self._layout.mended else cells
+            cells = [*cells[:width], *[""] * (width - len(cells))]
+        return tuple(map(unescape, cells[:-2])) if self._layout.mended else tuple(cells)
 
     def fraction(self) -> float | None:
         """Return how much has been read, 0 to 1; None if that is not known."""
@@ -87,8 +95,19 @@ def _open(path: Path, profile: Profile) -> tuple[Source, Layout]:
         )
     if not start.startswith((_ZIP, _PARQUET)):
         return open_csv(path, profile)
-    source: Source = ParquetRows(path) if start.startswith(_PARQUET) else XlsxRows(path, profile.sheet)
+    source = _typed_source(path, profile, parquet=start.startswith(_PARQUET))
     return source, find_layout(source.rows(), profile)
+
+
+def _typed_source(path: Path, profile: Profile, *, parquet: bool) -> Source:
+    # Imported when needed: most files are CSV, and pyarrow alone takes longer to load than a small file to import.
+    if parquet:
+        from insurer_agent.intake.parquet_rows import ParquetRows  # noqa: PLC0415 - as said above
+
+        return ParquetRows(path)
+    from insurer_agent.intake.xlsx_rows import XlsxRows  # noqa: PLC0415 - as said above
+
+    return XlsxRows(path, profile.sheet)
 
 
 def read_policies(

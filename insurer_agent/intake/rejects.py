@@ -21,6 +21,11 @@ _TO_ESCAPE = re.compile(
 _HARMLESS = re.compile(r"[1-9][0-9]{0,10}(?:\.[0-9]*[1-9])?|[A-Za-z]{1,2}(?:-?[0-9]+)+")
 
 
+UNUSABLE = " (unusable)"
+"""What is put behind a cell that could not be relied on, such as a number without its last digits: without that, it
+would come back as text that nobody doubts."""
+
+
 def escape(cell: str) -> str:
     """Return a cell that Excel shows and saves as it is."""
     return "'" + cell if _TO_ESCAPE.match(cell) and not _HARMLESS.fullmatch(cell) else cell

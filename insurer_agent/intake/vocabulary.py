@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from insurer_agent.intake.amounts import Unit
 from insurer_agent.intake.documents import fold
+from insurer_agent.intake.errors import FileRejected
 
 _BRACKETED = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|【[^【】]*】")
 
@@ -52,6 +53,8 @@ _UNITS = {
 }
 """By the squashed words that follow an amount column's name, in brackets or not."""
 
+_OTHER_UNIT = re.compile(r"(?:[千百亿]元|百万元|美元|港元|usd|hkd|eur|thousand|million|fen|分)$")
+
 EVENTS = _table(
     {
         "issue": "承保|新单|新契约|新保|签单|出单|新单承保|issued|new|new business",
@@ -80,6 +83,14 @@ PRODUCTS = _table(
         "term_life": "定期寿险|定期人寿保险|定期人寿|term life insurance",
     }
 )
+
+
+def unit_at_end(header: str) -> Unit | None:
+    """Return the unit that the end of any amount column's name tells; raise FileRejected, column-unit, for others."""
+    name = squash(header)
+    if _OTHER_UNIT.search(name):
+        raise FileRejected("column-unit", "the amounts are in a unit that is not read; they may be in yuan or wan")
+    return Unit.WAN if name.endswith(("万元", "万", "wan")) else None
 
 
 def column_of(header: str) -> tuple[str, Unit | None] | None:
