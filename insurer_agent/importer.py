@@ -28,9 +28,8 @@ _POLL_SECONDS = 0.2
 
 Outcome = Applied | RejectedRow | IntakeError
 """What came of a row; of a rejected one the two latter, each with `code` and `reason`."""
-
-
 Opens = Callable[[Path, Profile], PolicyFile]
+"""What makes policies of a path: of the file, or of the query in it."""
 
 
 class Applies(Protocol):

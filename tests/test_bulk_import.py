@@ -1,6 +1,7 @@
 """An import that is killed is finished by the next; rejected rows are mended and imported; progress is told."""
 
 import csv
+import datetime as dt
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from formats import CHINESE, GOOD, changed, csv_bytes, saved, workbook
 from hypothesis import given
 from hypothesis import strategies as st
 from importing import Insurer
+from openpyxl.utils.datetime import CALENDAR_MAC_1904
 from strategies import deterministic
 
 from insurer_agent.dry_run import MAXIMUM, DryRegister
@@ -207,11 +209,22 @@ def test_rejects_of_a_spreadsheet_are_mended_and_imported(insurer: Insurer, tmp_
     assert insurer.outbox.backlog() == Backlog(2, 0)
 
 
+def test_a_serial_day_comes_back_as_the_day_that_it_was(insurer: Insurer, tmp_path: Path) -> None:
+    source, rejects = tmp_path / "policies.xlsx", tmp_path / "rejects.csv"
+    book = workbook(CHINESE, changed(issued_on=44871, product="?"))
+    book.epoch = CALENDAR_MAC_1904
+    source.write_bytes(saved(book))
+    insurer.import_files(source, rejects=rejects)
+    assert read_cells(rejects)[1][5] == "'2026-11-07"
+
+
 LOST = (
     {"document_number": 440305198807141000},
     {"document_number": 12345678, "document_type": "护照"},
     {"policy_number": 1234567890123456},
     {"policy_number": "#N/A"},
+    {"policy_number": dt.date(2026, 3, 5)},
+    {"document_number": dt.date(2026, 3, 5), "document_type": "护照"},
     {"policy_number": "=A1"},
     {"insured_amount": 100 / 3},
 )

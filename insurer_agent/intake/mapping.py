@@ -42,7 +42,7 @@ class Mapping:
         policy_number = None
         try:
             cells = self._cells(row)
-            policy_number = normalise_policy_number(_text(cells["policy_number"]))
+            policy_number = normalise_policy_number(_identifier(cells["policy_number"]))
             return self._policy(row, policy_number, cells)
         except IntakeError as fault:
             return RejectedRow(row.number, fault.code, fault.reason, policy_number, row)
@@ -86,7 +86,7 @@ class Mapping:
         return read_date(cell, self._profile.date_format)
 
     def _insured(self, kind: Cell, number: Cell) -> Identity:
-        written = _text(number)
+        written = _identifier(number)
         if _SCIENTIFIC.fullmatch(trim(fold(written))):
             raise lost_digits()
         document_type = self._profile.document_types.get(squash(_text(kind)), "")
@@ -95,6 +95,12 @@ class Mapping:
                 "number-lost-digits", "number was stored as a number and may have lost zeros at its beginning"
             )
         return normalise(document_type, written)
+
+
+def _identifier(cell: Cell) -> str:
+    if isinstance(cell, dt.date):
+        raise IntakeError(lost_digits().code, "number was turned into a date by the spreadsheet")
+    return _text(cell)
 
 
 def _mended(cell: str) -> str:

@@ -4,18 +4,20 @@ The format is told by the file's first bytes and not by its name. Whether a poli
 without having been issued, is the register's to say.
 """
 
+import datetime as dt
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from insurer_agent.intake.csv_dialect import open_csv
-from insurer_agent.intake.errors import FileRejected
+from insurer_agent.intake.dates import read_date
+from insurer_agent.intake.errors import FileRejected, IntakeError
 from insurer_agent.intake.layout import Layout, find_layout, require_complete
 from insurer_agent.intake.mapping import Mapping
 from insurer_agent.intake.policy import PolicyRow, RejectedRow
 from insurer_agent.intake.profile import Profile
 from insurer_agent.intake.rejects import UNUSABLE, unescape
-from insurer_agent.intake.rows import Number, RawRow, Source, Unusable, lost_digits, text_of
+from insurer_agent.intake.rows import Cell, Number, RawRow, Source, Unusable, lost_digits, text_of
 
 _ZIP, _PARQUET, _OLE = b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 DEFAULT = Profile()
@@ -57,16 +59,26 @@ class PolicyFile:
         width = len(self._layout.header.cells)
         cells = [text_of(cell) for cell in row.cells]
         for column, place in self._layout.places.items():
-            cell = row.cells[place] if place < len(cells) else ""
-            # A number without doubt in itself is one where zeros in front of it may be missing.
-            missing = column == "document_number" and isinstance(cell, Number) and code == lost_digits().code
-            if isinstance(cell, Unusable) or missing:
-                cells[place] += UNUSABLE
+            if place < len(cells):
+                cells[place] = self._shown(column, row.cells[place], code)
         if len(cells) != width:
             if not self._source.ragged or not cells:
                 return None
             cells = [*cells[:width], *[""] * (width - len(cells))]
         return tuple(map(unescape, cells[:-2])) if self._layout.mended else tuple(cells)
+
+    def _shown(self, column: str, cell: Cell, code: str) -> str:
+        if column == "issued_on" and isinstance(cell, Number):
+            try:  # as text, a serial number would not tell its date system
+                return read_date(cell, self._profile.date_format).isoformat()
+            except IntakeError:
+                return cell.digits
+        # As text, nobody would doubt a number whose first zeros may be missing, or that was turned into a date.
+        doubtful = (column == "document_number" and isinstance(cell, Number)) or (
+            column in ("policy_number", "document_number") and isinstance(cell, dt.date)
+        )
+        unusable = isinstance(cell, Unusable) or (doubtful and code == lost_digits().code)
+        return text_of(cell) + (UNUSABLE if unusable else "")
 
     def fraction(self) -> float | None:
         """Return how much has been read, 0 to 1; None if that is not known."""
