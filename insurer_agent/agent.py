@@ -47,7 +47,7 @@ class Agent:
 
     def snapshot(self, name: str) -> Snapshot:
         """Return the snapshots of a name, for the register."""
-        return Snapshot(name, self.database, self.vault, self.register, secrets.token_bytes)
+        return Snapshot(name, self.database, self.vault, self.register)
 
     @classmethod
     def open(cls, state: Path, *, connections: int | None = None) -> "Agent":

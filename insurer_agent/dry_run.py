@@ -10,6 +10,7 @@ from insurer_agent.intake.amounts import format_amount
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.policy import PolicyRow, RejectedRow
 from insurer_agent.store.register import Applied, PolicyEvent, Record, decide
+from protocol.encoding import decode, encode
 
 MAXIMUM = 2**48 - 1
 """The largest amount in fen that a register holds; a manifest's may be less."""
@@ -19,7 +20,7 @@ class DryRegister:
     """A register in memory, of which the policies and what their rows said are kept and nothing else."""
 
     def __init__(self) -> None:
-        self._policies: dict[bytes, Record] = {}
+        self._policies: dict[bytes, bytes] = {}  # encoded, which takes a fraction of the memory
         self._rows: set[bytes] = set()
 
     def apply(self, events: Sequence[PolicyEvent]) -> list[Applied | IntakeError]:
@@ -32,18 +33,20 @@ class DryRegister:
         if row in self._rows:
             return Applied.REPEATED
         try:
-            applied, changed, _ = decide(event, self._policies.get(key), bytes)
+            known = self._policies.get(key)
+            applied, changed, _ = decide(event, None if known is None else decode(Record, known), bytes)
         except IntakeError as refusal:
             return refusal
         self._rows.add(row)
         if changed is not None:
-            self._policies[key] = changed
+            self._policies[key] = encode(changed)
         return applied
 
     def net_by_policy(self) -> dict[str, str]:
         """Return what each policy number's policies come to in yuan, the cancelled ones with nothing."""
         sums: dict[str, int] = defaultdict(int)
-        for record in self._policies.values():
+        for encoded in self._policies.values():
+            record = decode(Record, encoded)
             sums[record.policy_number] += record.current
         return {number: format_amount(fen) for number, fen in sums.items()}
 

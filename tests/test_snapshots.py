@@ -55,7 +55,7 @@ class House:
 
     def snapshot(self, name: str = "daily") -> Snapshot:
         vault = Vault(Secret(bytes(range(32))), "register", secrets.token_bytes)
-        return Snapshot(name, self.insurer.database, vault, self.insurer.register, secrets.token_bytes)
+        return Snapshot(name, self.insurer.database, vault, self.insurer.register)
 
     def send(self, *lines: str, name: str = "daily", most: int | None = 20) -> Counter[str]:
         self.file.write_text(HEADER + "".join(lines), encoding="utf-8")

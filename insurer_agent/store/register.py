@@ -6,7 +6,7 @@ together with the deposit that it calls for, in one transaction, so that neither
 
 import datetime as dt
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -119,16 +119,21 @@ class Register:
                 "SELECT fingerprint FROM policy_row WHERE fingerprint = ANY(%s)", (fingerprints,)
             )
             known = {bytes(one) for (one,) in found}
+            new = {key for key, fingerprint in zip(keys, fingerprints, strict=True) if fingerprint not in known}
+            records = self.records(connection, new)
             results: list[Applied | IntakeError] = []
-            for event, key, fingerprint in zip(events, keys, fingerprints, strict=True):
-                if fingerprint in known:
-                    results.append(Applied.REPEATED)
-                    continue
-                try:
-                    results.append(self._apply(connection, event, key, fingerprint))
+            with connection.pipeline():  # what is written is not waited for one by one
+                for event, key, fingerprint in zip(events, keys, fingerprints, strict=True):
+                    if fingerprint in known:
+                        results.append(Applied.REPEATED)
+                        continue
+                    try:
+                        results.append(self.settle(connection, event, key, records))
+                    except IntakeError as refusal:
+                        results.append(refusal)
+                        continue
                     known.add(fingerprint)
-                except IntakeError as refusal:
-                    results.append(refusal)
+                    connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
             return results
 
         return self._database.run("apply policy events", transaction)
@@ -187,17 +192,19 @@ class Register:
         """Return the key of an event's policy: an HMAC of its number, insured and product."""
         return self._vault.index("policy", *event.policy())
 
-    def _apply(self, connection: Rows, event: PolicyEvent, policy_key: bytes, fingerprint: bytes) -> Applied:
-        record = self.record(connection, policy_key)
-        applied, changed, entry = decide(event, record, self._random)
-        connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
-        self.write(connection, policy_key, changed, entry)
-        return applied
+    def records(self, connection: Rows, keys: Collection[bytes]) -> dict[bytes, Record]:
+        """Return those policies that were ever issued, as they stand, and keep them from changing until the end."""
+        query = "SELECT policy_key, sealed FROM policy WHERE policy_key = ANY(%s) ORDER BY policy_key FOR UPDATE"
+        rows = connection.execute(query, (list(keys),))
+        return {bytes(key): decode(Record, self._vault.open(bytes(key), sealed)) for key, sealed in rows}
 
-    def record(self, connection: Rows, policy_key: bytes) -> Record | None:
-        """Return a policy as it stands, None if it was never issued, and keep it from changing until the end."""
-        row = connection.execute("SELECT sealed FROM policy WHERE policy_key = %s FOR UPDATE", (policy_key,)).fetchone()
-        return None if row is None else decode(Record, self._vault.open(policy_key, row[0]))
+    def settle(self, connection: Rows, event: PolicyEvent, policy_key: bytes, records: dict[bytes, Record]) -> Applied:
+        """Do what `decide` says to a policy and to `records`, where it stands; raise IntakeError as it does."""
+        applied, changed, entry = decide(event, records.get(policy_key), self._random)
+        self.write(connection, policy_key, changed, entry)
+        if changed is not None:
+            records[policy_key] = changed
+        return applied
 
     def write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
         """Keep a policy's new record and put its deposit into the outbox, if `decide` has called for them."""

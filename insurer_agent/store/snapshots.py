@@ -18,12 +18,10 @@ from insurer_agent.store.register import (
     PolicyEvent,
     Record,
     Register,
-    decide,
     insured_of,
     lock_policies,
 )
 from insurer_agent.store.vault import Vault
-from protocol.party import RandomBytes
 
 CANCELLATIONS_A_TRANSACTION = 500
 
@@ -48,11 +46,10 @@ class Change:
 class Snapshot:
     """The snapshots of one name; one process at a time goes through one."""
 
-    def __init__(self, name: str, database: Database, vault: Vault, register: Register, random: RandomBytes) -> None:
+    def __init__(self, name: str, database: Database, vault: Vault, register: Register) -> None:
         self._database = database
         self._vault = vault
         self._register = register
-        self._random = random
         self._snapshot = vault.index("snapshot", name.encode())
 
     def begin(self) -> None:
@@ -104,12 +101,20 @@ class Snapshot:
             query = "SELECT policy_key, meaning FROM snapshot_seen WHERE snapshot = %s AND policy_key = ANY(%s)"
             found = connection.execute(query, (self._snapshot, keys))
             meanings = {bytes(key): bytes(meaning) for key, meaning in found}
+            records = self._register.records(connection, set(keys))
             results: list[Applied | IntakeError] = []
-            for event, key in zip(events, keys, strict=True):
-                try:
-                    results.append(self._align(connection, event, key, meanings[key]))
-                except IntakeError as refusal:
-                    results.append(refusal)
+            with connection.pipeline():
+                for event, key in zip(events, keys, strict=True):
+                    try:
+                        meant = self._meant(event, records.get(key), meanings[key])
+                        results.append(self._register.settle(connection, meant, key, records))
+                    except IntakeError as refusal:
+                        results.append(refusal)
+                        continue
+                    connection.execute(
+                        "INSERT INTO snapshot_policy (snapshot, policy_key) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                        (self._snapshot, key),
+                    )
             return results
 
         return self._database.run("apply a snapshot", transaction)
@@ -122,11 +127,9 @@ class Snapshot:
             found = connection.execute(b"SELECT policy_key " + _MISSING + b" LIMIT %(most)s", parameters).fetchall()
             keys = sorted(bytes(key) for (key,) in found)
             lock_policies(connection, keys)
-            for key in keys:
-                record = self._register.record(connection, key)
-                if record is not None:
-                    _, changed, entry = decide(_cancellation(record), record, self._random)
-                    self._register.write(connection, key, changed, entry)
+            records = self._register.records(connection, keys)
+            for key, record in list(records.items()):
+                self._register.settle(connection, _cancellation(record), key, records)
             connection.execute(
                 "DELETE FROM snapshot_policy WHERE snapshot = %s AND policy_key = ANY(%s)", (self._snapshot, keys)
             )
@@ -145,24 +148,17 @@ class Snapshot:
             (self._snapshot, list(first), list(first.values())),
         )
 
-    def _align(self, connection: Rows, event: PolicyEvent, key: bytes, first_meaning: bytes) -> Applied:
+    def _meant(self, event: PolicyEvent, record: Record | None, first_meaning: bytes) -> PolicyEvent:
+        """Return what a row that says what is in force calls for, as the policy stands; raise IntakeError."""
         if self._meaning(event) != first_meaning:
             raise IntakeError("snapshot-conflict", "an earlier row has the same policy otherwise")
-        record = self._register.record(connection, key)
-        meant = event
-        if record is not None and not record.cancelled and record.day == event.day.toordinal():
-            meant = replace(event, event=Event.AMEND)  # to the amount that it has, perhaps
-        elif record is not None and record.cancelled:
-            raise IntakeError(
-                "policy-cancelled", "a policy that was cancelled is in force; issue it under another number"
-            )
-        applied, changed, entry = decide(meant, record, self._random)
-        self._register.write(connection, key, changed, entry)
-        connection.execute(
-            "INSERT INTO snapshot_policy (snapshot, policy_key) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-            (self._snapshot, key),
-        )
-        return applied
+        if record is None:
+            return event
+        if record.cancelled:
+            reason = "a policy that was cancelled is in force; issue it under another number"
+            raise IntakeError("policy-cancelled", reason)
+        # An issue on another day is a conflict, which the register will say.
+        return replace(event, event=Event.AMEND) if record.day == event.day.toordinal() else event
 
     def _meaning(self, event: PolicyEvent) -> bytes:
         return self._vault.index("snapshot row", *event.policy(), *event.meaning())
