@@ -270,6 +270,12 @@ def test_a_bomb_takes_little_memory(file: Path, kind: str) -> None:
     assert grown < 24 << 10
 
 
+def test_merged_cells_that_all_overlap_are_refused(file: Path) -> None:
+    ranges = "".join(f'<mergeCell ref="A1:A{row}"/>' for row in range(2, 3000))
+    content = package(sheet_xml(text_cells(*CHINESE), text_cells(*GOOD), after=f"<mergeCells>{ranges}</mergeCells>"))
+    assert refusal(file, content) == "xlsx-damaged"
+
+
 def test_a_bomb_that_lies_about_its_size_is_read_no_further_than_it_says(file: Path) -> None:
     content = package(sheet_xml(text_cells(*CHINESE), text_cells(*GOOD * 200)))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -227,6 +227,8 @@ class _Merged:
         reached = bisect_right(self._tops, number)
         self._open = [one for one in [*self._open, *self._ranges[self._next : reached]] if one[1] >= number]
         self._next = reached
+        if len(self._open) > MAX_COLUMNS:  # merged cells do not overlap, so a row has no more than columns
+            raise damaged()
         fault = IntakeError("cell-merged", "a cell is merged with another; unmerge it and fill every row")
         marked = list(cells)
         for _, _, left, right in self._open:
