@@ -1,6 +1,7 @@
 """Files that differ in encoding, delimiter, header and words come to the same; profiles say what cannot be seen."""
 
 import datetime as dt
+import os
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,17 @@ def test_a_unit_that_is_not_read_is_refused_in_a_header_that_a_profile_names(fil
 def test_a_byte_order_mark_is_believed_before_the_profile(file: Path) -> None:
     content = csv_bytes(list(CHINESE), list(GOOD), encoding="utf-8-sig")
     assert codes(read(file, content, Profile(encoding="gb18030"))) == {2: "read"}
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileRejected, match="file-kind"):
+        read(tmp_path / "pipe")
+
+
+def test_excels_own_first_line_and_a_sum_below_do_no_harm(file: Path) -> None:
+    content = b"sep=;\n" + csv_bytes(list(CHINESE), list(GOOD), ["合计", "", "", "", "5000000", "", ""], delimiter=";")
+    assert codes(read(file, content)) == {3: "read", 4: "event-unknown"}
 
 
 # --- profiles ------------------------------------------------------------------------------------------------------
