@@ -71,13 +71,13 @@ def _import(args: argparse.Namespace) -> int:
     args.files = args.files or [args.query_file]
     if args.snapshot is not None and (args.dry_run or len(args.files) > 1):
         raise SettingsError("a snapshot is one file, and is compared with the register: not with --dry-run")
+    if args.state is None and not args.dry_run:
+        raise SettingsError("--state is needed, unless with --dry-run")
     profile = Profile() if args.profile is None else Profile.load(args.profile)
     if args.rejects is not None:
         make_way(rejects_paths(args.rejects, args.files), args.files, force=args.force)
     if args.dry_run:
         return _dry_run(args, profile, opens)
-    if args.state is None:
-        raise SettingsError("--state is needed, unless with --dry-run")
     return _import_into_register(args, profile, opens)
 
 
