@@ -28,8 +28,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What starts no alliance runs beside what does: two cores are then busy, and no two alliances share them.
 unit: setup
-	$(BIN)/python -m pytest -q
+	@mkdir -p build
+	@$(BIN)/python -m pytest -q -m "not alliance" > build/unit.txt 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q -m alliance; live=$$?; \
+	wait $$beside; unit=$$?; cat build/unit.txt; \
+	exit $$((live || unit))
 
 # The fuzz tests of `make test` with FACTOR times the inputs, at random, and every bit flip; the tally goes to build/.
 fuzz: setup

@@ -19,6 +19,7 @@ from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.outbox import Outbox
 from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
+from insurer_agent.store.snapshots import Snapshot
 from insurer_agent.store.vault import Vault
 from protocol import kdf
 from protocol.encoding import encode
@@ -39,10 +40,15 @@ class Agent:
     api_keys: ApiKeys
     idempotency: Idempotency
     register: Register
+    vault: Vault
     outbox: Outbox
     requester: Requester
     depositor: Depositor
     custodian: Custodian
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Return the snapshots of a name, for the register."""
+        return Snapshot(name, self.database, self.vault, self.register)
 
     @classmethod
     def open(cls, state: Path, *, connections: int | None = None) -> "Agent":
@@ -66,6 +72,7 @@ class Agent:
             api_keys=ApiKeys(database),
             idempotency=Idempotency(database, Vault(keys.storage, "idempotency", random), random),
             register=Register(database, vault, party, random),
+            vault=vault,
             outbox=outbox,
             requester=Requester(party, peers, settings.check_seconds, random),
             depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),

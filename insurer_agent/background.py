@@ -19,6 +19,7 @@ _IDLE_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _UPKEEP_SECONDS = 60.0
 _FIRST_SECONDS = 0.25
+_MISSING_SECONDS = 5.0
 _random = secrets.SystemRandom()
 
 
@@ -38,7 +39,7 @@ def _run(agent: Agent) -> None:
                     agent.outbox.retry_set_aside()
                 while held:
                     # Deposits go out while some custodian is without its keys: they are repeated until it has them.
-                    pause = _UPKEEP_SECONDS if _upkeep(agent) else min(2 * pause, _UPKEEP_SECONDS)
+                    pause = _UPKEEP_SECONDS if _upkeep(agent) else min(2 * pause, _MISSING_SECONDS)
                     _empty_outbox(agent, until=time.monotonic() + pause)
         except Exception as error:  # noqa: BLE001  the thread must outlive any fault, the database's above all
             log.warning("background work failed, trying again: %s", fault(error))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from insurer_agent.import_command import add_import_command
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 # Commands import what they need when they run: `init` is run many times by a local alliance and must be quick.
 
 
-SOME_ROWS_REJECTED = 3
-"""The exit status of an import that left rows out, so that a nightly job notices."""
 SOME_SET_ASIDE = 3
 """The exit status of `outbox` while deposits are set aside, so that monitoring notices."""
 
@@ -85,22 +84,6 @@ def _serve(args: argparse.Namespace) -> int:
             threads=settings.threads,
         )
     return 0
-
-
-def _import(args: argparse.Namespace) -> int:
-    from insurer_agent.agent import Agent
-    from insurer_agent.config import Settings
-    from insurer_agent.importer import import_files, wait_until_deposited
-    from insurer_agent.store.server import database_server
-
-    with database_server(Settings.load(args.state)):
-        agent = Agent.open(args.state, connections=2)
-        counts = import_files(agent, args.files)
-        deposited = args.wait is None or wait_until_deposited(agent, args.wait)
-        agent.database.close()
-    if counts["rejected files"] or not deposited:
-        return 1
-    return SOME_ROWS_REJECTED if counts["rejected"] else 0
 
 
 @contextmanager
@@ -184,14 +167,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="insurer-agent", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: object, text: str, *, state: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
-        if name != "salt":
+        if state:
             sub.add_argument("--state", type=Path, required=True, help="the agent's state directory")
         return sub
 
-    salt = command("salt", _salt, "Make the alliance's salt: one member does, and hands it to the other members alone.")
+    salt = command(
+        "salt",
+        _salt,
+        "Make the alliance's salt: one member does, and hands it to the other members alone.",
+        state=False,
+    )
     salt.add_argument("file", type=Path)
     init = command("init", _init, "Make this member's keys, and the enrolment that the alliance's admins need.")
     init.add_argument("--member", required=True, help="member id, for example insurer-01")
@@ -199,13 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--url", required=True, help="where the lookup service reaches this agent")
     init.add_argument("--salt-file", type=Path, required=True, help="the alliance's salt")
     command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
-    importing = command(
-        "import",
-        _import,
-        "Import policies from CSV files; importing a file twice changes nothing. Status 3: some rows were rejected.",
-    )
-    importing.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
+    add_import_command(command)
     outbox = command("outbox", _outbox, "Say what is on its way. Status 3: deposits are set aside, and need a person.")
     outbox.add_argument("--retry", action="store_true", help="have those set aside sent again now")
     _add_api_key_commands(commands)

@@ -1,16 +1,24 @@
-"""Files into the register: every row applied, repeated or rejected with its reason; the rest goes on."""
+"""Files into the register: every row applied, repeated or rejected with its reason; the rest goes on.
+
+Rows are applied in transactions of ROWS_A_TRANSACTION. An import that ends at any point, by a kill too, is finished by
+importing the file again: what was applied is known by its meaning, and counts as repeated.
+"""
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from insurer_agent.agent import Agent
-from insurer_agent.intake.errors import FileRejected
-from insurer_agent.intake.policy_csv import PolicyRow, RejectedRow, read_policies
+from insurer_agent.import_report import Report
+from insurer_agent.intake.errors import FileRejected, IntakeError
+from insurer_agent.intake.policy import PolicyRow, RejectedRow
+from insurer_agent.intake.policy_file import DEFAULT, PolicyFile
+from insurer_agent.intake.profile import Profile
+from insurer_agent.rejects_file import RejectsFile, rejects_paths
 from insurer_agent.store.register import POLICY_UNKNOWN, Applied, PolicyEvent
 from protocol.stamps import as_of_tick, tick_at
 
@@ -18,60 +26,143 @@ ROWS_A_TRANSACTION = 500
 MAX_WAITING_ROWS = 100_000
 _POLL_SECONDS = 0.2
 
+Outcome = Applied | RejectedRow | IntakeError
+"""What came of a row; of a rejected one the two latter, each with `code` and `reason`."""
+Opens = Callable[[Path, Profile], PolicyFile]
+"""What makes policies of a path: of the file, or of the query in it."""
 
-def import_files(agent: Agent, files: list[Path], report: TextIO = sys.stderr) -> Counter[str]:
-    """Import files and report progress and rejected rows; return the counts by outcome."""
-    totals: Counter[str] = Counter()
-    for file in files:
+
+class Applies(Protocol):
+    """A register, or what stands for one."""
+
+    def apply(self, events: Sequence[PolicyEvent]) -> list[Applied | IntakeError]:
+        """Apply events in their order, each with a result of its own."""
+
+
+class Import:
+    """Files on their way into a register.
+
+    `products` are those that the alliance knows, None to take them as written; `maximum` is the largest amount in fen;
+    `opens` makes policies of a path.
+    """
+
+    def __init__(
+        self,
+        *,
+        products: frozenset[str] | None,
+        maximum: int,
+        profile: Profile = DEFAULT,
+        report: TextIO = sys.stderr,
+        opens: Opens = PolicyFile.open,
+    ) -> None:
+        self._products = products
+        self._maximum = maximum
+        self._profile = profile
+        self._report = Report(report)
+        self._opens = opens
+
+    def file(
+        self,
+        path: Path,
+        register: Applies,
+        *,
+        rejects: Path | None = None,
+        tell: Callable[[PolicyRow | RejectedRow, Outcome], None] = lambda _row, _outcome: None,
+    ) -> tuple[Counter[str], str | None]:
+        """Import one file, report progress, rejected rows and a summary; `tell` of each row what came of it.
+
+        Returns the counts by outcome, and why the file was rejected whole or could not be read on, if it was so.
+        """
         counts: Counter[str] = Counter()
+        rejection = None
         try:
-            _import(agent, file, counts, report)
-        except FileRejected as rejection:
-            counts["rejected files"] += 1
-            print(f"{file.name}: {rejection.code}: {rejection.reason}", file=report)
+            with RejectsFile(rejects) as rejected:
+                _FileImport(path, self._report, register, rejected, tell, counts).run(
+                    self._opens(path, self._profile), self._products, self._maximum
+                )
+        except FileRejected as fault:
+            rejection = f"{fault.code}: {fault.reason}"
         except OSError as error:
+            rejection = f"cannot be read: {error.strerror or 'the system says no more'}"
+        if rejection is not None:
             counts["rejected files"] += 1
-            print(f"{file.name}: cannot be read: {error.strerror}", file=report)
-        print(f"{file.name}: " + (_summary(counts) or "no rows"), file=report, flush=True)
+            self._report.line(f"{path.name}: {rejection}")
+        self._report.line(f"{path.name}: " + (_summary(counts) or "no rows"))
+        return counts, rejection
+
+
+def import_files(
+    agent: Agent,
+    files: list[Path],
+    report: TextIO = sys.stderr,
+    *,
+    profile: Profile = DEFAULT,
+    rejects: Path | None = None,
+    opens: Opens = PolicyFile.open,
+) -> Counter[str]:
+    """Import files into an agent's register, reporting as `Import.file` does; return the counts by outcome."""
+    terms = agent.party.manifest.terms
+    products = frozenset(terms.products)
+    run = Import(products=products, maximum=terms.deposit_cap, profile=profile, report=report, opens=opens)
+    paths = [None] * len(files) if rejects is None else rejects_paths(rejects, files)
+    totals: Counter[str] = Counter()
+    for file, path in zip(files, paths, strict=True):
+        counts, _ = run.file(file, agent.register, rejects=path)
         totals += counts
     return totals
 
 
-def _import(agent: Agent, file: Path, counts: Counter[str], report: TextIO) -> None:
-    terms = agent.party.manifest.terms
-    rows = read_policies(file, products=frozenset(terms.products), maximum=terms.deposit_cap)
-    # Exports are not always in order of time: what corrects a policy that is not known yet waits for the file's end,
-    # so that the same file comes to the same whether it is imported once or twice.
-    waiting: list[PolicyRow | RejectedRow] = []
-    for chunk in _chunks(rows):
-        waiting += _apply(agent, file, chunk, counts, report, may_wait=MAX_WAITING_ROWS - len(waiting))
-    for chunk in _chunks(iter(waiting)):
-        _apply(agent, file, chunk, counts, report, may_wait=0)
+class _FileImport:
+    """One file on its way into a register."""
 
+    def __init__(
+        self,
+        path: Path,
+        report: Report,
+        register: Applies,
+        rejects: RejectsFile,
+        tell: Callable[[PolicyRow | RejectedRow, Outcome], None],
+        counts: Counter[str],
+    ) -> None:
+        self._name = path.name
+        self._report = report
+        self._register = register
+        self._rejects = rejects
+        self._tell = tell
+        self._counts = counts
 
-def _apply(
-    agent: Agent,
-    file: Path,
-    chunk: list[PolicyRow | RejectedRow],
-    counts: Counter[str],
-    report: TextIO,
-    *,
-    may_wait: int,
-) -> list[PolicyRow]:
-    """Apply rows in one transaction, count and report them; return those, `may_wait` at most, that wait instead."""
-    waiting: list[PolicyRow] = []
-    good = [row for row in chunk if isinstance(row, PolicyRow)]
-    results = iter(agent.register.apply([PolicyEvent.of_row(row) for row in good]))
-    for row in chunk:
-        outcome = row if isinstance(row, RejectedRow) else next(results)
-        if isinstance(outcome, Applied):
-            counts[outcome.value] += 1
-        elif isinstance(row, PolicyRow) and outcome.code == POLICY_UNKNOWN and len(waiting) < may_wait:
-            waiting.append(row)
-        else:
-            counts["rejected"] += 1
-            print(f"{file.name}:{row.row}: {outcome.code}: {outcome.reason}", file=report)
-    return waiting
+    def run(self, file: PolicyFile, products: frozenset[str] | None, maximum: int) -> None:
+        self._report.begin()
+        # Exports are not always in order of time: what corrects a policy that is not known yet waits for the file's
+        # end, so that the same file comes to the same whether it is imported once or twice.
+        waiting: list[PolicyRow | RejectedRow] = []
+        rows = 0
+        for chunk in _chunks(file.policies(products=products, maximum=maximum)):
+            waiting += self._apply(file, chunk, may_wait=MAX_WAITING_ROWS - len(waiting))
+            rows += len(chunk)
+            self._report.progress(self._name, rows, file.fraction())
+        for chunk in _chunks(iter(waiting)):
+            self._apply(file, chunk, may_wait=0)
+
+    def _apply(self, file: PolicyFile, chunk: list[PolicyRow | RejectedRow], *, may_wait: int) -> list[PolicyRow]:
+        """Apply rows in one transaction, count and report them; return those, `may_wait` at most, that wait instead."""
+        waiting: list[PolicyRow] = []
+        good = [row for row in chunk if isinstance(row, PolicyRow)]
+        results = iter(self._register.apply([PolicyEvent.of_row(row) for row in good]))
+        for row in chunk:
+            outcome: Outcome = row if isinstance(row, RejectedRow) else next(results)
+            if isinstance(outcome, Applied):
+                self._counts[outcome.value] += 1
+            elif isinstance(row, PolicyRow) and outcome.code == POLICY_UNKNOWN and len(waiting) < may_wait:
+                waiting.append(row)
+                continue
+            else:
+                self._counts["rejected"] += 1
+                self._report.line(f"{self._name}:{row.row}: {outcome.code}: {outcome.reason}")
+                self._rejects.put(file, row, outcome.code, outcome.reason)
+            self._tell(row, outcome)
+        self._rejects.flush()
+        return waiting
 
 
 def _chunks(rows: Iterator[PolicyRow | RejectedRow]) -> Iterator[list[PolicyRow | RejectedRow]]:

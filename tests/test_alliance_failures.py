@@ -106,7 +106,7 @@ def test_a_deposit_counts_while_a_custodian_is_down_and_reaches_it_when_it_is_ba
 
     def delivered() -> bool:
         status = alliance.request(depositor, "GET", "/v1/status").body
-        return bool(status == {"deposits_unmade": 0, "deposits_incomplete": 0})
+        return bool(status == {"deposits_unmade": 0, "deposits_incomplete": 0, "deposits_set_aside": 0})
 
     wait_until(delivered, seconds=90)
     alliance.kill(6)  # now the one that came back is needed

@@ -2,14 +2,12 @@
 
 import csv
 import errno
-import io
 import os
 import re
 import secrets
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,17 +16,15 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from importing import Insurer
 from strategies import deterministic
-from world import make_world
 
 from insurer_agent import importer
-from insurer_agent.importer import import_files, wait_until_deposited
-from insurer_agent.intake.policy_csv import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS
-from insurer_agent.store.database import Database
-from insurer_agent.store.outbox import Attempt, Backlog, Outbox
+from insurer_agent.importer import wait_until_deposited
+from insurer_agent.intake.policy import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS
+from insurer_agent.store.outbox import Attempt, Backlog
 from insurer_agent.store.register import Register
 from insurer_agent.store.vault import Vault
-from protocol.party import Party
 from protocol.secret import Secret
 from transport.problems import Problem
 
@@ -37,41 +33,7 @@ if TYPE_CHECKING:
 
 HEADER = ",".join(COLUMNS)
 DATA = Path(__file__).parent / "data"
-WORLD = make_world()
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@dataclass(frozen=True)
-class Insurer:
-    """The part of an agent that an import needs, and what it was told."""
-
-    party: Party
-    database: Database
-    register: Register
-    outbox: Outbox
-    report: io.StringIO = field(default_factory=io.StringIO)
-
-    @classmethod
-    def open(cls, dsn: str) -> "Insurer":
-        database, party = Database(dsn, size=2), WORLD.party(1)
-        database.migrate()
-        vault = Vault(Secret(bytes(range(32))), "register", secrets.token_bytes)
-        return cls(party, database, Register(database, vault, party, secrets.token_bytes), Outbox(database, vault))
-
-    def import_files(self, *files: Path) -> Counter[str]:
-        return import_files(cast("Agent", self), list(files), self.report)
-
-    def told(self) -> list[str]:
-        """Return the lines of the report since the last time."""
-        lines = self.report.getvalue().splitlines()
-        self.report.seek(0)
-        self.report.truncate()
-        return lines
-
-    def clear(self) -> None:
-        self.database.run(
-            "clear", lambda at: at.execute("DELETE FROM policy; DELETE FROM policy_row; DELETE FROM deposit")
-        )
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from oracle import canonical, plain_totals
 
 from insurer_agent.intake.documents import normalise
-from insurer_agent.intake.policy_csv import PolicyRow, RejectedRow, read_policies
+from insurer_agent.intake.policy import PolicyRow, RejectedRow
+from insurer_agent.intake.policy_file import read_policies
 from service.admin.samples import ACCUMULATOR, CASES, LIMIT, MILLION, Samples, make_samples
 
 TODAY = dt.date(2026, 11, 23)
@@ -106,16 +107,17 @@ def test_every_row_is_read_or_refused_for_what_is_wrong_in_it(
     assert len(everything) == samples.rows > 2000
     assert len(rejected) == 5 * 13
     assert {row.code for row in rejected} == {
-        "amount-not-plain-decimal",
+        "amount-grouping",
         "amount-not-positive",
+        "amount-not-whole-fen",
         "birth-date-wrong",
         "check-digit-wrong",
-        "date-malformed",
+        "date-ambiguous",
         "document-number-empty",
-        "document-number-length",
         "document-type-unknown",
         "event-unknown",
         "no-such-day",
+        "number-lost-digits",
         "policy-number-empty",
         "product-unknown",
     }

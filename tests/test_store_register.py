@@ -26,7 +26,8 @@ from world import make_world, name, person, seeded
 from insurer_agent import importer
 from insurer_agent.importer import import_files
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.policy_csv import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS, Event, PolicyRow, read_policies
+from insurer_agent.intake.policy import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS, Event, PolicyRow
+from insurer_agent.intake.policy_file import read_policies
 from insurer_agent.store import outbox as outbox_module
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import Outbox
@@ -512,7 +513,7 @@ def test_policies_imported_forwards_and_backwards_at_once_do_not_lock_each_other
     insurer: Insurer, another: Insurer, caplog: pytest.LogCaptureFixture
 ) -> None:
     events = [event(number=f"N-{number}", whom=number) for number in range(9)]
-    lock = int.from_bytes(insurer.register._policy_key(events[4])[:8], "big", signed=True)
+    lock = int.from_bytes(insurer.register.policy_key(events[4])[:8], "big", signed=True)
     deadline = time.monotonic() + 20
     conninfo = insurer.database._pool.conninfo
     with psycopg.connect(conninfo, autocommit=True) as third, ThreadPoolExecutor(2) as pool:

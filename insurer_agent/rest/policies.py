@@ -14,7 +14,7 @@ from flask import Flask, Response, jsonify
 from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import format_amount
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.policy_csv import Event, normalise_policy_number
+from insurer_agent.intake.policy import Event, normalise_policy_number
 from insurer_agent.rest.requests import Reply, amount_of, answer, require_api_key, subject_of
 from insurer_agent.rest.schemas import (
     AmendmentSchema,

@@ -6,12 +6,12 @@ together with the deposit that it calls for, in one transaction, so that neither
 
 import datetime as dt
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.policy_csv import Event, PolicyRow
+from insurer_agent.intake.policy import Event, PolicyRow
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import enqueue, is_visible
 from insurer_agent.store.vault import Vault
@@ -67,6 +67,15 @@ class PolicyEvent:
         """Take the event out of a file's row."""
         return cls(row.policy_number, row.insured, row.product, row.event, row.amount, row.issued_on)
 
+    def policy(self) -> tuple[bytes, ...]:
+        """Return what tells its policy from every other."""
+        return self.policy_number.encode(), self.insured.encode(), self.product.encode()
+
+    def meaning(self) -> tuple[bytes, ...]:
+        """Return what tells it from other events of its policy: a row that says the same is a repeat."""
+        amount = b"" if self.event is Event.CANCEL else self.amount.to_bytes(8, "big")
+        return self.event.value.encode(), amount, self.day.isoformat().encode()
+
 
 @dataclass(frozen=True)
 class PolicyName:
@@ -96,19 +105,35 @@ class Register:
 
     def apply(self, events: Sequence[PolicyEvent]) -> list[Applied | IntakeError]:
         """Apply events in their order, in one transaction, each with a result of its own."""
-        keys = [self._policy_key(event) for event in events]
+        keys = [self.policy_key(event) for event in events]
+        fingerprints = [
+            self._vault.index("row", key, *event.meaning()) for key, event in zip(keys, events, strict=True)
+        ]
 
         def transaction(connection: Rows) -> list[Applied | IntakeError]:
             # Two processes that deliver one policy take turns; the row itself may not exist yet. All locks are taken
             # first and in one order, so that no two imports wait for each other.
-            for lock in sorted({int.from_bytes(key[:8], "big", signed=True) for key in keys}):
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+            lock_policies(connection, keys)
+            # Rows that were applied before are found all at once: a file that is imported again is gone through fast.
+            found = connection.execute(
+                "SELECT fingerprint FROM policy_row WHERE fingerprint = ANY(%s)", (fingerprints,)
+            )
+            known = {bytes(one) for (one,) in found}
+            new = {key for key, fingerprint in zip(keys, fingerprints, strict=True) if fingerprint not in known}
+            records = self.records(connection, new)
             results: list[Applied | IntakeError] = []
-            for event, key in zip(events, keys, strict=True):
-                try:
-                    results.append(self._apply(connection, event, key))
-                except IntakeError as refusal:
-                    results.append(refusal)
+            with connection.pipeline():  # what is written is not waited for one by one
+                for event, key, fingerprint in zip(events, keys, fingerprints, strict=True):
+                    if fingerprint in known:
+                        results.append(Applied.REPEATED)
+                        continue
+                    try:
+                        results.append(self.settle(connection, event, key, records))
+                    except IntakeError as refusal:
+                        results.append(refusal)
+                        continue
+                    known.add(fingerprint)
+                    connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
             return results
 
         return self._database.run("apply policy events", transaction)
@@ -123,9 +148,9 @@ class Register:
         def transaction(connection: Rows) -> tuple[Applied, Record]:
             key, record = self._named(connection, name)
             day = dt.date.fromordinal(record.day)
-            meant = PolicyEvent(record.policy_number, _insured(record), record.product, event, amount, day)
-            applied, changed, entry = self._decide(meant, record)
-            self._write(connection, key, changed, entry)
+            meant = PolicyEvent(record.policy_number, insured_of(record), record.product, event, amount, day)
+            applied, changed, entry = decide(meant, record, self._random)
+            self.write(connection, key, changed, entry)
             return applied, changed or record
 
         return self._database.run("correct a policy", transaction)
@@ -135,7 +160,7 @@ class Register:
 
         def transaction(connection: Rows) -> list[PolicyState]:
             return [
-                PolicyState(record, visible=is_visible(connection, self._vault, self._party, _insured(record)))
+                PolicyState(record, visible=is_visible(connection, self._vault, self._party, insured_of(record)))
                 for _, record in self._fitting(connection, name, lock=False)
             ]
 
@@ -150,39 +175,39 @@ class Register:
         return found[0]
 
     def _fitting(self, connection: Rows, name: PolicyName, *, lock: bool) -> list[tuple[bytes, Record]]:
-        index = (self._number_index(name.number),)
+        index = (self.number_index(name.number),)
         rows = connection.execute(_BY_NUMBER_LOCKED if lock else _BY_NUMBER, index).fetchall()
         records = [(bytes(key), decode(Record, self._vault.open(key, sealed))) for key, sealed in rows]
         return [
             (key, record)
             for key, record in records
-            if name.insured in (None, _insured(record)) and name.product in (None, record.product)
+            if name.insured in (None, insured_of(record)) and name.product in (None, record.product)
         ]
 
-    def _number_index(self, number: str) -> bytes:
+    def number_index(self, number: str) -> bytes:
+        """Return the HMAC of a policy number, which several policies may share."""
         return self._vault.index("policy number", number.encode())
 
-    def _policy_key(self, event: PolicyEvent) -> bytes:
-        return self._vault.index("policy", event.policy_number.encode(), event.insured.encode(), event.product.encode())
+    def policy_key(self, event: PolicyEvent) -> bytes:
+        """Return the key of an event's policy: an HMAC of its number, insured and product."""
+        return self._vault.index("policy", *event.policy())
 
-    def _apply(self, connection: Rows, event: PolicyEvent, policy_key: bytes) -> Applied:
-        fingerprint = self._vault.index(
-            "row",
-            policy_key,
-            event.event.value.encode(),
-            b"" if event.event is Event.CANCEL else event.amount.to_bytes(8, "big"),
-            event.day.isoformat().encode(),
-        )
-        if connection.execute("SELECT 1 FROM policy_row WHERE fingerprint = %s", (fingerprint,)).fetchone():
-            return Applied.REPEATED
-        row = connection.execute("SELECT sealed FROM policy WHERE policy_key = %s FOR UPDATE", (policy_key,)).fetchone()
-        record = None if row is None else decode(Record, self._vault.open(policy_key, row[0]))
-        applied, changed, entry = self._decide(event, record)
-        connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
-        self._write(connection, policy_key, changed, entry)
+    def records(self, connection: Rows, keys: Collection[bytes]) -> dict[bytes, Record]:
+        """Return those policies that were ever issued, as they stand, and keep them from changing until the end."""
+        query = "SELECT policy_key, sealed FROM policy WHERE policy_key = ANY(%s) ORDER BY policy_key FOR UPDATE"
+        rows = connection.execute(query, (list(keys),))
+        return {bytes(key): decode(Record, self._vault.open(bytes(key), sealed)) for key, sealed in rows}
+
+    def settle(self, connection: Rows, event: PolicyEvent, policy_key: bytes, records: dict[bytes, Record]) -> Applied:
+        """Do what `decide` says to a policy and to `records`, where it stands; raise IntakeError as it does."""
+        applied, changed, entry = decide(event, records.get(policy_key), self._random)
+        self.write(connection, policy_key, changed, entry)
+        if changed is not None:
+            records[policy_key] = changed
         return applied
 
-    def _write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
+    def write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
+        """Keep a policy's new record and put its deposit into the outbox, if `decide` has called for them."""
         if changed is None or entry is None:
             return
         deposit_id = (
@@ -195,57 +220,74 @@ class Register:
             " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",
             (
                 policy_key,
-                self._number_index(changed.policy_number),
+                self.number_index(changed.policy_number),
                 self._vault.seal(policy_key, encode(changed)),
             ),
         )
         enqueue(connection, self._vault, self._party, entry, deposit_id)
 
-    def _decide(self, event: PolicyEvent, record: Record | None) -> tuple[Applied, Record | None, Entry | None]:
-        """Return what came of the event, with the policy's new record and the deposit, if it changes anything."""
-        if event.event is Event.ISSUE:
-            return self._issue(event, record)
-        if record is None:
-            verb = "cancels" if event.event is Event.CANCEL else "amends"
-            raise IntakeError(POLICY_UNKNOWN, f"{verb} a policy that was never issued")
-        if event.event is Event.CANCEL:
-            if record.cancelled:
-                return Applied.REPEATED, None, None
-            entry = self._correction(event, record, CANCELLATION, -record.current, -1)
-            return Applied.CORRECTED, replace(record, current=0, cancelled=1), entry
+
+def lock_policies(connection: Rows, keys: Sequence[bytes]) -> None:
+    """Have this transaction wait for its turn at policies, whether they exist yet or not."""
+    locks = sorted({int.from_bytes(key[:8], "big", signed=True) for key in keys})
+    connection.execute("SELECT pg_advisory_xact_lock(one) FROM unnest(%s::bigint[]) AS one", (locks,))
+
+
+def decide(
+    event: PolicyEvent, record: Record | None, random: RandomBytes
+) -> tuple[Applied, Record | None, Entry | None]:
+    """Return what comes of an event, with the policy's new record and the deposit, if it changes anything.
+
+    `record` is the policy as it stands, None if it was never issued; `random` draws the id of an issue. Raises
+    IntakeError with policy-unknown, policy-conflict or policy-cancelled.
+    """
+    if event.event is Event.ISSUE:
+        return _issue(event, record, random)
+    if record is None:
+        verb = "cancels" if event.event is Event.CANCEL else "amends"
+        raise IntakeError(POLICY_UNKNOWN, f"{verb} a policy that was never issued")
+    if event.event is Event.CANCEL:
         if record.cancelled:
-            raise IntakeError("policy-cancelled", "amends a policy that was cancelled")
-        if event.amount == record.current:
             return Applied.REPEATED, None, None
-        entry = self._correction(event, record, AMENDMENT, event.amount - record.current, 0)
-        return Applied.CORRECTED, replace(record, current=event.amount), entry
-
-    def _issue(self, event: PolicyEvent, record: Record | None) -> tuple[Applied, Record | None, Entry | None]:
-        if record is not None:
-            if event.amount != record.issued:
-                raise IntakeError("policy-conflict", "issues a known policy with another amount; amend it instead")
-            if event.day.toordinal() != record.day:
-                raise IntakeError("policy-conflict", "issues a known policy with another day")
-            return Applied.REPEATED, None, None
-        new = Record(
-            policy_number=event.policy_number,
-            document_type=event.insured.document_type.value,
-            document_number=event.insured.number,
-            product=event.product,
-            day=event.day.toordinal(),
-            issued=event.amount,
-            current=event.amount,
-            cancelled=0,
-            issue_id=self._random(16),
-        )
-        entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount, 1)
-        return Applied.ACCEPTED, new, entry
-
-    @staticmethod
-    def _correction(event: PolicyEvent, record: Record, kind: int, amount: int, count: int) -> Entry:
-        """Return a deposit of the difference: on the original day, whatever date the event bears."""
-        return Entry(_insured(record), kind, event.product, record.day, amount, count, earlier=record.issue_id)
+        entry = _correction(event, record, CANCELLATION, -record.current, -1)
+        return Applied.CORRECTED, replace(record, current=0, cancelled=1), entry
+    if record.cancelled:
+        raise IntakeError("policy-cancelled", "amends a policy that was cancelled")
+    if event.amount == record.current:
+        return Applied.REPEATED, None, None
+    entry = _correction(event, record, AMENDMENT, event.amount - record.current, 0)
+    return Applied.CORRECTED, replace(record, current=event.amount), entry
 
 
-def _insured(record: Record) -> Identity:
+def _issue(
+    event: PolicyEvent, record: Record | None, random: RandomBytes
+) -> tuple[Applied, Record | None, Entry | None]:
+    if record is not None:
+        if event.amount != record.issued:
+            raise IntakeError("policy-conflict", "issues a known policy with another amount; amend it instead")
+        if event.day.toordinal() != record.day:
+            raise IntakeError("policy-conflict", "issues a known policy with another day")
+        return Applied.REPEATED, None, None
+    new = Record(
+        policy_number=event.policy_number,
+        document_type=event.insured.document_type.value,
+        document_number=event.insured.number,
+        product=event.product,
+        day=event.day.toordinal(),
+        issued=event.amount,
+        current=event.amount,
+        cancelled=0,
+        issue_id=random(16),
+    )
+    entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount, 1)
+    return Applied.ACCEPTED, new, entry
+
+
+def _correction(event: PolicyEvent, record: Record, kind: int, amount: int, count: int) -> Entry:
+    """Return a deposit of the difference: on the original day, whatever date the event bears."""
+    return Entry(insured_of(record), kind, event.product, record.day, amount, count, earlier=record.issue_id)
+
+
+def insured_of(record: Record) -> Identity:
+    """Return whom a policy insures."""
     return Identity(DocumentType(record.document_type), record.document_number)

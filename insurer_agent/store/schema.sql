@@ -37,6 +37,20 @@ CREATE TABLE IF NOT EXISTS policy_row (
     fingerprint bytea PRIMARY KEY  -- HMAC of a row's meaning: a repeated row counts once
 );
 
+-- Which policies were in force by the last snapshot of a name, and which the snapshot that is being read has; HMACs alone.
+CREATE TABLE IF NOT EXISTS snapshot_policy (
+    snapshot   bytea NOT NULL,  -- HMAC of the snapshot's name
+    policy_key bytea NOT NULL,
+    PRIMARY KEY (snapshot, policy_key)
+);
+
+CREATE TABLE IF NOT EXISTS snapshot_seen (
+    snapshot   bytea NOT NULL,
+    policy_key bytea NOT NULL,
+    meaning    bytea,           -- HMAC of what its first good row says
+    PRIMARY KEY (snapshot, policy_key)
+);
+
 -- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
 -- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.
 CREATE TABLE IF NOT EXISTS deposit (

@@ -150,10 +150,10 @@ _ERRORS: tuple[dict[str, str], ...] = (
     {"document_type": "drivers_licence"},
     {"policy_number": " "},
     {"product": "travel"},
-    {"insured_amount": "1,000,000.00"},
+    {"insured_amount": "1,00,000.00"},
     {"insured_amount": "0.00"},
     {"insured_amount": "800000.005"},
-    {"issued_on": "2026/11/03"},
+    {"issued_on": "03/11/2026"},
     {"issued_on": "2026-02-30"},
     {"event": "renew"},
     {"event": "cancel"},  # of a policy that was never issued

@@ -95,7 +95,7 @@ def settled(alliance: LiveAlliance, member: int, subject: tuple[str, str], propo
 
 def is_delivered(alliance: LiveAlliance, member: int) -> bool:
     status = alliance.request(member, "GET", "/v1/status").body
-    return bool(status == {"deposits_unmade": 0, "deposits_incomplete": 0})
+    return bool(status == {"deposits_unmade": 0, "deposits_incomplete": 0, "deposits_set_aside": 0})
 
 
 def refused(tally: Tally, answer: Told, codes: Any = CODES) -> None:  # noqa: ANN401  any collection

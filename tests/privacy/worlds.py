@@ -200,7 +200,7 @@ class Player:
         file = write_policies(self._root, member, rows, name=f"{next(self._numbers)}.csv")
         done = self.alliance.agent(member, "import", str(file))
         assert done.returncode == 0, done.stderr
-        settled = {"deposits_unmade": 0, "deposits_incomplete": 0}
+        settled = {"deposits_unmade": 0, "deposits_incomplete": 0, "deposits_set_aside": 0}
         wait_until(lambda: self.alliance.request(member, "GET", "/v1/status").body == settled)
         return self._step(member)
 

@@ -1,0 +1,115 @@
+"""From raw rows, whatever their source, to policy events."""
+
+import datetime as dt
+import re
+
+from insurer_agent.intake.amounts import read_amount
+from insurer_agent.intake.dates import read_date
+from insurer_agent.intake.documents import fold, normalise, trim
+from insurer_agent.intake.errors import IntakeError
+from insurer_agent.intake.layout import Layout
+from insurer_agent.intake.policy import Event, PolicyRow, RejectedRow, normalise_policy_number
+from insurer_agent.intake.profile import Profile
+from insurer_agent.intake.rejects import UNUSABLE, unescape
+from insurer_agent.intake.rows import Cell, Number, RawRow, Unusable, lost_digits, text_of
+from insurer_agent.intake.vocabulary import squash
+from protocol.identity import DocumentType, Identity
+
+_EVENTS = {event.value: event for event in Event}
+# What a spreadsheet leaves of a long number when it saves text: 4.40305E+17.
+_SCIENTIFIC = re.compile(r"[0-9](?:\.[0-9]+)?[Ee]\+[0-9]{2}")
+
+
+class Mapping:
+    """How the rows of one file become policy events.
+
+    `products` are the names that the alliance knows, None if that is not known; `maximum` is the largest amount in
+    fen; `ragged` as in `rows.Source`.
+    """
+
+    def __init__(
+        self, layout: Layout, profile: Profile, *, products: frozenset[str] | None, maximum: int, ragged: bool
+    ) -> None:
+        self._layout = layout
+        self._profile = profile
+        self._products = products
+        self._maximum = maximum
+        self._ragged = ragged
+        self._width = len(layout.header.cells)
+
+    def policy(self, row: RawRow) -> PolicyRow | RejectedRow:
+        """Return the event of a row below the header, or why there is none."""
+        policy_number = None
+        try:
+            cells = self._cells(row)
+            policy_number = normalise_policy_number(_identifier(cells["policy_number"]))
+            return self._policy(row, policy_number, cells)
+        except IntakeError as fault:
+            return RejectedRow(row.number, fault.code, fault.reason, policy_number, row)
+
+    def _cells(self, row: RawRow) -> dict[str, Cell]:
+        """Return the cells by column; constants are text."""
+        if row.fault is not None:
+            raise row.fault
+        if len(row.cells) != self._width and not self._ragged:
+            raise IntakeError("cell-count", "row does not have as many cells as the header")
+        cells: dict[str, Cell] = dict(self._profile.constants)
+        for column, place in self._layout.places.items():
+            cell = row.cells[place] if place < len(row.cells) else ""
+            cells[column] = _mended(cell) if self._layout.mended and isinstance(cell, str) else cell
+        return cells
+
+    def _policy(self, row: RawRow, policy_number: str, cells: dict[str, Cell]) -> PolicyRow:
+        """Return the event that `cells`, by column, make. Of several faults the first in this order is told."""
+        event = _EVENTS.get(self._profile.events.get(squash(_text(cells["event"])), ""))
+        if event is None:
+            raise IntakeError("event-unknown", "event is not issue, cancel or amend")
+        product = self._profile.product(trim(_text(cells["product"])), self._products)
+        if product is None:
+            raise IntakeError("product-unknown", "product is not known to the alliance")
+        amount = self._amount(cells["insured_amount"], event)
+        issued_on = self._issued_on(cells["issued_on"])
+        insured = self._insured(cells["document_type"], cells["document_number"])
+        return PolicyRow(row.number, policy_number, insured, product, amount, issued_on, event, row)
+
+    def _amount(self, cell: Cell, event: Event) -> int:
+        if isinstance(cell, dt.date):
+            raise IntakeError("amount-not-a-number", "amount is a date")
+        written = _text(cell)
+        if event is Event.CANCEL and not trim(written):
+            return 0  # a cancellation need not repeat the amount; the register knows it
+        # Systems also export a cancelled policy with the amount it now has: zero.
+        least = 0 if event is Event.CANCEL else 1
+        return read_amount(written, maximum=self._maximum, minimum=least, unit=self._layout.unit)
+
+    def _issued_on(self, cell: Cell) -> dt.date:
+        return read_date(cell, self._profile.date_format)
+
+    def _insured(self, kind: Cell, number: Cell) -> Identity:
+        written = _identifier(number)
+        if _SCIENTIFIC.fullmatch(trim(fold(written))):
+            raise lost_digits()
+        document_type = self._profile.document_types.get(squash(_text(kind)), "")
+        if isinstance(number, Number) and document_type == DocumentType.PASSPORT.value:
+            raise IntakeError(
+                "number-lost-digits", "number was stored as a number and may have lost zeros at its beginning"
+            )
+        return normalise(document_type, written)
+
+
+def _identifier(cell: Cell) -> str:
+    if isinstance(cell, dt.date):
+        raise IntakeError(lost_digits().code, "number was turned into a date by the spreadsheet")
+    return _text(cell)
+
+
+def _mended(cell: str) -> str:
+    if cell.endswith(UNUSABLE):
+        raise IntakeError("cell-not-mended", "a cell that could not be relied on was not mended")
+    return unescape(cell)
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, Unusable):
+        raise cell.fault
+    return text_of(cell)
