@@ -32,6 +32,7 @@ lint: setup
 unit: setup
 	@mkdir -p build
 	@$(BIN)/python -m pytest -q -m "not alliance" > build/unit.txt 2>&1 & beside=$$!; \
+	trap 'kill $$beside' INT TERM; \
 	$(BIN)/python -m pytest -q -m alliance; live=$$?; \
 	wait $$beside; unit=$$?; cat build/unit.txt; \
 	exit $$((live || unit))
