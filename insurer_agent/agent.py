@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from insurer_agent.completeness import DirectoryView
 from insurer_agent.config import Settings
 from insurer_agent.custodian import Custodian
 from insurer_agent.depositor import Depositor
@@ -43,6 +44,7 @@ class Agent:
     vault: Vault
     outbox: Outbox
     requester: Requester
+    directory: DirectoryView
     depositor: Depositor
     custodian: Custodian
 
@@ -65,6 +67,7 @@ class Agent:
         custody = PostgresCustody(database, custody_vault, manifest.terms.tick_seconds, manifest.terms.epoch)
         keyring = Keyring(database, custody_vault)
         outbox = Outbox(database, vault)
+        directory = DirectoryView(party, peers, database, outbox, settings.deposit_seconds)
         return cls(
             settings=settings,
             party=party,
@@ -74,7 +77,8 @@ class Agent:
             register=Register(database, vault, party, random),
             vault=vault,
             outbox=outbox,
-            requester=Requester(party, peers, settings.check_seconds, random),
+            requester=Requester(party, peers, directory, settings.check_seconds, random),
+            directory=directory,
             depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
             custodian=Custodian(party, custody, keyring, peers, random),
         )

@@ -1,20 +1,23 @@
-"""What an agent does without being asked: hands out committee keys, empties the outbox, forgets old records.
+"""What an agent does without being asked: hands out committee keys, empties the outbox, tells how far it is, forgets.
 
-It runs in a thread of each worker process; an advisory lock of the database lets one of them do the work.
+It runs in threads of each worker process; advisory locks of the database let one process do each work.
 """
 
 import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 
 from insurer_agent.agent import Agent
+from insurer_agent.completeness import PUBLISH_SECONDS
+from protocol.errors import ProtocolError
 from protocol.manifest import china_day
 from transport.problems import fault
 
 log = logging.getLogger(__name__)
 
-_LOCK = 7_261_004
+_LOCK, _DIRECTORY_LOCK = 7_261_004, 7_261_006
 _IDLE_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _UPKEEP_SECONDS = 60.0
@@ -23,27 +26,42 @@ _MISSING_SECONDS = 5.0
 _random = secrets.SystemRandom()
 
 
-def start(agent: Agent) -> threading.Thread:
-    """Start the thread; it ends with its process."""
-    thread = threading.Thread(target=_run, args=(agent,), name="background", daemon=True)
-    thread.start()
-    return thread
+def start(agent: Agent) -> None:
+    """Start the threads; they end with their process."""
+    # Watermarks go out at regular times, which tell nothing: so not between deposits.
+    for work, lock in ((_deposits, _LOCK), (_watermarks, _DIRECTORY_LOCK)):
+        threading.Thread(target=_run, args=(agent, work, lock), name=work.__name__, daemon=True).start()
 
 
-def _run(agent: Agent) -> None:
+def _run(agent: Agent, work: Callable[[Agent], None], lock: int) -> None:
     while True:
         try:
-            with agent.database.exclusively(_LOCK) as held:
-                pause = _FIRST_SECONDS
+            with agent.database.exclusively(lock) as held:
                 if held:
-                    agent.outbox.retry_set_aside()
-                while held:
-                    # Deposits go out while some custodian is without its keys: they are repeated until it has them.
-                    pause = _UPKEEP_SECONDS if _upkeep(agent) else min(2 * pause, _MISSING_SECONDS)
-                    _empty_outbox(agent, until=time.monotonic() + pause)
-        except Exception as error:  # noqa: BLE001  the thread must outlive any fault, the database's above all
+                    work(agent)
+        except Exception as error:  # noqa: BLE001  the threads must outlive any fault, the database's above all
             log.warning("background work failed, trying again: %s", fault(error))
         time.sleep(_RETRY_SECONDS)
+
+
+def _watermarks(agent: Agent) -> None:
+    pause = _FIRST_SECONDS
+    while True:
+        try:
+            agent.directory.exchange()
+        except ProtocolError as error:
+            log.warning("the directory took no watermark: %s", error.code)
+        pause = min(2 * pause, PUBLISH_SECONDS)  # soon again at first: the others have just begun, too
+        time.sleep(pause)
+
+
+def _deposits(agent: Agent) -> None:
+    agent.outbox.retry_set_aside()
+    pause = _FIRST_SECONDS
+    while True:
+        # Deposits go out while some custodian is without its keys: they are repeated until it has them.
+        pause = _UPKEEP_SECONDS if _upkeep(agent) else min(2 * pause, _MISSING_SECONDS)
+        _empty_outbox(agent, until=time.monotonic() + pause)
 
 
 def _upkeep(agent: Agent) -> bool:

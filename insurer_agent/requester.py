@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from insurer_agent.completeness import DirectoryView
 from protocol.check import Question, Verdict, Void, ask, read_outcome
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
@@ -11,6 +12,7 @@ from protocol.identity import Identity
 from protocol.manifest import Rule, china_day
 from protocol.messages import CheckOutcome
 from protocol.party import Party, RandomBytes
+from protocol.watermark import Completeness
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 
@@ -30,15 +32,19 @@ class Answer:
 
     check_id: bytes
     as_of: int
+    completeness: Completeness
     lanes: tuple[LaneAnswer, ...]
 
 
 class Requester:
     """Asks checks for the member's own underwriting."""
 
-    def __init__(self, party: Party, peers: Peers, seconds: float, random: RandomBytes) -> None:
+    def __init__(
+        self, party: Party, peers: Peers, directory: DirectoryView, seconds: float, random: RandomBytes
+    ) -> None:
         self._party = party
         self._peers = peers
+        self._directory = directory
         self._seconds = seconds
         self._random = random
 
@@ -67,5 +73,13 @@ class Requester:
         except ProtocolError as error:
             reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
             verdicts = [(Verdict.INDETERMINATE, reason)] * len(rules)
-        lanes = (LaneAnswer(rule, verdict, reason) for rule, (verdict, reason) in zip(rules, verdicts, strict=True))
-        return Answer(pending.check_id, pending.as_of, tuple(lanes))
+        current = self._directory.now()
+        lanes = (_lane(rule, *given, current) for rule, given in zip(rules, verdicts, strict=True))
+        return Answer(pending.check_id, pending.as_of, current, tuple(lanes))
+
+
+def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness) -> LaneAnswer:
+    """Where too few members' deposits are current a total may be too low: what exceeds does, nothing is within."""
+    if verdict is Verdict.WITHIN and current.current < rule.min_current:
+        return LaneAnswer(rule, Verdict.INDETERMINATE, Void.INCOMPLETE)
+    return LaneAnswer(rule, verdict, reason)

@@ -61,6 +61,7 @@ class Void(Enum):
     BUDGET_EXHAUSTED = "budget-exhausted"
     SERVICE_UNAVAILABLE = "service-unavailable"
     REFUSED = "refused"
+    INCOMPLETE = "incomplete"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Rule:
     """A threshold: is the sum over `products` in the last `window_days` days, with the proposal, above `limit`?
 
     `limit` is in fen for `sum_insured`, in policies for `policy_count`. A requester's group gets `budget` answers for
-    one person in `budget_days` days from each custodian. Days are proleptic Gregorian ordinals.
+    one person in `budget_days` days from each custodian. Days are proleptic Gregorian ordinals. Where fewer than
+    `min_current` members' deposits are current (`protocol.watermark`), nobody is told `within`.
     """
 
     id: Annotated[str, NAME]
@@ -58,6 +59,7 @@ class Rule:
     budget: Annotated[int, UInt(32, least=1)]
     budget_days: Annotated[int, UInt(16, least=1, most=MAX_WINDOW_DAYS)]
     valid_from: Annotated[int, DAY]
+    min_current: Annotated[int, UInt(16)]
 
     def window_start(self, as_of: int) -> int:
         """Return the first day of the window, an ordinal; the as-of day is its last, and later days count too."""
@@ -283,6 +285,7 @@ def _check(terms: Terms) -> None:
     for rule in terms.rules:
         require(set(rule.products) <= set(terms.products), "a rule names an unknown product")
         require(len(set(rule.products)) == len(rule.products), "a rule names a product twice")
+        require(rule.min_current <= len(groups), "a rule needs more current members than there are")
         require(rule.measure in (SUM_INSURED, POLICY_COUNT), "a rule has an unknown measure")
     largest = max((rule.limit for rule in terms.rules), default=0)
     require(

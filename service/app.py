@@ -12,8 +12,10 @@ from protocol.errors import ProtocolError
 from protocol.manifest import AdminPins, Manifest, open_manifest
 from protocol.messages import CheckRequest, SignedBatch, SignedRelay
 from protocol.party import ServiceParty
+from protocol.watermark import SignedWatermark
 from service.config import Settings, load_keys
 from service.custodians import Custodians
+from service.directory import DataDirectory
 from service.relay import Relay
 from transport import internal, web
 from transport.capture import capture_messages
@@ -64,6 +66,7 @@ def make_relay_app(settings: Settings, party: ServiceParty, manifest: bytes, rel
     serve("/v1/checks", CheckRequest, relay.check)
     serve("/v1/deposits", SignedBatch, relay.deposit)
     serve("/v1/relay", SignedRelay, relay.relay)
+    serve("/v1/watermarks", SignedWatermark, DataDirectory(party.manifest, settings.state / "directory").exchange)
 
     @app.get("/v1/manifest")
     def signed_manifest() -> Response:

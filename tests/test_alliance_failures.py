@@ -104,11 +104,7 @@ def test_a_deposit_counts_while_a_custodian_is_down_and_reaches_it_when_it_is_ba
         assert settled(alliance, 2, ("passport", f"E2000000{number}"), "0.01") == ("exceeds", None)
     alliance.restart(victim)
 
-    def delivered() -> bool:
-        status = alliance.request(depositor, "GET", "/v1/status").body
-        return bool(status == {"deposits_unmade": 0, "deposits_incomplete": 0, "deposits_set_aside": 0})
-
-    wait_until(delivered, seconds=90)
+    wait_until(lambda: alliance.is_delivered(depositor), seconds=90)
     alliance.kill(6)  # now the one that came back is needed
     try:
         for number in range(6):

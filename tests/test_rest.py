@@ -440,6 +440,44 @@ def test_keys_are_made_listed_and_revoked_while_the_agent_runs(alliance: LiveAll
     assert api_key(alliance, "revoke", "core-system").returncode == 2
 
 
+# --- completeness ------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_says_how_complete_deposits_are_and_a_rule_may_ask_for_more(alliance: LiveAlliance) -> None:
+    asked = question(somebody(), "1.00", rules=["accident-30d", "all-accident-90d"])
+    del asked["rule"]
+
+    def told(amount: str) -> dict[str, Any]:
+        return request(alliance, "POST", "/v1/checks", asked | {"proposed_amount": amount}, member=4).body
+
+    wait_until(lambda: told("1.00")["completeness"]["current"] == MEMBERS)
+    whole = told("1.00")
+    assert [result["verdict"] for result in whole["results"]] == ["within", "within"]
+    assert whole["completeness"]["members"] == MEMBERS
+    behind = dt.datetime.fromisoformat(whole["checked_at"]) - dt.datetime.fromisoformat(whole["completeness"]["oldest"])
+    assert dt.timedelta(seconds=60) <= behind < dt.timedelta(seconds=200)
+    floors = {rule["id"]: rule["min_current"] for rule in request(alliance, "GET", "/v1/rules").body["rules"]}
+    assert (floors["accident-30d"], floors["all-accident-90d"]) == (0, 5)
+
+    def forgotten() -> bool:
+        """Have the agent forget the directory; tell whether checks have noticed, until it asks again."""
+        with alliance.database(4) as connection:
+            connection.execute("DELETE FROM setting WHERE name = 'directory'")
+        answer = told("1.00")
+        return [result["reason"] for result in answer["results"]] == [None, "incomplete"] and answer[
+            "completeness"
+        ] == {
+            "members": MEMBERS,
+            "current": 0,
+            "oldest": None,
+        }
+
+    wait_until(forgotten)
+    wait_until(lambda: forgotten() and [result["verdict"] for result in told("90000000")["results"]] == ["exceeds"] * 2)
+    wait_until(lambda: told("1.00")["completeness"]["current"] == MEMBERS)
+    assert [result["verdict"] for result in told("1.00")["results"]] == ["within", "within"]
+
+
 # --- what is on its way --------------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ RULE = Rule(
     budget=50,
     budget_days=30,
     valid_from=TODAY - 1000,
+    min_current=0,
 )
 COUNT_RULE = replace(RULE, id="policies-30d", measure="policy_count", limit=3)
 

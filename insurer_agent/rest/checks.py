@@ -14,10 +14,12 @@ from insurer_agent.rest.schemas import (
     CheckAnswerSchema,
     CheckRequestSchema,
     ChecksAnswerSchema,
+    CompletenessSchema,
     RuleSchema,
 )
 from protocol.check import Verdict, Void
 from protocol.manifest import SUM_INSURED, Rule, day_of
+from protocol.watermark import Completeness
 from transport.problems import Problem
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
@@ -27,6 +29,7 @@ RETRY_SECONDS = {
     Void.TOO_FEW_CUSTODIANS: 15,
     Void.SERVICE_UNAVAILABLE: 15,
     Void.REFUSED: 60,
+    Void.INCOMPLETE: 60,
 }
 """After how long another answer is likely. A spent budget is not in it: it can end at midnight at the earliest."""
 
@@ -67,17 +70,28 @@ def serve(app: Flask, agent: Agent) -> None:
                 "deposits_unmade": backlog.unmade,
                 "deposits_incomplete": backlog.incomplete,
                 "deposits_set_aside": backlog.set_aside,
+                "completeness": CompletenessSchema().dump(_completeness(agent.directory.now())),
             }
         )
 
 
 def _body(given: Answer, question: dict[str, Any]) -> Any:  # noqa: ANN401  JSON
     now = dt.datetime.now(CHINA)
-    whole = {"check_id": given.check_id.hex(), "reference": question["reference"], "checked_at": now}
+    whole = {
+        "check_id": given.check_id.hex(),
+        "reference": question["reference"],
+        "checked_at": now,
+        "completeness": _completeness(given.completeness),
+    }
     results = [_result(lane, given.as_of, now) for lane in given.lanes]
     if "rule" in question:
         return CheckAnswerSchema().dump(whole | results[0])
     return ChecksAnswerSchema().dump(whole | {"results": results})
+
+
+def _completeness(found: Completeness) -> dict[str, Any]:
+    oldest = None if found.oldest is None else dt.datetime.fromtimestamp(found.oldest, CHINA)
+    return {"members": found.members, "current": found.current, "oldest": oldest}
 
 
 def _result(lane: LaneAnswer, as_of: int, now: dt.datetime) -> dict[str, Any]:
@@ -118,5 +132,6 @@ def _rule(rule: Rule) -> Any:  # noqa: ANN401  JSON
             "budget": rule.budget,
             "budget_days": rule.budget_days,
             "valid_from": day_of(rule.valid_from),
+            "min_current": rule.min_current,
         }
     )

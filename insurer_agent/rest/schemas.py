@@ -109,10 +109,26 @@ class ResultSchema(Schema):
     window = fields.Nested(WindowSchema, required=True)
 
 
+class CompletenessSchema(Schema):
+    """How far the members' deposits are complete: a total can be no more whole than what was deposited."""
+
+    members = fields.Integer(required=True, metadata=_about("How many insurers the alliance has.", 25))
+    current = fields.Integer(
+        required=True, metadata=_about("Of how many all policies taken in up to 10 minutes ago are deposited.", 25)
+    )
+    oldest = fields.AwareDateTime(
+        required=True,
+        allow_none=True,
+        format="iso",
+        metadata=_about("Up to when the least complete member's are; null if one has said nothing yet."),
+    )
+
+
 class _WholeCheck(Schema):
     check_id = fields.String(required=True, metadata=_about("The check's id, for the files.", "c6" * 16))
     reference = fields.String(required=True, allow_none=True, metadata=_about("As the request had it.", "UW-1"))
     checked_at = fields.AwareDateTime(required=True, format="iso", metadata=_about("When it was answered, UTC+8."))
+    completeness = fields.Nested(CompletenessSchema, required=True)
 
 
 class CheckAnswerSchema(_WholeCheck, ResultSchema):
@@ -140,6 +156,9 @@ class RuleSchema(Schema):
     budget = fields.Integer(required=True)
     budget_days = fields.Integer(required=True)
     valid_from = fields.Date(required=True)
+    min_current = fields.Integer(
+        required=True, metadata=_about("How many members must be current for `within`; else `incomplete`.")
+    )
 
 
 class RulesSchema(Schema):
@@ -157,6 +176,7 @@ class StatusSchema(Schema):
         required=True,
         metadata=_about("Unmade, and refused again and again or damaged: their persons' totals lack them."),
     )
+    completeness = fields.Nested(CompletenessSchema, required=True)
 
 
 class HealthSchema(Schema):

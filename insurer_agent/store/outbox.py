@@ -277,6 +277,22 @@ class Outbox:
         assert row is not None
         return Backlog(unmade=row[0], incomplete=row[1] - row[0], set_aside=row[2])
 
+    def complete_until(self) -> float:
+        """Return the time, Unix seconds, before which all policies taken in are made.
+
+        Transactions under way may still bring one that is older than they are.
+        """
+        row = self._database.run(
+            "find watermark",
+            lambda connection: connection.execute(
+                "SELECT extract(epoch FROM least("
+                "(SELECT min(created_at) FROM deposit WHERE made_at IS NULL),"
+                " (SELECT min(xact_start) FROM pg_stat_activity WHERE datname = current_database())))::float8"
+            ).fetchone(),
+        )
+        assert row is not None
+        return float(row[0])
+
     def set_aside(self) -> list[SetAside]:
         """Return what is set aside and unmade, the oldest first."""
         rows = self._database.run(

@@ -59,6 +59,7 @@ CREATE TABLE IF NOT EXISTS deposit (
     person_key      bytea NOT NULL,  -- HMAC of the insured
     shard           integer NOT NULL,
     excluded        smallint NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
     entry           bytea,
     made            bytea,
     receipts        jsonb NOT NULL DEFAULT '{}',

@@ -46,6 +46,7 @@ def default_rules(today: int) -> tuple[Rule, ...]:
             budget=50,
             budget_days=30,
             valid_from=today - 366,
+            min_current=0,
         ),
     )
 

@@ -32,6 +32,7 @@ class _RuleSchema(Schema):
     budget = fields.Integer(required=True, strict=True, validate=validate.Range(1))
     budget_days = fields.Integer(required=True, strict=True, validate=validate.Range(1, MAX_WINDOW_DAYS))
     valid_from = fields.Raw(required=True)
+    min_current = fields.Integer(load_default=0, strict=True, validate=validate.Range(0, 4096))
 
 
 class _FileSchema(Schema):

@@ -285,9 +285,10 @@ class Tried:
         """The service refused it; no custodian was asked or keeps anything."""
         assert (self.refusal, self.said, self.changed) == (code, {}, {})
 
-    def assert_refused_by_custodians(self, code: str) -> None:
-        """Every custodian that was asked refused with this code, which the requester is not told; nothing is kept."""
-        assert self.codes == {code}
+    def assert_refused_by_custodians(self, *codes: str) -> None:
+        """Every custodian that was asked refused with one of these codes, which the requester is not told; nothing is kept."""
+        assert self.codes
+        assert self.codes <= set(codes)
         assert len(self.said) >= 4
         assert set(self.verdicts) == {DISAGREEMENT}
         assert self.changed == {}

@@ -266,7 +266,8 @@ def test_a_replayed_request_is_refused_whoever_sends_it_and_no_other_may_sign_it
     asked = tried(stage, victim, lambda: theirs.append(forged(victim, [question(victim, whom)])) or theirs[-1])
     assert asked.verdicts == [WITHIN]
     for sender, again in ((me, mine[-1]), (victim, theirs[-1]), (me, theirs[-1])):
-        tried(stage, sender, lambda again=again: again).assert_refused_by_custodians("replayed")
+        # By then another tick may be the last one closed.
+        tried(stage, sender, lambda again=again: again).assert_refused_by_custodians("replayed", "other-tick")
     pending, request = theirs[-1]
     statement = request.signed.statement
     resigned = replace(request, signed=signed_by(me.party, statement))

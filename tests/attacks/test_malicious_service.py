@@ -413,7 +413,7 @@ def altered(scene: Scene, change: Callable[[Response, bytes], Response]) -> Atta
         attempt = scene.service.begin(request)
         answers = attempt.answers()
         # An agent whose kept connection breaks makes its call once more: custodians do not answer it again.
-        outcome = attempt.voided() if "replayed" in codes(answers) else attempt.outcome(answers)
+        outcome = attempt.voided() if {"replayed", "other-tick"} & {*codes(answers)} else attempt.outcome(answers)
         after_this_request(lambda response: change(response, encode(request)))
         return outcome
 

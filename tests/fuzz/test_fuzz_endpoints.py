@@ -73,7 +73,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]
     alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture")
     alliance.start()
     try:
-        wait_until(lambda: all(is_delivered(alliance, member) for member in range(1, MEMBERS + 1)))
+        wait_until(lambda: all(alliance.is_delivered(member) for member in range(1, MEMBERS + 1)))
         wait_for_ticks()
         assert settled(alliance, 1, PERSON, AT_LIMIT) == ("within", None)
         yield alliance
@@ -91,11 +91,6 @@ def settled(alliance: LiveAlliance, member: int, subject: tuple[str, str], propo
         if verdict not in {("indeterminate", "timeout"), ("indeterminate", "too-few-custodians")}:
             break
     return verdict
-
-
-def is_delivered(alliance: LiveAlliance, member: int) -> bool:
-    status = alliance.request(member, "GET", "/v1/status").body
-    return bool(status == {"deposits_unmade": 0, "deposits_incomplete": 0, "deposits_set_aside": 0})
 
 
 def refused(tally: Tally, answer: Told, codes: Any = CODES) -> None:  # noqa: ANN401  any collection

@@ -65,6 +65,7 @@ KINDS: dict[str, tuple[type[Any], type[Any]]] = {
 OWN_TABLES = {"policy", "policy_row", "deposit"}
 """What a member stores of its own policies; all other tables are a custodian's or the agent's."""
 PEOPLE = 300
+WATERMARKS = "/v1/watermarks"
 Subject = tuple[str, str]
 
 
@@ -193,15 +194,19 @@ class Player:
         self._parties = ["service", *map(name, range(1, MEMBERS + 1))]
         self._captured, self._logged = dict.fromkeys(self._parties, 0), dict.fromkeys(self._parties, 0)
         self._rows: dict[int, list[Row]] = {member: [] for member in self._databases}
+        wait_until(lambda: all(self._all_are_current(member) for member in self._databases))
         self._step(0)
+
+    def _all_are_current(self, member: int) -> bool:
+        told = self.alliance.request(member, "GET", "/v1/status").body["completeness"]
+        return bool(told["current"] == told["members"])
 
     def deposit(self, member: int, *rows: tuple[str, ...]) -> Step:
         """Have a member's agent import rows and wait until every holder has given its receipt for each."""
         file = write_policies(self._root, member, rows, name=f"{next(self._numbers)}.csv")
         done = self.alliance.agent(member, "import", str(file))
         assert done.returncode == 0, done.stderr
-        settled = {"deposits_unmade": 0, "deposits_incomplete": 0, "deposits_set_aside": 0}
-        wait_until(lambda: self.alliance.request(member, "GET", "/v1/status").body == settled)
+        wait_until(lambda: self.alliance.is_delivered(member))
         return self._step(member)
 
     def check(self, member: int, person: Subject, proposed: str, rule: str = "accident-30d") -> Step:
@@ -219,7 +224,8 @@ class Player:
         exchanges, logs, rows = {}, {}, {}
         for party in self._parties:
             with contextlib.suppress(FileNotFoundError):
-                lines = self.alliance.captured(party)
+                # Watermarks come at regular times whatever happens; `test_watermark.py` looks at what they say.
+                lines = [line for line in self.alliance.captured(party) if line["path"] != WATERMARKS]
                 exchanges[party], self._captured[party] = lines[self._captured[party] :], len(lines)
             text = (self.alliance.state / "logs" / f"{party}.log").read_text(encoding="utf-8").splitlines()
             logs[party], self._logged[party] = text[self._logged[party] :], len(text)
@@ -261,7 +267,7 @@ def stored_rows(connection: psycopg.Connection[tuple[Any, ...]]) -> list[Row]:
     for (table,) in sorted(tables.fetchall()):
         cursor = connection.execute(f'SELECT * FROM "{table}" ORDER BY xmin::text::bigint, ctid'.encode())  # noqa: S608  names of our own schema
         names = [column.name for column in cursor.description or ()]
-        found += [Row(table, dict(zip(names, values, strict=True))) for values in cursor]
+        found += [Row(table, dict(zip(names, values, strict=True))) for values in cursor if values[0] != "directory"]
     connection.rollback()
     return found
 

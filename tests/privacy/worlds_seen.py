@@ -93,7 +93,18 @@ def kept_shares(recording: Recording, member: int, row: Row) -> KeptShares:
 
 # --- comparing what two worlds left --------------------------------------------------------------------------------
 
-TIMES = {"issued_at", "tick", "not_before", "made_at", "completed_at", "next_attempt_at", "checked_at", "seq"}
+TIMES = {
+    "issued_at",
+    "tick",
+    "not_before",
+    "made_at",
+    "completed_at",
+    "next_attempt_at",
+    "checked_at",
+    "created_at",
+    "oldest",
+    "seq",
+}
 """When something was is no part of a comparison; in what order it was is."""
 RANDOM = {"amounts", "counts", "proposal"}
 SMALL = 8
