@@ -286,7 +286,7 @@ class Tried:
         assert (self.refusal, self.said, self.changed) == (code, {}, {})
 
     def assert_refused_by_custodians(self, *codes: str) -> None:
-        """Every custodian that was asked refused with one of these codes, which the requester is not told; nothing is kept."""
+        """Every custodian asked refused with one of these, which the requester is not told; nothing is kept."""
         assert self.codes
         assert self.codes <= set(codes)
         assert len(self.said) >= 4
