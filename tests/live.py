@@ -127,6 +127,11 @@ class LiveAlliance:
         assert answer["exceeds_limit"] == {"exceeds": True, "within": False, "indeterminate": None}[answer["verdict"]]
         return answer["verdict"], answer["reason"]
 
+    def is_delivered(self, number: int) -> bool:
+        """Tell whether all holders have all deposits of a member."""
+        status = self.request(number, "GET", "/v1/status").body
+        return not any(status[name] for name in ("deposits_unmade", "deposits_incomplete", "deposits_set_aside"))
+
     def kill(self, number: int) -> None:
         """Kill a member's processes outright, as a power cut would, and wait until its port is closed."""
         pids = pids_of(self.member_state(number))
