@@ -17,6 +17,7 @@ from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.idempotency import Idempotency
 from insurer_agent.store.keyring import Keyring
+from insurer_agent.store.locks import Lock
 from insurer_agent.store.outbox import Outbox
 from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
@@ -93,7 +94,7 @@ def load_manifest(settings: Settings, keys: AgentKeys, database: Database) -> Ma
     pins = load_pins(settings.admins)
 
     def transaction(connection: Rows) -> Manifest:
-        connection.execute("SELECT pg_advisory_xact_lock(7261003)")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (Lock.MANIFEST,))
         row = connection.execute("SELECT value FROM setting WHERE name = 'manifest'").fetchone()
         serial, seen = (int.from_bytes(row[0][:8], "big"), bytes(row[0][8:])) if row else (0, None)
         manifest = open_manifest(data, pins, time.time(), serial, seen)

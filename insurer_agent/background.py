@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from insurer_agent.agent import Agent
 from insurer_agent.completeness import PUBLISH_SECONDS
+from insurer_agent.store.locks import Lock
 from protocol.errors import ProtocolError
 from protocol.manifest import china_day
 from transport.problems import fault
 
 log = logging.getLogger(__name__)
 
-_LOCK, _DIRECTORY_LOCK = 7_261_004, 7_261_006
 _IDLE_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _UPKEEP_SECONDS = 60.0
@@ -29,11 +29,11 @@ _random = secrets.SystemRandom()
 def start(agent: Agent) -> None:
     """Start the threads; they end with their process."""
     # Watermarks go out at regular times, which tell nothing: so not between deposits.
-    for work, lock in ((_deposits, _LOCK), (_watermarks, _DIRECTORY_LOCK)):
+    for work, lock in ((_deposits, Lock.DEPOSITS), (_watermarks, Lock.WATERMARKS)):
         threading.Thread(target=_run, args=(agent, work, lock), name=work.__name__, daemon=True).start()
 
 
-def _run(agent: Agent, work: Callable[[Agent], None], lock: int) -> None:
+def _run(agent: Agent, work: Callable[[Agent], None], lock: Lock) -> None:
     while True:
         try:
             with agent.database.exclusively(lock) as held:

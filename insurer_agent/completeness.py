@@ -7,6 +7,7 @@ from insurer_agent.store.outbox import Outbox
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.party import Party
+from protocol.stamps import MAX_AS_OF_AGE
 from protocol.watermark import Completeness, Directory, completeness, newest, sign_watermark
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
@@ -32,7 +33,9 @@ class DirectoryView:
     def exchange(self) -> None:
         """Publish the member's watermark and keep the directory that comes back; raises `ProtocolError`."""
         manifest, now = self._party.manifest, time.time()
-        signed = sign_watermark(self._party, int(self._outbox.complete_until()), now)
+        # What was made just now is not yet in every check: one may be as of a minute ago.
+        settled = MAX_AS_OF_AGE + 2 * manifest.terms.tick_seconds
+        signed = sign_watermark(self._party, int(self._outbox.complete_until(settled)), now)
         call = Call(manifest.terms.service_url, PATH, encode(signed), {"Content-Type": CONTENT_TYPE})
         reply = self._peers.call(call, self._seconds)
         directory = service_message_of(Directory, call, reply, manifest.terms.service_signing_key)

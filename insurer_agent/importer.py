@@ -135,13 +135,14 @@ class _FileImport:
         self._report.begin()
         # Exports are not always in order of time: what corrects a policy that is not known yet waits for the file's
         # end, so that the same file comes to the same whether it is imported once or twice.
-        waiting: list[PolicyRow | RejectedRow] = []
+        waiting: list[PolicyRow] = []
         rows = 0
         for chunk in _chunks(file.policies(products=products, maximum=maximum)):
             waiting += self._apply(file, chunk, may_wait=MAX_WAITING_ROWS - len(waiting))
             rows += len(chunk)
             self._report.progress(self._name, rows, file.fraction())
-        for chunk in _chunks(iter(waiting)):
+        waiting.sort(key=lambda row: row.issued_on)
+        for chunk in _chunks(iter([*waiting])):
             self._apply(file, chunk, may_wait=0)
 
     def _apply(self, file: PolicyFile, chunk: list[PolicyRow | RejectedRow], *, may_wait: int) -> list[PolicyRow]:

@@ -63,6 +63,7 @@ class Requester:
         manifest, now, began = self._party.manifest, time.time(), time.monotonic()
         rules = [manifest.current_rule(rule_id, china_day(now)) for rule_id in rule_ids]
         manifest.require_current(manifest.hash, now)
+        current = self._directory.now()  # before the check: what it says of then, the check sees
         questions = [Question(subject, rule, proposed) for rule in rules]
         pending, request = ask(self._party, questions, now, now + self._seconds, self._random)
         call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
@@ -73,7 +74,6 @@ class Requester:
         except ProtocolError as error:
             reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
             verdicts = [(Verdict.INDETERMINATE, reason)] * len(rules)
-        current = self._directory.now()
         lanes = (_lane(rule, *given, current) for rule, given in zip(rules, verdicts, strict=True))
         return Answer(pending.check_id, pending.as_of, current, tuple(lanes))
 

@@ -14,13 +14,12 @@ from insurer_agent.intake.errors import FileRejected
 from insurer_agent.intake.policy import Event, PolicyRow, RejectedRow
 from insurer_agent.intake.policy_file import DEFAULT, PolicyFile
 from insurer_agent.intake.profile import Profile
+from insurer_agent.store.locks import Lock
 from insurer_agent.store.register import PolicyEvent
 from insurer_agent.store.snapshots import Snapshot
 from transport.problems import Problem
 
 MAX_CANCELLED_PERCENT = 20
-_LOCK = 7_261_004
-"""Of the database: two snapshots at a time would each miss what the other has."""
 
 
 def import_snapshot(
@@ -37,8 +36,8 @@ def import_snapshot(
     """Import a snapshot, reporting as `Import.file` does; return the counts by outcome, `cancelled` among them.
 
     Nothing is changed by a snapshot that would cancel more than `most_percent` of its policies (None: any number), or
-    that cannot be read to its end: that is a rejected file. Nothing is cancelled where a row of it does not even tell
-    its policy number, since that policy would look missing. Raises `Problem`, `snapshot-under-way`.
+    that cannot be read to its end: that is a rejected file. Nothing is cancelled where a rejected row does not tell a
+    policy number that is known, since that row's policy would look missing. Raises `Problem`, `snapshot-under-way`.
     """
     terms = agent.party.manifest.terms
     products = frozenset(terms.products)
@@ -57,17 +56,19 @@ def import_snapshot(
             raise FileRejected("snapshot-incomplete", f"{counted}; see --allow-cancellations")
         return opens(path, layout)
 
-    with agent.database.exclusively(_LOCK) as held:
+    with agent.database.exclusively(Lock.SNAPSHOT) as held:  # two at a time would each miss what the other has
         if not held:
             raise Problem(409, "snapshot-under-way", "another snapshot is being imported")
         run = Import(products=products, maximum=terms.deposit_cap, profile=profile, report=report, opens=seen_first)
         counts, rejection = run.file(file, snapshot, rejects=rejects)
         if rejection is None and unknown and snapshot.change().missing:
             report.write(
-                f"{file.name}: nothing is cancelled: {unknown} rejected rows do not tell their policy numbers\n"
+                f"{file.name}: nothing is cancelled: {unknown} rejected rows do not tell a known policy number\n"
             )
         elif rejection is None:
-            while cancelled := snapshot.cancel_missing():
+            more = True
+            while more:
+                more, cancelled = snapshot.cancel_missing()
                 counts["cancelled"] += cancelled
             report.write(f"{file.name}: {counts['cancelled']} cancelled\n")
     return counts
@@ -80,5 +81,5 @@ def _see(snapshot: Snapshot, rows: Iterator[PolicyRow | RejectedRow]) -> int:
         rejected = [row for row in chunk if isinstance(row, RejectedRow)]
         numbers = [row.policy_number for row in rejected if row.policy_number is not None]
         unknown += len(rejected) - len(numbers)
-        snapshot.see([PolicyEvent.of_row(row) for row in chunk if isinstance(row, PolicyRow)], numbers)
+        unknown += snapshot.see([PolicyEvent.of_row(row) for row in chunk if isinstance(row, PolicyRow)], numbers)
     return unknown

@@ -29,9 +29,9 @@ class DataDirectory:
         found = (self._read(self._folder / member) for member in members)
         return Directory(watermarks=tuple(item for item in found if item is not None))
 
-    @staticmethod
-    def _write(place: Path, data: bytes) -> None:
+    def _write(self, place: Path, data: bytes) -> None:
         fresh = place.with_name(f".{place.name}.{secrets.token_hex(8)}")  # no member's name begins with a dot
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # it may have been cleared away since the start
         fresh.write_bytes(data)
         fresh.replace(place)
 

@@ -19,9 +19,10 @@ from strategies import deterministic
 from insurer_agent.intake.policy import Event
 from insurer_agent.intake.policy_file import PolicyFile
 from insurer_agent.intake.profile import Profile
-from insurer_agent.snapshot_import import _LOCK, import_snapshot
+from insurer_agent.snapshot_import import import_snapshot
 from insurer_agent.store import snapshots
 from insurer_agent.store.database import Rows
+from insurer_agent.store.locks import Lock
 from insurer_agent.store.register import PolicyEvent, PolicyName
 from insurer_agent.store.snapshots import Change, Snapshot
 from insurer_agent.store.vault import Vault
@@ -130,6 +131,29 @@ def test_policies_of_files_rest_and_other_snapshots_are_not_touched(house: House
     assert house.in_force() == {**dict.fromkeys(range(10), 100), 30: 7}
 
 
+def test_a_policy_that_moves_to_another_snapshot_is_not_cancelled(house: House) -> None:
+    house.send(*TEN, name="old")
+    house.send(*TEN[8:], name="new")
+    assert house.send(*TEN[:8], name="old") == Counter({"repeated": 8})
+    assert house.in_force() == dict.fromkeys(range(10), 100)
+    assert house.send(*TEN[8:], name="new") == Counter({"repeated": 2})
+    assert house.send(*TEN[9:], name="new", most=50)["cancelled"] == 1  # there it is missing now
+    assert house.in_force()[8] == 0
+
+
+def test_nothing_is_cancelled_where_a_rejected_row_names_no_known_policy(house: House) -> None:
+    house.send(*TEN)
+    misspelt = "9E+10,passport,E0000009,accident,x,2026-11-03\n"
+    assert house.send(*TEN[:9], misspelt) == Counter({"repeated": 9, "rejected": 1})
+    assert house.in_force()[9] == 100
+
+
+def test_a_snapshot_goes_on_beside_an_agent_that_sends_deposits(house: House, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (Lock.DEPOSITS,))
+        assert house.send(*TEN)["accepted"] == 10
+
+
 def test_a_snapshot_takes_over_a_policy_that_a_file_has_issued(house: House) -> None:
     event = PolicyEvent("A-1", insured(1), "accident", Event.ISSUE, 700, dt.date(2026, 11, 3))
     house.insurer.register.apply([event])
@@ -206,7 +230,7 @@ def test_an_event_column_is_not_looked_at(house: House) -> None:
 
 def test_one_snapshot_at_a_time(house: House, database: str) -> None:
     with psycopg.connect(database) as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        connection.execute("SELECT pg_advisory_lock(%s)", (Lock.SNAPSHOT,))
         with pytest.raises(Problem, match="snapshot-under-way"):
             house.send(*TEN)
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import re
 import secrets
 import signal
 import socket
@@ -23,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import deterministic
 from world import make_world, seeded
 
+import insurer_agent
 from insurer_agent.agent import load_manifest
 from insurer_agent.config import Settings
 from insurer_agent.embedded_postgres import EmbeddedPostgres
@@ -31,6 +33,7 @@ from insurer_agent.store.api_keys import PREFIX, ApiKeys
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import MAX_TRIES, Database, Rows
 from insurer_agent.store.keyring import Keyring
+from insurer_agent.store.locks import Lock
 from insurer_agent.store.server import database_server, find_dsn
 from insurer_agent.store.vault import Vault, VaultError
 from protocol import signing
@@ -745,6 +748,13 @@ def test_a_server_that_is_down_is_told_within_bounds_and_what_was_durable_is_the
                 custody.admit(admission())
     finally:
         server.stop()
+
+
+def test_no_two_uses_of_an_advisory_lock_share_a_number() -> None:
+    numbers = re.findall(
+        r"7_?261_?\d{3}", "".join(file.read_text("utf-8") for file in Path(insurer_agent.__path__[0]).rglob("*.py"))
+    )
+    assert len(numbers) == len(Lock) == len({int(lock) for lock in Lock})
 
 
 def test_a_server_that_never_was_is_told_within_bounds() -> None:

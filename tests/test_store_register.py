@@ -3,6 +3,7 @@
 import csv
 import datetime as dt
 import io
+import itertools
 import json
 import secrets
 import subprocess
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parent / "data"
 ISSUED_ON = dt.date(2026, 11, 3)
 LATER = ISSUED_ON + dt.timedelta(days=20)
+LATEST = LATER + dt.timedelta(days=1)
 A_MILLION = 100_000_000
 STORAGE_KEY = Secret(bytes(range(32)))
 WORLD = make_world()
@@ -245,7 +247,7 @@ def test_an_issue_is_deposited_as_it_is(insurer: Insurer) -> None:
 
 @pytest.mark.parametrize("whole", [True, False], ids=["in one transaction", "in one each"])
 def test_corrections_bear_the_original_day_and_the_difference(insurer: Insurer, *, whole: bool) -> None:
-    events = [event(), amend(3 * A_MILLION), amend(A_MILLION // 2, ISSUED_ON), cancel(LATER, 77)]
+    events = [event(), amend(3 * A_MILLION), amend(A_MILLION // 2, LATEST), cancel(ISSUED_ON, 77)]
     results = insurer.apply(*events) if whole else [insurer.apply(item)[0] for item in events]
     assert results == [ACCEPTED, CORRECTED, CORRECTED, CORRECTED]
     (issue_id, _), *corrections = insurer.entries()
@@ -277,7 +279,8 @@ def test_corrections_bear_the_original_day_and_the_difference(insurer: Insurer, 
         ([event(), amend(5), amend(5)], [ACCEPTED, CORRECTED, REPEATED]),
         ([event(), amend(5), amend(5, ISSUED_ON)], [ACCEPTED, CORRECTED, REPEATED]),
         ([event(), amend(A_MILLION)], [ACCEPTED, REPEATED]),
-        ([event(), amend(5), amend(6), amend(5, ISSUED_ON)], [ACCEPTED, CORRECTED, CORRECTED, CORRECTED]),
+        ([event(), amend(5), amend(6), amend(5, LATEST)], [ACCEPTED, CORRECTED, CORRECTED, CORRECTED]),
+        ([event(), amend(5), amend(6, ISSUED_ON)], [ACCEPTED, CORRECTED, "policy-superseded"]),
     ],
 )
 def test_a_row_is_applied_repeated_or_refused(
@@ -296,6 +299,32 @@ def test_an_amendment_that_says_what_an_earlier_one_said_is_taken_for_its_repeat
     assert insurer.deposited() == {("A-1", person(1), "accident"): (6, 1)}
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_stands_is_what_the_latest_amendment_says_in_whatever_order_a_file_has_them(
+    database: str, tmp_path: Path, *, killed: bool
+) -> None:
+    header = "policy_number,document_type,document_number,product,insured_amount,issued_on,event\n"
+    days = [dt.date(2026, 9, 3), dt.date(2026, 10, 3), dt.date(2026, 11, 3)]
+    what = zip(("issue", "amend", "amend"), ("100.00", "300.00", "200.00"), days, strict=True)
+    lines = [f"A-1,passport,E1234567,accident,{amount},{day},{event}\n" for event, amount, day in what]
+    between = [f"B-{number},passport,E1234567,accident,1.00,2026-09-03,issue\n" for number in range(600)]
+    for order in itertools.permutations(lines):
+        for gap in range(2):
+            mixed = [*order[: gap + 1], *between, *order[gap + 1 :]]
+            (tmp_path / "all.csv").write_text(header + "".join(mixed), encoding="utf-8")
+            (tmp_path / "part.csv").write_text(header + "".join(mixed[:500]), encoding="utf-8")
+            insurer = Insurer.open(database)
+            try:
+                insurer.database.run("clear", lambda at: at.execute("TRUNCATE policy, policy_row, deposit"))
+                if killed:
+                    insurer.import_files(tmp_path / "part.csv")
+                insurer.import_files(tmp_path / "all.csv")
+                (total,) = (sums for key, sums in insurer.deposited().items() if key[0] == "A-1")
+                assert total == (20_000, 1), order
+            finally:
+                insurer.database.close()
+
+
 def test_one_number_with_another_person_or_product_is_another_policy(insurer: Insurer) -> None:
     others = [event(), event(whom=2), event(product="term_life"), event(number="a-1"), event(number="A-1 ")]
     assert insurer.apply(*others) == [ACCEPTED] * 5
@@ -307,7 +336,7 @@ def test_the_largest_amounts_and_the_first_and_last_day_are_kept_exactly(insurer
     cap = insurer.party.manifest.terms.deposit_cap
     for number, day in (("first", dt.date.min), ("last", dt.date.max)):
         issue, up, down = (event(amount=amount, day=day, number=number) for amount in (1, cap, 1))
-        insurer.apply(issue, replace(up, event=Event.AMEND), replace(down, event=Event.AMEND, day=LATER))
+        insurer.apply(issue, replace(up, event=Event.AMEND), replace(down, event=Event.AMEND, day=max(day, LATER)))
     amounts = [(entry.day, entry.amount) for _, entry in insurer.entries()]
     assert amounts == [(day, amount) for day in (1, dt.date.max.toordinal()) for amount in (1, cap - 1, 1 - cap)]
 

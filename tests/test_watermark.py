@@ -1,13 +1,16 @@
 """Watermarks are believed of their member alone; the service can only make an alliance look less complete."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from live import wait_until
 from strategies import deterministic
 from test_store_outbox import SET_ASIDE_AFTER, Store, entry, refuse
 from world import NOW, RULE, make_world, name
@@ -37,6 +40,7 @@ from transport.peers import Peers
 WORLD = make_world()
 MANIFEST = WORLD.manifest
 MEMBERS = len(MANIFEST.terms.members)
+SETTLED = 80
 
 
 def by(member: int, until: float = NOW, now: float = NOW) -> SignedWatermark:
@@ -162,6 +166,8 @@ def test_the_directory_keeps_the_newest_of_each_and_gives_all(tmp_path: Path, mo
     assert one.exchange(by(2)) == Directory(watermarks=(by(2),))
     assert one.exchange(by(1)) == Directory(watermarks=(by(1), by(2)))
     assert sorted(file.name for file in folder.iterdir()) == [name(1), name(2)]
+    shutil.rmtree(folder)
+    assert one.exchange(by(1)) == Directory(watermarks=(by(1),))
 
 
 # --- how far a member's own deposits are ---------------------------------------------------------------------------
@@ -183,7 +189,7 @@ def back(store: Store) -> float:
     """Return how many seconds the watermark lies back by the database's clock."""
     row = store.database.run("now", lambda at: at.execute("SELECT extract(epoch FROM now())::float8").fetchone())
     assert row is not None
-    return float(row[0]) - store.outbox.complete_until()
+    return float(row[0]) - store.outbox.complete_until(SETTLED)
 
 
 def test_the_watermark_stops_before_the_oldest_deposit_that_is_not_made(store: Store) -> None:
@@ -195,6 +201,9 @@ def test_the_watermark_stops_before_the_oldest_deposit_that_is_not_made(store: S
     (item,) = (item for item in store.due() if item.deposit_id == old)
     store.make(item)
     store.record(item, made=True)
+    assert 5000 <= back(store) < 5005, "a check may still be as of before"
+    later = "UPDATE deposit SET made_at = made_at - make_interval(secs => %s)"
+    store.database.run("later", lambda connection: connection.execute(later, (SETTLED + 1,)))
     assert 3000 <= back(store) < 3005
     refuse(store, new, SET_ASIDE_AFTER)
     assert 3000 <= back(store) < 3010, "what is set aside holds it for good"
@@ -206,7 +215,7 @@ def test_the_watermark_waits_for_transactions_that_may_still_bring_a_policy(data
 
         def slow(connection: Any) -> float:  # noqa: ANN401  a connection
             connection.execute("SELECT 1")
-            before = store.outbox.complete_until()
+            before = store.outbox.complete_until(SETTLED)
             while (
                 store.database.run("now", lambda at: at.execute("SELECT extract(epoch FROM now())::float8").fetchone())[
                     0
@@ -214,11 +223,17 @@ def test_the_watermark_waits_for_transactions_that_may_still_bring_a_policy(data
                 < before + 1
             ):
                 pass
-            return before - store.outbox.complete_until()
+            return before - store.outbox.complete_until(SETTLED)
 
         assert other.database.run("slow", slow) == 0
     finally:
         other.database.close()
+
+
+def test_sessions_of_others_in_the_database_do_not_hold_the_watermark(database: str, store: Store) -> None:
+    with psycopg.connect(database, application_name="report") as connection:
+        (before,) = connection.execute("SELECT extract(epoch FROM now())::float8").fetchone() or (0.0,)
+        wait_until(lambda: store.outbox.complete_until(SETTLED) > before + 0.1)
 
 
 def test_what_a_member_was_told_outlives_its_process_and_damage_counts_as_nothing(store: Store) -> None:

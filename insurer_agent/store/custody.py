@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.locks import Lock
 from insurer_agent.store.vault import Vault
 from protocol import group, kdf
 from protocol.custody import (
@@ -32,8 +33,6 @@ from protocol.group import Element
 from protocol.messages import ISSUE, SHARES
 from protocol.stamps import MAX_AS_OF_AGE, deposit_stamp
 
-_DEPOSITOR_LOCK = 7_261_002
-_STAMP_LOCK = 7_261_005
 _FOLD_ROWS = 16
 KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
@@ -197,7 +196,7 @@ class PostgresCustody:
 
         def transaction(connection: Rows) -> list[Refusable]:
             # The stamps of a shard are sums of group elements, which the database cannot add up: writers take turns.
-            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_STAMP_LOCK, shard))
+            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.STAMPS, shard))
             changes: dict[tuple[int, int], bytes] = {}
             results = [self._commit(connection, depositor, shard, *commit, changes) for commit in commits]
             for (excluded, tick), change in changes.items():
@@ -293,7 +292,7 @@ class PostgresCustody:
 
     def _in_turn(self, name: str, depositor: str, transaction: Callable[[Rows], list[Refusable]]) -> list[Refusable]:
         def locked(connection: Rows) -> list[Refusable]:
-            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_DEPOSITOR_LOCK, depositor))
+            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (Lock.DEPOSITOR, depositor))
             return transaction(connection)
 
         return self._database.run(name, locked)

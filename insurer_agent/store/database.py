@@ -11,6 +11,7 @@ from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from insurer_agent.store.locks import Lock
 from transport.problems import Problem
 
 T = TypeVar("T")
@@ -18,6 +19,7 @@ Rows = Connection[tuple[Any, ...]]
 
 log = logging.getLogger(__name__)
 
+APPLICATION_NAME = "insurer-agent"
 MAX_TRIES = 5
 _OPTIONS = (
     "-c synchronous_commit=on -c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
@@ -25,7 +27,6 @@ _OPTIONS = (
 """Whatever the role's defaults: an answer may leave only when its replay record cannot be lost any more, and no
 statement, lock or forgotten transaction holds up the others for good."""
 _FIRST_CONNECTION_SECONDS = 15.0
-_SCHEMA_LOCK = 7_261_001
 
 
 def _require_durable(connection: Rows) -> None:
@@ -40,7 +41,7 @@ class Database:
     def __init__(self, dsn: str, *, size: int) -> None:
         # Failing fast beats queueing: a check has two seconds in all.
         options = f"{conninfo_to_dict(dsn).get('options') or ''} {_OPTIONS}"
-        conninfo = make_conninfo(dsn, connect_timeout=5, application_name="insurer-agent", options=options)
+        conninfo = make_conninfo(dsn, connect_timeout=5, application_name=APPLICATION_NAME, options=options)
         self._pool = ConnectionPool(conninfo, min_size=1, max_size=size, timeout=1.0, open=False, name="agent")
         self._pool.open()
 
@@ -53,7 +54,7 @@ class Database:
         schema = files("insurer_agent.store").joinpath("schema.sql").read_text(encoding="utf-8")
 
         def apply(connection: Rows) -> None:
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (Lock.SCHEMA,))
             connection.execute(schema.encode())
 
         try:

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from psycopg.types.json import Jsonb
 
-from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.database import APPLICATION_NAME, Database, Rows
 from insurer_agent.store.vault import Vault, VaultError
 from protocol.check import shard_of_person
 from protocol.committee import excluded_slot
@@ -277,17 +277,20 @@ class Outbox:
         assert row is not None
         return Backlog(unmade=row[0], incomplete=row[1] - row[0], set_aside=row[2])
 
-    def complete_until(self) -> float:
-        """Return the time, Unix seconds, before which all policies taken in are made.
+    def complete_until(self, settled_seconds: int) -> float:
+        """Return the time, Unix seconds, before which all policies taken in are made, and so for `settled_seconds`.
 
-        Transactions under way may still bring one that is older than they are.
+        The agent's transactions under way may still bring one that is older than they are.
         """
         row = self._database.run(
             "find watermark",
             lambda connection: connection.execute(
                 "SELECT extract(epoch FROM least("
-                "(SELECT min(created_at) FROM deposit WHERE made_at IS NULL),"
-                " (SELECT min(xact_start) FROM pg_stat_activity WHERE datname = current_database())))::float8"
+                "(SELECT min(created_at) FROM deposit"
+                " WHERE made_at IS NULL OR made_at > now() - make_interval(secs => %s)),"
+                " (SELECT min(xact_start) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = %s)))::float8",
+                (settled_seconds, APPLICATION_NAME),
             ).fetchone(),
         )
         assert row is not None

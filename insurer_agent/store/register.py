@@ -38,7 +38,10 @@ class Applied(enum.Enum):
 
 @message("policy in the register", version=1)
 class Record:
-    """What is sealed in a row of the register. Amounts in fen; `current` is what counts now, 0 once cancelled."""
+    """What is sealed in a row of the register. Amounts in fen; `current` is what counts now, 0 once cancelled.
+
+    `corrected_on` is the day of the latest amendment, 0 without one.
+    """
 
     policy_number: Annotated[str, Text(256)]
     document_type: Annotated[str, Text(32)]
@@ -48,6 +51,7 @@ class Record:
     issued: Annotated[int, UInt(48)]
     current: Annotated[int, UInt(48)]
     cancelled: Annotated[int, FLAG]
+    corrected_on: Annotated[int, UInt(32)]
     issue_id: Annotated[bytes, ID]
 
 
@@ -128,6 +132,7 @@ class Register:
                         results.append(Applied.REPEATED)
                         continue
                     try:
+                        require_in_order(event, records.get(key))
                         results.append(self.settle(connection, event, key, records))
                     except IntakeError as refusal:
                         results.append(refusal)
@@ -227,6 +232,17 @@ class Register:
         enqueue(connection, self._vault, self._party, entry, deposit_id)
 
 
+def require_in_order(event: PolicyEvent, record: Record | None) -> None:
+    """Refuse (`policy-superseded`) a row that amends a policy as of a day before that of its last amendment.
+
+    What stands is what the latest one says, in whatever order rows come; on one day, the one that came last.
+    """
+    if event.event is not Event.AMEND or record is None or record.cancelled or event.amount == record.current:
+        return
+    if event.day.toordinal() < record.corrected_on:
+        raise IntakeError("policy-superseded", "an amendment of a later day is known already")
+
+
 def lock_policies(connection: Rows, keys: Sequence[bytes]) -> None:
     """Have this transaction wait for its turn at policies, whether they exist yet or not."""
     locks = sorted({int.from_bytes(key[:8], "big", signed=True) for key in keys})
@@ -256,7 +272,8 @@ def decide(
     if event.amount == record.current:
         return Applied.REPEATED, None, None
     entry = _correction(event, record, AMENDMENT, event.amount - record.current, 0)
-    return Applied.CORRECTED, replace(record, current=event.amount), entry
+    corrected_on = max(record.corrected_on, event.day.toordinal())
+    return Applied.CORRECTED, replace(record, current=event.amount, corrected_on=corrected_on), entry
 
 
 def _issue(
@@ -277,6 +294,7 @@ def _issue(
         issued=event.amount,
         current=event.amount,
         cancelled=0,
+        corrected_on=0,
         issue_id=random(16),
     )
     entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount, 1)

@@ -57,20 +57,30 @@ class Snapshot:
         query = "DELETE FROM snapshot_seen WHERE snapshot = %s"
         self._database.run("begin a snapshot", lambda connection: connection.execute(query, (self._snapshot,)))
 
-    def see(self, events: Sequence[PolicyEvent], numbers: Sequence[str]) -> None:
-        """Note that the snapshot has these policies, and all known ones of `numbers`, of rows not understood."""
+    def see(self, events: Sequence[PolicyEvent], numbers: Sequence[str]) -> int:
+        """Note that the snapshot has these policies, and all known ones of `numbers`, of rows not understood.
+
+        Returns how many of the numbers are of no known policy: they may be those of known ones, misspelt.
+        """
         keys = [self._register.policy_key(event) for event in events]
         indices = [self._register.number_index(number) for number in numbers]
 
-        def transaction(connection: Rows) -> None:
+        def transaction(connection: Rows) -> int:
             self._see(connection, events, keys)
             connection.execute(
                 "INSERT INTO snapshot_seen (snapshot, policy_key)"
                 " SELECT %s, policy_key FROM policy WHERE policy_number = ANY(%s) ON CONFLICT DO NOTHING",
                 (self._snapshot, indices),
             )
+            row = connection.execute(
+                "SELECT count(*) FROM unnest(%s::bytea[]) AS number"
+                " WHERE NOT EXISTS (SELECT FROM policy WHERE policy_number = number)",
+                (indices,),
+            ).fetchone()
+            assert row is not None
+            return int(row[0])
 
-        self._database.run("see a snapshot", transaction)
+        return self._database.run("see a snapshot", transaction)
 
     def change(self) -> Change:
         """Return what would be cancelled, once all of the snapshot was seen."""
@@ -119,21 +129,29 @@ class Snapshot:
 
         return self._database.run("apply a snapshot", transaction)
 
-    def cancel_missing(self) -> int:
-        """Cancel some of the policies that the snapshot lacks, in one transaction; return how many, 0 at the end."""
+    def cancel_missing(self) -> tuple[bool, int]:
+        """Cancel some of the policies that the snapshot lacks, in one transaction, but those that another has.
 
-        def transaction(connection: Rows) -> int:
+        Returns whether there may be more, and how many were cancelled.
+        """
+
+        def transaction(connection: Rows) -> tuple[bool, int]:
             parameters = {"snapshot": self._snapshot, "most": CANCELLATIONS_A_TRANSACTION}
             found = connection.execute(b"SELECT policy_key " + _MISSING + b" LIMIT %(most)s", parameters).fetchall()
             keys = sorted(bytes(key) for (key,) in found)
             lock_policies(connection, keys)
-            records = self._register.records(connection, keys)
+            moved = connection.execute(
+                "SELECT DISTINCT policy_key FROM snapshot_policy WHERE snapshot <> %s AND policy_key = ANY(%s)",
+                (self._snapshot, keys),
+            ).fetchall()
+            gone = sorted(set(keys) - {bytes(key) for (key,) in moved})
+            records = self._register.records(connection, gone)
             for key, record in list(records.items()):
                 self._register.settle(connection, _cancellation(record), key, records)
             connection.execute(
                 "DELETE FROM snapshot_policy WHERE snapshot = %s AND policy_key = ANY(%s)", (self._snapshot, keys)
             )
-            return len(keys)
+            return bool(keys), len(gone)
 
         return self._database.run("cancel what a snapshot lacks", transaction)
 

@@ -1,0 +1,19 @@
+"""The advisory locks of an agent's database, each for one thing: two users of a number would wait for each other."""
+
+from enum import IntEnum
+
+
+class Lock(IntEnum):
+    """Numbers by which processes of one agent take turns."""
+
+    SCHEMA = 7_261_001
+    DEPOSITOR = 7_261_002
+    """With a second number, of a depositor."""
+    MANIFEST = 7_261_003
+    DEPOSITS = 7_261_004
+    """Held by the process that sends deposits, for as long as it runs."""
+    STAMPS = 7_261_005
+    """With a second number, a shard."""
+    WATERMARKS = 7_261_006
+    """Held by the process that publishes watermarks, for as long as it runs."""
+    SNAPSHOT = 7_261_007
