@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from embedded_redis import EmbeddedRedis
 from world import World, make_world
@@ -122,6 +122,13 @@ class House:
         with self.redis.client() as client:
             return sum(group["pending"] for group in client.xinfo_groups(STREAM))
 
+    def undelivered(self) -> int:
+        """Return how many entries no consumer was given yet."""
+        with self.redis.client() as client:
+            groups = client.xinfo_groups(STREAM)
+            last = groups[0]["last-delivered-id"] if groups else b"0-0"
+            return len(client.xrange(STREAM, b"(" + last))
+
     def dead_letters(self) -> list[dict[bytes, bytes]]:
         with self.redis.client() as client:
             return [fields for _, fields in client.xrange(f"{STREAM}:rejected")]
@@ -184,3 +191,10 @@ class Command:
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
         return self.process.wait(30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.end(signal.SIGKILL)
