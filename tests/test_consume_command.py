@@ -155,6 +155,8 @@ def test_postgresql_that_is_away_is_waited_for_and_nothing_is_a_dead_letter(
 
 
 CANARY = "CANARY77"
+COMMANDS = ["+xreadgroup", "+xack", "+xadd", "+xautoclaim", "+xpending", "+xlen", "+xinfo", "+xgroup"]
+COMMANDS += ["+type", "+watch", "+unwatch", "+multi", "+exec"]  # all that deploy/README.md names
 CANARIES = (CANARY, "7654321", "E77777777", "s3cret")
 
 
@@ -163,7 +165,9 @@ def test_nothing_that_is_written_names_a_person_an_amount_a_policy_or_a_password
 ) -> None:
     secret = {"number": CANARY, "amount": "7654321.00", "document_number": "E77777777"}
     with redis_server.client() as client:
-        client.acl_setuser("consumer", enabled=True, passwords=["+s3cret"], keys=["*"], commands=["+@all"])
+        client.acl_setuser(
+            "consumer", enabled=True, passwords=["+s3cret"], keys=[STREAM, f"{STREAM}:rejected"], commands=COMMANDS
+        )
     url = redis_server.url.replace("unix://", "unix://consumer:s3cret@")
     with Command(state, url, tmp_path / "log", QUICK) as command:
         house.send(

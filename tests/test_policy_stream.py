@@ -120,18 +120,29 @@ def test_of_two_consumers_one_stands_by_and_takes_over(house: House) -> None:
     assert (house.deposits(), house.dead_letters()) == (400, [])
 
 
-def test_who_has_lost_the_lock_applies_nothing_and_what_a_stranger_reads_is_not_overtaken(house: House) -> None:
-    with house.consuming():
-        house.send(policy())
-        wait_until(house.settled)
-        stranger = house.stream("stranger")
-        house.send(policy(event="amend", amount="5"))
-        taken = stranger.new(1, 0.001)  # now and then it is the faster one; either way the order holds
-        house.send(policy(event="amend", amount="7"))
-        wait_until(house.settled)
-    assert len(taken) <= 1
-    assert house.in_force() == {"A-1": 700}
-    assert house.deposits() == 3
+def test_nothing_is_applied_while_another_has_something_pending(house: House) -> None:
+    house.send(policy(), policy(event="amend", amount="5"), policy(event="amend", amount="7"))
+    stranger = house.stream("stranger")
+    consumer = house.consumer(threading.Event(), pace=type(QUICK)(batch=1))
+
+    def held() -> bool:  # is asked after the reading
+        stranger.new(1, 0.001)
+        return True
+
+    consumer._lead(held)
+    assert (house.in_force(), house.pending()) == ({}, 2)
+    drain(house)
+    assert (house.in_force(), house.deposits()) == ({"A-1": 700}, 3)
+
+
+def test_nothing_is_applied_once_the_lock_is_lost(house: House) -> None:
+    house.send(policy())
+    house.consumer(threading.Event())._lead(lambda: False)
+    assert (house.in_force(), house.pending()) == ({}, 1)
+    house.consumer(threading.Event())._lead(lambda: False)  # of what is pending neither
+    assert (house.in_force(), house.pending()) == ({}, 1)
+    drain(house)
+    assert house.in_force() == {"A-1": 100_000}
 
 
 def test_a_lost_lock_is_noticed(house: House) -> None:
