@@ -107,7 +107,7 @@ class PolicyStream:
                 "XAUTOCLAIM", self._name, self._group, self._consumer, idle, cursor, "COUNT", ENTRIES_A_CLAIM
             )
             # Redis 7 and later drop entries that were deleted meanwhile, and say so here; of 6 see `own`.
-            gone = [StreamEntry(bytes(one), None) for one in (reply[2] if len(reply) > 2 else ())]  # noqa: PLR2004
+            gone = [StreamEntry(bytes(one), None) for deleted in reply[2:] for one in deleted]
             self.settle((), [gone_letter(entry) for entry in gone])
             cursor = bytes(reply[0])
             if cursor == FIRST:

@@ -70,9 +70,9 @@ class House:
         return cls(redis, database, vault, register, Outbox(database, vault))
 
     def send(self, *policies: Mapping[str, Any] | bytes | str) -> list[bytes]:
-        """Add entries, and return their ids."""
+        """Add entries, all at once, and return their ids."""
         with self.redis.client() as client:
-            pipeline = client.pipeline(transaction=False)
+            pipeline = client.pipeline(transaction=True)
             for one in policies:
                 pipeline.xadd(STREAM, {"policy": json.dumps(one) if isinstance(one, Mapping) else one})
             return list(pipeline.execute())

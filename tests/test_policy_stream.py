@@ -66,7 +66,7 @@ def test_a_group_that_is_lost_meanwhile_is_made_anew(house: House) -> None:
 
 
 def test_corrections_wait_for_their_issue_and_keep_their_order(house: House) -> None:
-    patient = type(QUICK)(batch=2, claim=0.5, patience=30)
+    patient = type(QUICK)(claim=0.5, patience=30)
     with house.consuming(pace=patient):
         house.send(policy("A-1", "amend", "5"), policy("A-2", "cancel", None), policy("A-1", "amend", "7"))
         wait_until(lambda: house.pending() == 3)

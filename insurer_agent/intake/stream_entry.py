@@ -15,6 +15,7 @@ FIELD = b"policy"
 MAX_JSON = 64 << 10
 _MAY_LACK = "insured_amount"
 """A cancellation need not repeat the amount; of other events the mapping refuses an empty one."""
+_NAME_AND_VALUE = 2
 _ROW = 1  # an entry is a table of one row
 
 
@@ -45,7 +46,7 @@ class EntryMapping:
 
 def _cells(fields: Sequence[bytes]) -> tuple[str, ...]:
     """Return an entry's cells in the order of COLUMNS."""
-    if len(fields) != len((FIELD, "its value")) or fields[0] != FIELD:
+    if len(fields) != _NAME_AND_VALUE or fields[0] != FIELD:
         raise IntakeError("entry-fields", "an entry has one field, policy")
     if len(fields[1]) > MAX_JSON:
         raise IntakeError("entry-too-long", f"the field policy is longer than {MAX_JSON} bytes")
