@@ -209,10 +209,11 @@ def test_an_entry_of_other_fields_is_kept_with_all_of_them(house: House) -> None
         assert fields[-6:] == [b"policy", b"a", b"policy", b"b", b"code", b"c"]
 
 
-def test_an_entry_that_was_deleted_before_it_was_taken_is_told(house: House) -> None:
+@pytest.mark.parametrize("name", ["here", "gone"])
+def test_an_entry_that_was_deleted_before_it_was_taken_is_told(house: House, name: str) -> None:
     ids = house.send(policy("A-1"), policy("A-2"))
     house.stream().open_group()
-    house.stream("here").new(2, 1)
+    house.stream(name).new(2, 1)
     with house.redis.client() as client:
         client.xdel(STREAM, ids[0])
     drain(house)
