@@ -4,7 +4,8 @@ Of all consumers of a group one is at work, whoever holds a lock of the agent's 
 at work, a policy's second amendment could be applied before its first and the older amount would stand. The one at
 work takes over all that is pending before it reads anything new, and applies nothing unless, after the reading, it
 still holds the lock and nobody else has anything pending. So what is in the stream is applied in its order, through
-retries, kills and takeovers, whatever Redis forgets: a group that is lost begins again, and all of it is repeats.
+retries, kills and takeovers. A group that Redis has lost begins again, and all that was taken is repeats; what was
+refused is judged anew, and a correction that was too early then may be taken now, behind later ones.
 
 An entry is acknowledged after the transaction that took it is durable. What cannot be decided stays pending.
 """
