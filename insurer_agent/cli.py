@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from insurer_agent.consume_command import add_consume_command
 from insurer_agent.import_command import add_import_command
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
@@ -188,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--salt-file", type=Path, required=True, help="the alliance's salt")
     command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
     add_import_command(command)
+    add_consume_command(command)
     outbox = command("outbox", _outbox, "Say what is on its way. Status 3: deposits are set aside, and need a person.")
     outbox.add_argument("--retry", action="store_true", help="have those set aside sent again now")
     _add_api_key_commands(commands)

@@ -1,10 +1,11 @@
-"""Fixtures that every test may use: one PostgreSQL per session, one database per test."""
+"""Fixtures that every test may use: one PostgreSQL and one Redis per session, one database per test."""
 
 import secrets
 from collections.abc import Iterator
 
 import psycopg
 import pytest
+from embedded_redis import EmbeddedRedis
 from psycopg import sql
 
 from insurer_agent.embedded_postgres import EmbeddedPostgres
@@ -13,6 +14,12 @@ from insurer_agent.embedded_postgres import EmbeddedPostgres
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 

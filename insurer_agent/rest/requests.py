@@ -14,6 +14,7 @@ from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import parse_amount
 from insurer_agent.intake.documents import normalise
 from insurer_agent.intake.errors import IntakeError
+from insurer_agent.intake.json_text import parse_json
 from insurer_agent.store.idempotency import Place, StoredAnswer
 from protocol.identity import Identity
 from transport.problems import Problem
@@ -101,16 +102,9 @@ def _json() -> Any:  # noqa: ANN401  any JSON value; the schema says which are g
     if not request.is_json:
         raise Problem(415, "unsupported-media-type", "the body is not declared as JSON", hint=hint)
     try:
-        return json.loads(request.get_data().decode("utf-8"), object_pairs_hook=_each_name_once)
+        return parse_json(request.get_data())
     except (ValueError, RecursionError):
         raise Problem(400, "not-json", "the body is not JSON", hint=hint) from None
-
-
-def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that stands twice: readers disagree on which of them counts."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
 
 
 def subject_of(subject: dict[str, str]) -> Identity:

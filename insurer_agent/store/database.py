@@ -98,16 +98,33 @@ class Database:
     @contextmanager
     def exclusively(self, lock: int) -> Iterator[bool]:
         """Hold an advisory lock of the whole database for the block; yields False if another process holds it."""
+        with self.lease(lock) as held:
+            yield held()
+
+    @contextmanager
+    def lease(self, lock: int) -> Iterator[Callable[[], bool]]:
+        """Like `exclusively`, yielding what asks the server whether this process holds the lock, now and later.
+
+        The server takes the lock back when the connection ends, which nobody notices who does not ask.
+        """
         with self._connection() as connection:
             connection.autocommit = True
             try:
                 row = connection.execute("SELECT pg_try_advisory_lock(%s)", (lock,)).fetchone()
-                held = bool(row and row[0])
+                taken = bool(row and row[0])
                 try:
-                    yield held
+                    yield lambda: taken and _answers(connection)
                 finally:
-                    if held:
+                    if taken and not connection.closed:
                         connection.execute("SELECT pg_advisory_unlock(%s)", (lock,))
             finally:
                 if not connection.closed:
                     connection.autocommit = False
+
+
+def _answers(connection: Rows) -> bool:
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return False
+    return True
