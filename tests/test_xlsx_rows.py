@@ -85,6 +85,8 @@ def test_a_chinese_editions_own_date_format_is_one(file: Path) -> None:
         ({"document_number": 440305198807141000}, "number-lost-digits"),
         ({"document_number": "4.40305E+17"}, "number-lost-digits"),
         ({"document_number": 12345678, "document_type": "护照"}, "number-lost-digits"),
+        ({"document_number": 12345678, "document_type": "台胞证"}, "number-lost-digits"),
+        ({"policy_number": "1.23457E+12"}, "number-lost-digits"),
         ({"policy_number": 1234567890123456}, "number-lost-digits"),
         ({"insured_amount": 100 / 3}, "number-lost-digits"),
         ({"insured_amount": 1e300}, "number-lost-digits"),
@@ -94,8 +96,8 @@ def test_a_chinese_editions_own_date_format_is_one(file: Path) -> None:
         ({"insured_amount": True}, "amount-not-a-number"),
         ({"insured_amount": "=1+1"}, "formula-without-value"),
         ({"insured_amount": "#N/A"}, "cell-error"),
-        ({"issued_on": 60}, "no-such-day"),
-        ({"issued_on": 3.5}, "no-such-day"),
+        ({"issued_on": 60}, "date-ambiguous"),
+        ({"issued_on": 3.5}, "date-ambiguous"),
         ({"issued_on": "3/11/2026"}, "date-ambiguous"),
         ({"policy_number": None}, "policy-number-empty"),
         ({"product": "x" * (MAX_CELL_CHARACTERS + 1)}, "cell-too-long"),
@@ -105,6 +107,36 @@ def test_what_a_cell_does_not_tell_for_certain_is_refused(file: Path, cells: dic
     row = one(file, **cells)
     assert isinstance(row, RejectedRow)
     assert row.code == code
+
+
+@pytest.mark.parametrize(
+    ("number_format", "taken"),
+    [
+        ("General", True),
+        ("#,##0.00", True),
+        ('_ "¥"* #,##0.00_ ;_ "¥"* -#,##0.00_ ;_ "¥"* "-"??_ ;_ @_ ', True),
+        ("[$¥-804]#,##0.00;[Red]-0", True),
+        ('0.00"元"', True),
+        ('"RMB" 0', True),
+        ("0%", False),
+        ('0.00"万"', False),
+        ("0亿", False),
+        ("#,##0,", False),
+        ('0.0,,"M"', False),
+        ('0!.0,"万"', False),
+        ("0\\.0000", False),
+        ('"$"#,##0_);("$"#,##0)', False),
+        ("[$€-2] 0", False),
+        ("[$¥-411]0", False),
+        ("[$HKD] 0", False),
+    ],
+)
+def test_an_amount_that_is_shown_as_another_is_not_taken_at_face_value(
+    file: Path, number_format: str, *, taken: bool
+) -> None:
+    book = workbook(CHINESE, changed(insured_amount=500))
+    book.active["E2"].number_format = number_format
+    assert codes(read(file, saved(book))) == {2: "read" if taken else "number-format"}
 
 
 def test_numbers_that_have_kept_all_digits_are_taken(file: Path) -> None:

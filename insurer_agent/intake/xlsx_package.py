@@ -21,6 +21,7 @@ from defusedxml.sax import make_parser
 from openpyxl.styles.numbers import BUILTIN_FORMATS, is_date_format
 
 from insurer_agent.intake.errors import FileRejected
+from insurer_agent.intake.number_format import shows_another_number
 
 MAX_PARTS = 10_000
 MAX_BYTES = 2 << 30
@@ -135,6 +136,7 @@ class Workbook:
     sheets: tuple[Sheet, ...]
     strings: list[str]
     date_styles: frozenset[int]
+    doubtful_styles: frozenset[int]
     from_1904: bool
 
 
@@ -158,11 +160,12 @@ def read_workbook(parts: Parts, most_characters: int) -> Workbook:
     parts.parse(name, Elements(start))
     strings = SharedStrings(most_characters)
     parts.parse(by_kind.get("sharedStrings", ""), strings, MAX_SHARED_BYTES)
-    return Workbook(tuple(sheets), strings.strings, _date_styles(parts, by_kind.get("styles", "")), from_1904)
+    styles = _styles(parts, by_kind.get("styles", ""))
+    return Workbook(tuple(sheets), strings.strings, *styles, from_1904)
 
 
-def _date_styles(parts: Parts, name: str) -> frozenset[int]:
-    """Return the places of the cell styles that show a number as a date."""
+def _styles(parts: Parts, name: str) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the places of the cell styles that show a number as a date, and of those that show another number."""
     formats: dict[int, str] = dict(BUILTIN_FORMATS)
     styles: list[int] = []
     inside = ""
@@ -177,7 +180,12 @@ def _date_styles(parts: Parts, name: str) -> frozenset[int]:
             styles.append(int(attributes.get("numFmtId", "0")))
 
     parts.parse(name, Elements(start))
-    return frozenset(place for place, one in enumerate(styles) if _is_date(one, formats))
+    dates = {one for one in set(styles) if _is_date(one, formats)}
+    doubtful = {one for one in set(styles) - dates if shows_another_number(formats.get(one, ""))}
+    return (
+        frozenset(place for place, one in enumerate(styles) if one in dates),
+        frozenset(place for place, one in enumerate(styles) if one in doubtful),
+    )
 
 
 def _is_date(number_format: int, formats: dict[int, str]) -> bool:

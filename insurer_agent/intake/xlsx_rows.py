@@ -195,6 +195,9 @@ class _SheetHandler(ContentHandler):
     def _number(self, written: str) -> Cell:
         if not _NUMBER.fullmatch(written.strip()):
             raise damaged()
+        if self._style in self._workbook.doubtful_styles:
+            reason = "a number's format scales it, or shows a percentage, another currency or unit; write it plainly"
+            return Unusable(written, IntakeError("number-format", reason))
         if self._style not in self._workbook.date_styles:
             return number_cell(float(written), written, self._day_zero)
         try:
