@@ -183,6 +183,34 @@ def test_a_workbook_of_several_sheets_needs_a_name(file: Path) -> None:
     assert the_policy(read(file, content, Profile(sheet="二月"))).policy_number == "B-1"
 
 
+def test_a_hidden_sheet_that_may_hold_policies_is_not_passed_over(file: Path) -> None:
+    book = workbook(CHINESE, GOOD, title="一月")
+    hidden = book.create_sheet("二月")
+    for row in (["明细"], CHINESE, GOOD):
+        hidden.append(row)
+    hidden.sheet_state = "hidden"
+    content = saved(book)
+    assert refusal(file, content) == "sheet-unclear"
+    assert codes(read(file, content, Profile(sheet="一月"))) == {2: "read"}
+
+
+@pytest.mark.parametrize("part", ["xl/worksheets/sheet1.xml", "xl/sharedStrings.xml", "xl/workbook.xml"])
+def test_elements_that_are_nested_too_deep_are_damage(file: Path, part: str) -> None:
+    deep = "<a>" * 65 + "</a>" * 65
+    whole = sheet_xml(text_cells(*CHINESE), text_cells(*GOOD))
+    assert codes(read(file, package(whole))) == {2: "read"}
+    start, end = whole.split("</worksheet>")
+    nested = {"xl/worksheets/sheet1.xml": f"{start}{deep}</worksheet>{end}"}.get(part, f"<x>{deep}</x>")
+    assert refusal(file, package(whole, {part: nested})) == "xlsx-damaged"
+
+
+def test_so_many_sheets_are_refused(file: Path) -> None:
+    names = "".join(f'<sheet name="S{one}" sheetId="{one}" r:id="rId1"/>' for one in range(1001))
+    book = f'<workbook xmlns:r="r"><sheets>{names}</sheets></workbook>'
+    content = package(sheet_xml(text_cells(*CHINESE), text_cells(*GOOD)), {"xl/workbook.xml": book})
+    assert refusal(file, content) == "xlsx-too-large"
+
+
 def test_rows_keep_the_numbers_that_the_program_shows(file: Path) -> None:
     rows = [["标题"], [], [], CHINESE, [], GOOD, [], changed(product="?"), [None, None, " "]]
     assert codes(read(file, saved(workbook(*rows)))) == {6: "read", 8: "product-unknown"}

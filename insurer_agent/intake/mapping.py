@@ -56,6 +56,8 @@ class Mapping:
         """Return the cells by column; constants are text."""
         if row.fault is not None:
             raise row.fault
+        if row.swallowed >= max(1, self._width - 1):
+            raise IntakeError("quote-swallows-rows", "a stray quote may have put other rows into one cell of this row")
         if len(row.cells) != self._width and not self._ragged:
             raise IntakeError("cell-count", "row does not have as many cells as the header")
         cells: dict[str, Cell] = dict(self._profile.constants)

@@ -31,6 +31,8 @@ MAX_SHARED_BYTES = 256 << 20
 """Decompressed bytes of the shared strings, which are held in memory."""
 MAX_ITEMS = 100_000
 MAX_TOKEN_BYTES = 1 << 20
+MAX_DEPTH = 64
+MAX_SHEETS = 1000
 
 _READ_BYTES = 64 * 1024
 # Number formats without a definition of their own that are dates in East Asian editions (ECMA-376, 18.8.30).
@@ -85,7 +87,25 @@ class Parts:
         return found
 
 
-class Elements(ContentHandler):
+class Nested(ContentHandler):
+    """Refuses elements that are nested deeper than any spreadsheet program nests them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, ARG002, N802 - the name and type are SAX's
+        """Count a start."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise damaged()
+
+    def endElement(self, name: str) -> None:  # noqa: ARG002, N802 - as above
+        """Count an end."""
+        self._depth -= 1
+
+
+class Elements(Nested):
     """Tells of the starts of elements, by names and attributes without their prefixes."""
 
     def __init__(self, start: Callable[[str, dict[str, str]], None]) -> None:
@@ -94,6 +114,7 @@ class Elements(ContentHandler):
 
     def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, N802 - the name and type are SAX's
         """Tell of a start."""
+        super().startElement(name, attrs)
         self._start(local(name), {local(key): value for key, value in attrs.items()})
 
 
@@ -153,7 +174,9 @@ def read_workbook(parts: Parts, most_characters: int) -> Workbook:
         nonlocal from_1904
         if element == "workbookPr":
             from_1904 = attributes.get("date1904") in ("1", "true")
-        elif element == "sheet" and attributes.get("id") in targets and len(sheets) < MAX_ITEMS:
+        elif element == "sheet" and attributes.get("id") in targets:
+            if len(sheets) == MAX_SHEETS:
+                raise FileRejected("xlsx-too-large", f"the workbook has more than {MAX_SHEETS} sheets")
             hidden = attributes.get("state", "visible") != "visible"
             sheets.append(Sheet(attributes.get("name", ""), targets[attributes["id"]], hidden))
 
@@ -194,7 +217,7 @@ def _is_date(number_format: int, formats: dict[int, str]) -> bool:
     return bool(is_date_format(formats[number_format]))
 
 
-class SharedStrings(ContentHandler):
+class SharedStrings(Nested):
     """Collects the strings of a workbook; phonetic hints are left out, and nothing is kept beyond a cell's length."""
 
     def __init__(self, most_characters: int) -> None:
@@ -205,14 +228,16 @@ class SharedStrings(ContentHandler):
         self._length = 0
         self._path: list[str] = []
 
-    def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, ARG002, N802 - the name and type are SAX's
+    def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, N802 - the name and type are SAX's
         """Note where we are."""
+        super().startElement(name, attrs)
         self._path.append(local(name))
         if self._path[-1] == "si":
             self._text, self._length = [], 0
 
-    def endElement(self, name: str) -> None:  # noqa: ARG002, N802 - as above
+    def endElement(self, name: str) -> None:  # noqa: N802 - as above
         """Keep a string that is whole."""
+        super().endElement(name)
         if self._path.pop() == "si":
             self.strings.append("".join(self._text))
 
@@ -228,7 +253,7 @@ def refuse_damage() -> Iterator[None]:
     """Raise FileRejected, xlsx-damaged, for all that a broken or hostile archive makes the libraries raise."""
     try:
         yield
-    except (DefusedXmlException, SAXException, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+    except (DefusedXmlException, SAXException, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError):
         raise damaged() from None
     except (ValueError, LookupError, ArithmeticError, TypeError):  # UnicodeError and struct.error's kin among them
         raise damaged() from None
