@@ -23,12 +23,16 @@ from insurer_agent.intake.rows import (
     Unusable,
     decimal_cell,
     is_blank,
+    lost_digits,
     number_cell,
+    text_of,
 )
 
 ROWS_A_FETCH = 2000
 MAX_QUERY_BYTES = 1 << 20
 _CONNECT_SECONDS = 10
+_FLOAT4 = 700
+"""PostgreSQL's type of 32-bit floating-point numbers, which cannot tell 16777216 from 16777217."""
 
 
 class SqlRows:
@@ -52,9 +56,13 @@ class SqlRows:
                 with connection.cursor("policies") as cursor:
                     cursor.itersize = ROWS_A_FETCH
                     cursor.execute(sql.SQL(self._query))
-                    yield RawRow(0, tuple(column.name for column in cursor.description or ()))
+                    described = cursor.description or ()
+                    yield RawRow(0, tuple(column.name for column in described))
+                    inexact = [place for place, column in enumerate(described) if column.type_code == _FLOAT4]
                     for number, values in enumerate(cursor, 1):
                         cells = tuple(map(_cell, values))
+                        if inexact:
+                            cells = tuple(_without_float4(cell, place in inexact) for place, cell in enumerate(cells))
                         if not is_blank(cells):
                             yield RawRow(number, cells)
         except psycopg.OperationalError as error:
@@ -79,6 +87,10 @@ def open_query(file: Path, profile: Profile, *, dsn: str) -> PolicyFile:
         raise FileRejected("query-failed", "the query file is too long")
     # A cursor takes one statement, without its mark at the end.
     return PolicyFile.of_source(SqlRows(dsn, query.strip().rstrip(";")), profile)
+
+
+def _without_float4(cell: Cell, inexact: bool) -> Cell:  # noqa: FBT001 - what it says of the cell
+    return Unusable(text_of(cell), lost_digits()) if inexact and cell != "" else cell
 
 
 def _cell(value: Any) -> Cell:  # noqa: ANN401, PLR0911 - what a query gives; a return for each type

@@ -5,14 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
-from formats import CHINESE, GOOD, changed, codes, csv_bytes, read, the_policy
+from formats import CHINESE, GOOD, MAXIMUM, changed, codes, csv_bytes, read, the_policy
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
 
 from insurer_agent.intake.amounts import Unit
 from insurer_agent.intake.errors import FileRejected
-from insurer_agent.intake.policy import PolicyRow
+from insurer_agent.intake.policy import PolicyRow, RejectedRow
+from insurer_agent.intake.policy_file import read_policies
 from insurer_agent.intake.profile import Profile
 from insurer_agent.intake.vocabulary import COLUMNS, DOCUMENT_TYPES, EVENTS, PRODUCTS, column_of, squash
 from protocol.identity import DocumentType
@@ -129,12 +130,94 @@ def test_a_unit_is_understood_in_a_header_that_a_profile_names(file: Path, heade
     assert the_policy(read(file, content, Profile(columns={"insured_amount": header}))).amount == yuan * 100
 
 
-@pytest.mark.parametrize("header", ["本次保额（千元）", "本次保额(美元)", "Cover (USD)"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "本次保额（千元）",
+        "本次保额(美元)",
+        "Cover (USD)",
+        "本次保额（千元）(含附加)",
+        "Cover (HK$) net",
+        "Cover (K)",
+        "保额x(百万)",
+        "Cover (RMB million) x",
+        "本次保额【欧元】起",
+        "Cover (in 000s)",
+    ],
+)
 def test_a_unit_that_is_not_read_is_refused_in_a_header_that_a_profile_names(file: Path, header: str) -> None:
     content = csv_bytes([*CHINESE[:4], header, *CHINESE[5:]], strings(insured_amount="5"))
     named = {"insured_amount": header}
     assert refusal(file, content, Profile(columns=named)) == "column-unit"
     assert the_policy(read(file, content, Profile(columns=named, amount_unit=Unit.YUAN))).amount == 500
+
+
+def test_rows_above_the_header_are_rejected_and_titles_are_not(file: Path) -> None:
+    content = csv_bytes(["明细"], list(GOOD), ["制表", "王", "", "", "", "", ""], list(CHINESE), list(GOOD))
+    assert codes(read(file, content)) == {2: "row-above-header", 5: "read"}
+    assert codes(read(file, content, Profile(header_row=4))) == {2: "row-above-header", 5: "read"}
+    constants = {"document_type": "身份证", "product": "意外险", "issued_on": "2026-11-03", "event": "承保"}
+    short = csv_bytes(["A-0", "x", "5"], ["保单号", "证件号码", "保额"], ["A-1", "110101194903070014", "5"])
+    assert codes(read(file, short, Profile(constants=constants))) == {1: "row-above-header", 3: "read"}
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "单位：万元",
+        "金额单位：万元",
+        "单位,万元",
+        "（单位：人民币千元）",
+        "单位：元 保费单位：万元",
+        "Unit: USD",
+        "in thousands",
+    ],
+)
+def test_a_unit_above_the_header_is_not_passed_over(file: Path, above: str) -> None:
+    content = f"明细\n{above}\n".encode() + csv_bytes(list(CHINESE), strings(insured_amount="5"))
+    assert refusal(file, content) == "column-unit"
+    assert the_policy(read(file, content, Profile(amount_unit=Unit.WAN))).amount == 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("above", "header"), [("单位：元", "保额"), ("单位:人民币元", "保额"), ("单位：万元", "保额（万元）")]
+)
+def test_a_unit_above_that_is_the_columns_does_no_harm(file: Path, above: str, header: str) -> None:
+    content = f"{above}\n".encode() + csv_bytes([*CHINESE[:4], header, *CHINESE[5:]], strings(insured_amount="5"))
+    assert the_policy(read(file, content)).amount == (5_000_000 if "万" in header else 500)
+
+
+@pytest.mark.parametrize("number", ["4.40305E+17", "1E+12", "440.3E+15", "4.40305e17", '=""', "''1", "=A1"])
+@pytest.mark.parametrize("column", ["policy_number", "document_number"])
+def test_what_a_spreadsheet_has_left_of_a_number_is_refused(file: Path, column: str, number: str) -> None:
+    (row,) = read(file, csv_bytes(list(CHINESE), strings(**{column: number})))
+    assert isinstance(row, RejectedRow)
+
+
+def test_marks_of_text_are_no_part_of_a_number(file: Path) -> None:
+    for mark in ('="{}"', "'{}"):
+        number, document = mark.format("00123"), mark.format("110101194903070014")
+        policy = the_policy(
+            read(file, csv_bytes(list(CHINESE), strings(policy_number=number, document_number=document)))
+        )
+        assert (policy.policy_number, policy.insured.number) == ("00123", "110101194903070014")
+
+
+def test_a_resident_id_that_ends_in_zeros_has_lost_digits_in_text(file: Path) -> None:
+    content = csv_bytes(list(CHINESE), strings(document_number="440305198807141000"))
+    assert codes(read(file, content)) == {2: "number-lost-digits"}
+
+
+def test_a_product_of_too_many_bytes_is_a_row_rejected(file: Path) -> None:
+    file.write_bytes(csv_bytes(list(CHINESE), strings(product="险" * 22), list(GOOD)))
+    rows = list(read_policies(file, products=None, maximum=MAXIMUM))
+    assert codes(rows) == {2: "product-unknown", 3: "read"}
+
+
+@pytest.mark.parametrize("header", ["本次保额（万元）(含附加)", "本次保额万元(税前)"])
+def test_a_unit_before_a_remark_is_understood(file: Path, header: str) -> None:
+    content = csv_bytes([*CHINESE[:4], header, *CHINESE[5:]], strings(insured_amount="5"))
+    assert the_policy(read(file, content, Profile(columns={"insured_amount": header}))).amount == 5_000_000
 
 
 def test_a_byte_order_mark_is_believed_before_the_profile(file: Path) -> None:

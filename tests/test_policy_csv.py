@@ -255,6 +255,23 @@ def test_a_quote_closed_by_a_later_row_is_noticed(file: Path) -> None:
     assert codes(read(file, content)) == {2: "row-malformed", 3: "read", 4: "read", 5: "read"}
 
 
+@pytest.mark.parametrize(
+    "rows", [[GOOD + b',"', GOOD + b",", GOOD + b',"'], [GOOD + b',"', GOOD + b',"'], [GOOD + b',"x', b'",' + GOOD]]
+)
+def test_rows_that_a_stray_quote_puts_into_a_cell_are_told_of(file: Path, rows: list[bytes]) -> None:
+    content = b"\n".join([HEADER + b",note", *rows, GOOD + b","])
+    read_rows = codes(read(file, content))
+    assert read_rows.pop(2 + len(rows)) == "read"
+    assert read_rows in ({2: "quote-swallows-rows"}, {2: "cell-count"})
+
+
+def test_rows_that_two_stray_quotes_make_one_are_told_of(file: Path) -> None:
+    header = HEADER.replace(b"product", b"note,product")
+    start, end = GOOD.split(b"accident")
+    content = b"\n".join([header, start + b'"x,accident' + end, start + b'x",accident' + end])
+    assert codes(read(file, content)) == {2: "quote-swallows-rows"}
+
+
 @pytest.mark.parametrize(("lines", "outcome"), [(MAX_ROW_LINES, "read"), (MAX_ROW_LINES + 1, "quote-unclosed")])
 def test_a_quoted_cell_has_at_most_so_many_lines(file: Path, lines: int, outcome: str) -> None:
     content = HEADER + b",note\n" + GOOD + b',"' + b"\n" * (lines - 1) + b'"\n' + GOOD + b",\n"

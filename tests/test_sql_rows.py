@@ -59,6 +59,7 @@ def test_a_query_is_read_like_a_file(filled: str, tmp_path: Path, monkeypatch: p
     ("column", "expression", "code"),
     [
         ("cover AS", "(0.1::float8 + 0.2::float8) AS", "number-lost-digits"),
+        ("cover AS", "16777217::float4 AS", "number-lost-digits"),
         ("cover AS", "'NaN'::numeric AS", "number-out-of-range"),
         ("cover AS", "raw AS", "cell-type"),
         ("cover AS", "true AS", "amount-not-a-number"),

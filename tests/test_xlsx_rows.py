@@ -85,6 +85,8 @@ def test_a_chinese_editions_own_date_format_is_one(file: Path) -> None:
         ({"document_number": 440305198807141000}, "number-lost-digits"),
         ({"document_number": "4.40305E+17"}, "number-lost-digits"),
         ({"document_number": 12345678, "document_type": "护照"}, "number-lost-digits"),
+        ({"document_number": 12345678, "document_type": "台胞证"}, "number-lost-digits"),
+        ({"policy_number": "1.23457E+12"}, "number-lost-digits"),
         ({"policy_number": 1234567890123456}, "number-lost-digits"),
         ({"insured_amount": 100 / 3}, "number-lost-digits"),
         ({"insured_amount": 1e300}, "number-lost-digits"),
@@ -94,8 +96,8 @@ def test_a_chinese_editions_own_date_format_is_one(file: Path) -> None:
         ({"insured_amount": True}, "amount-not-a-number"),
         ({"insured_amount": "=1+1"}, "formula-without-value"),
         ({"insured_amount": "#N/A"}, "cell-error"),
-        ({"issued_on": 60}, "no-such-day"),
-        ({"issued_on": 3.5}, "no-such-day"),
+        ({"issued_on": 60}, "date-ambiguous"),
+        ({"issued_on": 3.5}, "date-ambiguous"),
         ({"issued_on": "3/11/2026"}, "date-ambiguous"),
         ({"policy_number": None}, "policy-number-empty"),
         ({"product": "x" * (MAX_CELL_CHARACTERS + 1)}, "cell-too-long"),
@@ -105,6 +107,36 @@ def test_what_a_cell_does_not_tell_for_certain_is_refused(file: Path, cells: dic
     row = one(file, **cells)
     assert isinstance(row, RejectedRow)
     assert row.code == code
+
+
+@pytest.mark.parametrize(
+    ("number_format", "taken"),
+    [
+        ("General", True),
+        ("#,##0.00", True),
+        ('_ "¥"* #,##0.00_ ;_ "¥"* -#,##0.00_ ;_ "¥"* "-"??_ ;_ @_ ', True),
+        ("[$¥-804]#,##0.00;[Red]-0", True),
+        ('0.00"元"', True),
+        ('"RMB" 0', True),
+        ("0%", False),
+        ('0.00"万"', False),
+        ("0亿", False),
+        ("#,##0,", False),
+        ('0.0,,"M"', False),
+        ('0!.0,"万"', False),
+        ("0\\.0000", False),
+        ('"$"#,##0_);("$"#,##0)', False),
+        ("[$€-2] 0", False),
+        ("[$¥-411]0", False),
+        ("[$HKD] 0", False),
+    ],
+)
+def test_an_amount_that_is_shown_as_another_is_not_taken_at_face_value(
+    file: Path, number_format: str, *, taken: bool
+) -> None:
+    book = workbook(CHINESE, changed(insured_amount=500))
+    book.active["E2"].number_format = number_format
+    assert codes(read(file, saved(book))) == {2: "read" if taken else "number-format"}
 
 
 def test_numbers_that_have_kept_all_digits_are_taken(file: Path) -> None:
@@ -149,6 +181,34 @@ def test_a_workbook_of_several_sheets_needs_a_name(file: Path) -> None:
     assert refusal(file, content) == "sheet-unclear"
     assert refusal(file, content, Profile(sheet="三月")) == "sheet-missing"
     assert the_policy(read(file, content, Profile(sheet="二月"))).policy_number == "B-1"
+
+
+def test_a_hidden_sheet_that_may_hold_policies_is_not_passed_over(file: Path) -> None:
+    book = workbook(CHINESE, GOOD, title="一月")
+    hidden = book.create_sheet("二月")
+    for row in (["明细"], CHINESE, GOOD):
+        hidden.append(row)
+    hidden.sheet_state = "hidden"
+    content = saved(book)
+    assert refusal(file, content) == "sheet-unclear"
+    assert codes(read(file, content, Profile(sheet="一月"))) == {2: "read"}
+
+
+@pytest.mark.parametrize("part", ["xl/worksheets/sheet1.xml", "xl/sharedStrings.xml", "xl/workbook.xml"])
+def test_elements_that_are_nested_too_deep_are_damage(file: Path, part: str) -> None:
+    deep = "<a>" * 65 + "</a>" * 65
+    whole = sheet_xml(text_cells(*CHINESE), text_cells(*GOOD))
+    assert codes(read(file, package(whole))) == {2: "read"}
+    start, end = whole.split("</worksheet>")
+    nested = {"xl/worksheets/sheet1.xml": f"{start}{deep}</worksheet>{end}"}.get(part, f"<x>{deep}</x>")
+    assert refusal(file, package(whole, {part: nested})) == "xlsx-damaged"
+
+
+def test_so_many_sheets_are_refused(file: Path) -> None:
+    names = "".join(f'<sheet name="S{one}" sheetId="{one}" r:id="rId1"/>' for one in range(1001))
+    book = f'<workbook xmlns:r="r"><sheets>{names}</sheets></workbook>'
+    content = package(sheet_xml(text_cells(*CHINESE), text_cells(*GOOD)), {"xl/workbook.xml": book})
+    assert refusal(file, content) == "xlsx-too-large"
 
 
 def test_rows_keep_the_numbers_that_the_program_shows(file: Path) -> None:

@@ -79,7 +79,8 @@ class CsvRows:
                 limits = f"{MAX_ROW_LINES} lines and {MAX_ROW_BYTES} bytes"
                 fault = IntakeError("quote-unclosed", f"row opens a quote that is not closed within {limits}")
             return RawRow(number, fault=fault, text=self._shown(first))
-        return RawRow(number, tuple(cells), _fault_of(cells), self._shown(b"".join(taken)))
+        swallowed = max((cell.count(self._delimiter) for cell in cells if "\n" in cell), default=0)
+        return RawRow(number, tuple(cells), _fault_of(cells), self._shown(b"".join(taken)), swallowed)
 
     def _decode(self, line: bytes) -> str:
         # Undecodable bytes are carried along as lone surrogates: in both encodings commas, quotes and line ends are

@@ -10,7 +10,7 @@ import re
 
 from insurer_agent.intake.documents import fold, trim
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.rows import Cell, Number, Unusable
+from insurer_agent.intake.rows import Cell, Number, Unusable, text_of
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
 MAX_WRITTEN_LENGTH = 64  # characters after trimming
@@ -30,12 +30,17 @@ _DAY_MONTH_NAME = re.compile(r"([0-9]{1,2})[-/ ]([A-Za-z]{3,9})\.?[-/, ]\s*([0-9
 _MONTH_NAME_DAY = re.compile(r"([A-Za-z]{3,9})\.?\s+([0-9]{1,2}),?\s+([0-9]{4})")
 _SHORT_YEAR = re.compile(r"[0-9]{1,2}[-/.年][0-9]{1,2}[-/.月][0-9]{1,2}日?|[0-9]{1,2}[- ][A-Za-z]{3,9}[- ][0-9]{2}")
 _SERIAL = re.compile(r"([0-9]{1,7})(?:\.[0-9]+)?")
+_WRITTEN_NUMBER = re.compile(r"[0-9]{8}")
 _LIKELY_SERIAL = re.compile(r"[0-9]{5}(?:\.[0-9]+)?")  # of 1927 to 2173
 _TIME = re.compile(
     r"(?:[Tt]|\s+|(?<=[日号]))([0-9]{1,2})(?::|时)([0-9]{2})(?:分|(?::|分)([0-9]{2})(?:\.[0-9]{1,9})?秒?)?"
     r"\s*(AM|PM|am|pm)?\s*(Z|z|[+-][0-9]{2}:?[0-9]{2})?$"
 )
 _COMPACT_TIME = re.compile(r"(?<=^[0-9]{8})([0-9]{2})([0-9]{2})([0-9]{2})$")
+EARLIEST = dt.date(1980, 1, 1)
+MAX_DAYS_AHEAD = 732
+"""Days before `EARLIEST`, or further ahead than this, are numbers or slips that were taken for days."""
+
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_NAMES = (
     *("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november"),
@@ -57,11 +62,31 @@ class DateFormat(enum.Enum):
 _DAY_ZERO = {DateFormat.SERIAL_1900: DAY_ZERO_1900, DateFormat.SERIAL_1904: DAY_ZERO_1904}
 
 
-def read_date(cell: Cell, written_as: DateFormat = DateFormat.YEAR_FIRST) -> dt.date:
-    """Return the day that a cell names.
+def today_in_china() -> dt.date:
+    """Return the day that it is."""
+    return dt.datetime.now(CHINA).date()
 
-    Raises IntakeError with date-empty, date-malformed, date-ambiguous or no-such-day, or the cell's own fault.
+
+def read_date(cell: Cell, written_as: DateFormat = DateFormat.YEAR_FIRST, *, today: dt.date | None = None) -> dt.date:
+    """Return the day that a cell names; `today` is the clock's if it is not given.
+
+    Raises IntakeError with date-empty, date-malformed, date-ambiguous, date-out-of-range or no-such-day, or the cell's
+    own fault.
     """
+    today = today or today_in_china()
+    if isinstance(cell, Number):
+        cell = _of_number(cell, written_as, today)
+    day = _day_of_cell(cell, written_as)
+    if not _is_likely(day, today):
+        raise IntakeError("date-out-of-range", "date is before 1980 or more than two years ahead")
+    return day
+
+
+def _is_likely(day: dt.date, today: dt.date) -> bool:
+    return day >= EARLIEST and (day - today).days <= MAX_DAYS_AHEAD
+
+
+def _day_of_cell(cell: Cell, written_as: DateFormat) -> dt.date:
     match cell:
         case Unusable():
             raise cell.fault
@@ -69,10 +94,8 @@ def read_date(cell: Cell, written_as: DateFormat = DateFormat.YEAR_FIRST) -> dt.
             return _day_of(cell)
         case dt.date():
             return cell
-        case Number():
-            return _of_number(cell, written_as)
         case _:
-            return _of_text(cell, written_as)
+            return _of_text(text_of(cell), written_as)
 
 
 def of_serial(digits: str, day_zero: dt.date) -> dt.date:
@@ -96,7 +119,8 @@ def of_serial(digits: str, day_zero: dt.date) -> dt.date:
 
 
 def _day_of_serial(digits: str, day_zero: dt.date) -> dt.date:
-    return read_date(of_serial(digits, day_zero))
+    day = of_serial(digits, day_zero)
+    return day.date() if isinstance(day, dt.datetime) else day
 
 
 def _day_of(moment: dt.datetime) -> dt.date:
@@ -108,11 +132,16 @@ def _day_of(moment: dt.datetime) -> dt.date:
         raise _no_such_day() from None
 
 
-def _of_number(cell: Number, written_as: DateFormat) -> dt.date:
+def _of_number(cell: Number, written_as: DateFormat, today: dt.date) -> Cell:
+    """Return the day of a number that is not shown as one, or its eight digits; raise IntakeError, date-ambiguous."""
     day_zero = _DAY_ZERO.get(written_as, cell.day_zero)
-    if day_zero is not None and _SERIAL.fullmatch(cell.digits):
-        return _day_of_serial(cell.digits, day_zero)
-    return _of_text(cell.digits, written_as)
+    if day_zero is not None and _LIKELY_SERIAL.fullmatch(cell.digits):
+        day = _day_of_serial(cell.digits, day_zero)
+        if _is_likely(day, today):
+            return day
+    if not _WRITTEN_NUMBER.fullmatch(cell.digits):
+        raise IntakeError("date-ambiguous", "date is a number that need not be a day")
+    return cell.digits
 
 
 def _of_text(text: str, written_as: DateFormat) -> dt.date:

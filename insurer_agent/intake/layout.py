@@ -11,7 +11,7 @@ from insurer_agent.intake.policy import COLUMNS
 from insurer_agent.intake.profile import Profile
 from insurer_agent.intake.rejects import is_added, unescape
 from insurer_agent.intake.rows import RawRow, text_of
-from insurer_agent.intake.vocabulary import column_of, unit_at_end
+from insurer_agent.intake.vocabulary import UNIT_HINT, column_of, unit_at_end, units_above
 
 MAX_ROWS_ABOVE_HEADER = 30
 """Rows that are not blank: titles, remarks and dates above a header."""
@@ -28,6 +28,7 @@ class Layout:
     places: dict[str, int]
     unit: Unit
     mended: bool
+    needed: int
     missing: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
 
@@ -35,6 +36,12 @@ class Layout:
     def complete(self) -> bool:
         """Say whether every column that is needed stands in the header once."""
         return not self.missing and not self.repeated
+
+    def is_lost(self, row: RawRow) -> bool:
+        """Say whether a row above the header may be a policy: a title has fewer cells than are needed."""
+        if row.number >= self.header.number:
+            return False
+        return row.fault is not None or sum(bool(trim(text_of(cell))) for cell in row.cells) >= self.needed
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -45,20 +52,25 @@ class Layout:
 def find_layout(rows: Iterable[RawRow], profile: Profile) -> Layout:
     """Return the layout by the first row that names all columns; or, if none does, by the one that names most.
 
-    Only the first rows of `rows` are taken. Raises FileRejected with file-empty, header-malformed or header-missing.
+    Only the first rows of `rows` are taken. Raises FileRejected with file-empty, header-malformed, header-missing or
+    column-unit.
     """
     first, best = None, None
+    above: set[Unit | None] = set()
     for row in rows if profile.header_row else islice(rows, MAX_ROWS_ABOVE_HEADER):
         first = first or row
-        if profile.header_row and row.number != profile.header_row:
-            if row.number > profile.header_row:
-                break
-            continue
-        layout = _layout(row, profile)
-        if layout.complete:
-            return layout
-        if best is None or layout.rank > best.rank:
-            best = layout
+        if profile.header_row and row.number > profile.header_row:
+            break
+        if profile.header_row in (None, row.number):
+            layout = _layout(row, profile)
+            if layout.complete:
+                # A header that names the same unit agrees with what stands above it; anything else is not clear.
+                if profile.amount_unit is None and above - {Unit.YUAN, layout.unit}:
+                    raise FileRejected("column-unit", f"above the header stands a unit of the amounts; {UNIT_HINT}")
+                return layout
+            if best is None or layout.rank > best.rank:
+                best = layout
+        above |= units_above([text_of(cell) for cell in row.cells] or [row.text])
     if first is None:
         raise FileRejected("file-empty", "the file has no header")
     if best is None:
@@ -105,6 +117,7 @@ def _layout(row: RawRow, profile: Profile) -> Layout:
         places={column: places[0] for column, places in found.items() if places},
         unit=profile.amount_unit or unit or Unit.YUAN,
         mended=mended,
+        needed=len(needed),
         missing=tuple(column for column in needed if not found[column]),
         repeated=tuple(column for column in needed if len(found[column]) > 1),
     )

@@ -8,7 +8,7 @@ from insurer_agent.intake.dates import read_date
 from insurer_agent.intake.documents import fold, normalise, trim
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.layout import Layout
-from insurer_agent.intake.policy import Event, PolicyRow, RejectedRow, normalise_policy_number
+from insurer_agent.intake.policy import MAX_PRODUCT_BYTES, Event, PolicyRow, RejectedRow, normalise_policy_number
 from insurer_agent.intake.profile import Profile
 from insurer_agent.intake.rejects import UNUSABLE, unescape
 from insurer_agent.intake.rows import Cell, Number, RawRow, Unusable, lost_digits, text_of
@@ -17,7 +17,12 @@ from protocol.identity import DocumentType, Identity
 
 _EVENTS = {event.value: event for event in Event}
 # What a spreadsheet leaves of a long number when it saves text: 4.40305E+17.
-_SCIENTIFIC = re.compile(r"[0-9](?:\.[0-9]+)?[Ee]\+[0-9]{2}")
+_SCIENTIFIC = re.compile(r"[0-9]{1,3}(?:(?:\.[0-9]*)?[Ee]\+|\.[0-9]*[Ee])[0-9]{1,3}")
+# How exports have a spreadsheet take digits for text.
+_WRAPPED = re.compile(r'="([^"]*)"')
+# An 18-digit number of which a spreadsheet has kept the first 15 digits.
+_ZEROS_AT_END = re.compile(r"[0-9]{15}000")
+_MAY_BEGIN_WITH_ZERO = frozenset({DocumentType.PASSPORT.value, DocumentType.TAIWAN_PERMIT.value})
 
 
 class Mapping:
@@ -51,6 +56,8 @@ class Mapping:
         """Return the cells by column; constants are text."""
         if row.fault is not None:
             raise row.fault
+        if row.swallowed >= max(1, self._width - 1):
+            raise IntakeError("quote-swallows-rows", "a stray quote may have put other rows into one cell of this row")
         if len(row.cells) != self._width and not self._ragged:
             raise IntakeError("cell-count", "row does not have as many cells as the header")
         cells: dict[str, Cell] = dict(self._profile.constants)
@@ -65,11 +72,11 @@ class Mapping:
         if event is None:
             raise IntakeError("event-unknown", "event is not issue, cancel or amend")
         product = self._profile.product(trim(_text(cells["product"])), self._products)
-        if product is None:
+        if product is None or len(product.encode(errors="replace")) > MAX_PRODUCT_BYTES:
             raise IntakeError("product-unknown", "product is not known to the alliance")
         amount = self._amount(cells["insured_amount"], event)
         issued_on = self._issued_on(cells["issued_on"])
-        insured = self._insured(cells["document_type"], cells["document_number"])
+        insured = self._insured(cells["document_type"], cells["document_number"], typed=not row.text)
         return PolicyRow(row.number, policy_number, insured, product, amount, issued_on, event, row)
 
     def _amount(self, cell: Cell, event: Event) -> int:
@@ -85,12 +92,17 @@ class Mapping:
     def _issued_on(self, cell: Cell) -> dt.date:
         return read_date(cell, self._profile.date_format)
 
-    def _insured(self, kind: Cell, number: Cell) -> Identity:
+    def _insured(self, kind: Cell, number: Cell, *, typed: bool) -> Identity:
+        """Return the insured person; `typed` says that the file tells numbers from text, as CSV does not."""
         written = _identifier(number)
-        if _SCIENTIFIC.fullmatch(trim(fold(written))):
-            raise lost_digits()
         document_type = self._profile.document_types.get(squash(_text(kind)), "")
-        if isinstance(number, Number) and document_type == DocumentType.PASSPORT.value:
+        if (
+            not typed
+            and document_type == DocumentType.RESIDENT_ID.value
+            and _ZEROS_AT_END.fullmatch(re.sub(r"[\s-]", "", fold(written)))
+        ):
+            raise lost_digits()
+        if isinstance(number, Number) and document_type in _MAY_BEGIN_WITH_ZERO:
             raise IntakeError(
                 "number-lost-digits", "number was stored as a number and may have lost zeros at its beginning"
             )
@@ -100,7 +112,15 @@ class Mapping:
 def _identifier(cell: Cell) -> str:
     if isinstance(cell, dt.date):
         raise IntakeError(lost_digits().code, "number was turned into a date by the spreadsheet")
-    return _text(cell)
+    text = trim(fold(_text(cell)))
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = trim(wrapped[1])
+    text = text.removeprefix("'")  # by which people have a spreadsheet take digits for text
+    if text.startswith(("=", "'")):
+        raise IntakeError("number-formula", "number begins like a formula or with several apostrophes")
+    if _SCIENTIFIC.fullmatch(text):
+        raise lost_digits()
+    return text
 
 
 def _mended(cell: str) -> str:

@@ -20,6 +20,7 @@ COLUMNS = (
     "event",
 )
 MAX_POLICY_NUMBER_CHARACTERS = 64
+MAX_PRODUCT_BYTES = 64
 
 # Invisible in a policy number, so two that look alike would differ: controls, format characters, halves of surrogate
 # pairs, separators.

@@ -85,7 +85,7 @@ class PolicyFile:
         return self._source.fraction()
 
     def policies(self, *, products: frozenset[str] | None, maximum: int) -> Iterator[PolicyRow | RejectedRow]:
-        """Yield every row below the header that is not blank.
+        """Yield every row that is not blank, but for titles above the header.
 
         `products` are the names that the alliance knows, None to take them as written; `maximum` is the largest
         amount in fen. Raises FileRejected or OSError where the file cannot be read on.
@@ -94,6 +94,9 @@ class PolicyFile:
         for row in self._source.rows():
             if row.number > self._layout.header.number:
                 yield mapping.policy(row)
+            elif self._layout.is_lost(row):
+                reason = "row stands above the header and has as many cells as a policy; move it below"
+                yield RejectedRow(row.number, "row-above-header", reason, None, row)
 
 
 def _open(path: Path, profile: Profile) -> tuple[Source, Layout]:

@@ -46,12 +46,14 @@ class RawRow:
 
     `number` is the file's own, from 1, header included; formats that name their columns elsewhere have a header 0.
     Where the cells could not be told apart there are none: `fault` says why, and `text` is what stands there.
+    `swallowed` is the most delimiters in one cell of several lines: as many as between a row's cells may be a row.
     """
 
     number: int
     cells: tuple[Cell, ...] = field(default=(), repr=False)
     fault: IntakeError | None = None
     text: str = field(default="", repr=False)
+    swallowed: int = 0
 
 
 class Source(Protocol):

@@ -5,6 +5,7 @@ Only words with one meaning stand here. 生效日期, say, is when cover begins 
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from insurer_agent.intake.amounts import Unit
@@ -53,7 +54,23 @@ _UNITS = {
 }
 """By the squashed words that follow an amount column's name, in brackets or not."""
 
-_OTHER_UNIT = re.compile(r"(?:[千百亿]元|百万元|美元|港元|usd|hkd|eur|thousand|million|fen|分)$")
+UNIT_HINT = "set amount_unit in the profile if they are in yuan or wan"
+
+_OTHER_UNIT = re.compile(
+    r"(?:[十百千亿]万?元|[十百千]万|[十百千亿]|[美港欧日澳韩加台]元|usd|hkd|eur|thousand|million|fen|分)$"
+)
+_LIKE_A_UNIT = re.compile(
+    r"[元圆币万萬千百亿億$\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}%\N{PER MILLE SIGN}]|单位|unit|分$|英镑|美金"
+    r"|(?<![a-z])(?:usd?|us|hkd?|eur|gbp|jpy|twd|ntd?|mop|krw|sgd|aud|cad|chf|rmb|cny|yuan|wan|fen|cents?|dollars?|euros?"
+    r"|yen|pounds?|hundreds?|thousands?|millions?|billions?|k|m|mn|mm|bn|mio|0{3,4}s?|1,?0+(?:,0+)*)(?![a-z])"
+)
+# In a line above the header, its cells put together: 单位:万元, 金额单位(人民币千元), Unit: USD, in thousands.
+_ABOVE = re.compile(
+    r"(?:单位|币种|货币|金额|保额|units?|currency|amounts?in|figuresin)(?:均|为|是|of|is|in)*"
+    r"((?:人民币|rmb|cny)?(?:[十百千万萬亿億]+(?:元|圆|人民币|$)|(?:元|圆)|[美港欧日澳韩加台新][元币]|美金|英镑|日圆"
+    r"|usd|hkd|eur|gbp|jpy|twd|mop|sgd|wan|yuan|thousands?|millions?|10{3,}|0{3,4}|分)(?:人民币)?)"
+    r"|(?:^|人民币|rmb|cny)([百千万萬亿億]+元)$|(?:rmb|cny|yuan|^)(?:in)(thousands?|millions?|wan|10{3,})|(?:rmb|cny)(0{3,4}$)"
+)
 
 EVENTS = _table(
     {
@@ -87,10 +104,34 @@ PRODUCTS = _table(
 
 def unit_at_end(header: str) -> Unit | None:
     """Return the unit that the end of any amount column's name tells; raise FileRejected, column-unit, for others."""
-    name = squash(header)
+    folded = fold(header).lower()
+    found = {_unit_of_end(squash(_BRACKETED.sub("", folded)))}
+    for words in _BRACKETED.findall(folded):
+        inside = squash(words)
+        if inside in _UNITS:
+            found.add(_UNITS[inside] if inside else None)
+        elif _LIKE_A_UNIT.search(words[1:-1]) or _OTHER_UNIT.search(inside):
+            raise _other_unit()
+    found.discard(None)
+    if len(found) > 1:
+        raise _other_unit()
+    return next(iter(found), None)
+
+
+def _unit_of_end(name: str) -> Unit | None:
     if _OTHER_UNIT.search(name):
-        raise FileRejected("column-unit", "the amounts are in a unit that is not read; they may be in yuan or wan")
+        raise _other_unit()
     return Unit.WAN if name.endswith(("万元", "万", "wan")) else None
+
+
+def _other_unit() -> FileRejected:
+    return FileRejected("column-unit", f"the amounts are in a unit that is not read; {UNIT_HINT}")
+
+
+def units_above(cells: Sequence[str]) -> set[Unit | None]:
+    """Return the units that a row above the header gives all amounts, None for those that are not read."""
+    found = [one for words in ("".join(cells), *cells) for one in _ABOVE.finditer(squash(words[:256]))]
+    return {_UNITS.get(next(filter(None, one.groups()))) for one in found}
 
 
 def column_of(header: str) -> tuple[str, Unit | None] | None:

@@ -21,6 +21,7 @@ from defusedxml.sax import make_parser
 from openpyxl.styles.numbers import BUILTIN_FORMATS, is_date_format
 
 from insurer_agent.intake.errors import FileRejected
+from insurer_agent.intake.number_format import shows_another_number
 
 MAX_PARTS = 10_000
 MAX_BYTES = 2 << 30
@@ -30,6 +31,8 @@ MAX_SHARED_BYTES = 256 << 20
 """Decompressed bytes of the shared strings, which are held in memory."""
 MAX_ITEMS = 100_000
 MAX_TOKEN_BYTES = 1 << 20
+MAX_DEPTH = 64
+MAX_SHEETS = 1000
 
 _READ_BYTES = 64 * 1024
 # Number formats without a definition of their own that are dates in East Asian editions (ECMA-376, 18.8.30).
@@ -84,7 +87,25 @@ class Parts:
         return found
 
 
-class Elements(ContentHandler):
+class Nested(ContentHandler):
+    """Refuses elements that are nested deeper than any spreadsheet program nests them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, ARG002, N802 - the name and type are SAX's
+        """Count a start."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise damaged()
+
+    def endElement(self, name: str) -> None:  # noqa: ARG002, N802 - as above
+        """Count an end."""
+        self._depth -= 1
+
+
+class Elements(Nested):
     """Tells of the starts of elements, by names and attributes without their prefixes."""
 
     def __init__(self, start: Callable[[str, dict[str, str]], None]) -> None:
@@ -93,6 +114,7 @@ class Elements(ContentHandler):
 
     def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, N802 - the name and type are SAX's
         """Tell of a start."""
+        super().startElement(name, attrs)
         self._start(local(name), {local(key): value for key, value in attrs.items()})
 
 
@@ -135,6 +157,7 @@ class Workbook:
     sheets: tuple[Sheet, ...]
     strings: list[str]
     date_styles: frozenset[int]
+    doubtful_styles: frozenset[int]
     from_1904: bool
 
 
@@ -151,18 +174,21 @@ def read_workbook(parts: Parts, most_characters: int) -> Workbook:
         nonlocal from_1904
         if element == "workbookPr":
             from_1904 = attributes.get("date1904") in ("1", "true")
-        elif element == "sheet" and attributes.get("id") in targets and len(sheets) < MAX_ITEMS:
+        elif element == "sheet" and attributes.get("id") in targets:
+            if len(sheets) == MAX_SHEETS:
+                raise FileRejected("xlsx-too-large", f"the workbook has more than {MAX_SHEETS} sheets")
             hidden = attributes.get("state", "visible") != "visible"
             sheets.append(Sheet(attributes.get("name", ""), targets[attributes["id"]], hidden))
 
     parts.parse(name, Elements(start))
     strings = SharedStrings(most_characters)
     parts.parse(by_kind.get("sharedStrings", ""), strings, MAX_SHARED_BYTES)
-    return Workbook(tuple(sheets), strings.strings, _date_styles(parts, by_kind.get("styles", "")), from_1904)
+    styles = _styles(parts, by_kind.get("styles", ""))
+    return Workbook(tuple(sheets), strings.strings, *styles, from_1904)
 
 
-def _date_styles(parts: Parts, name: str) -> frozenset[int]:
-    """Return the places of the cell styles that show a number as a date."""
+def _styles(parts: Parts, name: str) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the places of the cell styles that show a number as a date, and of those that show another number."""
     formats: dict[int, str] = dict(BUILTIN_FORMATS)
     styles: list[int] = []
     inside = ""
@@ -177,7 +203,12 @@ def _date_styles(parts: Parts, name: str) -> frozenset[int]:
             styles.append(int(attributes.get("numFmtId", "0")))
 
     parts.parse(name, Elements(start))
-    return frozenset(place for place, one in enumerate(styles) if _is_date(one, formats))
+    dates = {one for one in set(styles) if _is_date(one, formats)}
+    doubtful = {one for one in set(styles) - dates if shows_another_number(formats.get(one, ""))}
+    return (
+        frozenset(place for place, one in enumerate(styles) if one in dates),
+        frozenset(place for place, one in enumerate(styles) if one in doubtful),
+    )
 
 
 def _is_date(number_format: int, formats: dict[int, str]) -> bool:
@@ -186,7 +217,7 @@ def _is_date(number_format: int, formats: dict[int, str]) -> bool:
     return bool(is_date_format(formats[number_format]))
 
 
-class SharedStrings(ContentHandler):
+class SharedStrings(Nested):
     """Collects the strings of a workbook; phonetic hints are left out, and nothing is kept beyond a cell's length."""
 
     def __init__(self, most_characters: int) -> None:
@@ -197,14 +228,16 @@ class SharedStrings(ContentHandler):
         self._length = 0
         self._path: list[str] = []
 
-    def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, ARG002, N802 - the name and type are SAX's
+    def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, N802 - the name and type are SAX's
         """Note where we are."""
+        super().startElement(name, attrs)
         self._path.append(local(name))
         if self._path[-1] == "si":
             self._text, self._length = [], 0
 
-    def endElement(self, name: str) -> None:  # noqa: ARG002, N802 - as above
+    def endElement(self, name: str) -> None:  # noqa: N802 - as above
         """Keep a string that is whole."""
+        super().endElement(name)
         if self._path.pop() == "si":
             self.strings.append("".join(self._text))
 
@@ -220,7 +253,7 @@ def refuse_damage() -> Iterator[None]:
     """Raise FileRejected, xlsx-damaged, for all that a broken or hostile archive makes the libraries raise."""
     try:
         yield
-    except (DefusedXmlException, SAXException, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+    except (DefusedXmlException, SAXException, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError):
         raise damaged() from None
     except (ValueError, LookupError, ArithmeticError, TypeError):  # UnicodeError and struct.error's kin among them
         raise damaged() from None

@@ -10,17 +10,17 @@ import zipfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
-from xml.sax.handler import ContentHandler
 
 from insurer_agent.intake.dates import DAY_ZERO_1900, DAY_ZERO_1904, of_serial
 from insurer_agent.intake.errors import FileRejected, IntakeError
 from insurer_agent.intake.rows import MAX_CELL_CHARACTERS, Cell, RawRow, Unusable, is_blank, number_cell
 from insurer_agent.intake.xlsx_package import (
     MAX_ITEMS,
+    Nested,
     Parts,
-    Sheet,
     Workbook,
     damaged,
     local,
@@ -32,6 +32,8 @@ from insurer_agent.intake.xlsx_package import (
 MAX_COLUMNS = 1024
 """Columns further to the right are not looked at."""
 MAX_ROW_NUMBER = 1 << 20
+MIN_POLICY_CELLS = 3
+"""Cells that each row of policies has, since no profile can make them constants: hidden lists of words have fewer."""
 
 _REFERENCE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})")
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[Ee][+-]?[0-9]{1,3})?")
@@ -74,15 +76,23 @@ class XlsxRows:
                 if sheet.name == self._sheet:
                     return sheet.part
             raise FileRejected("sheet-missing", "the workbook has no sheet of the name in the profile")
-        filled = [sheet for sheet in workbook.sheets if not sheet.hidden and self._is_filled(parts, workbook, sheet)]
+        visible = dict.fromkeys(sheet.part for sheet in workbook.sheets if not sheet.hidden)
+        filled = list(islice((part for part in visible if self._is_filled(parts, workbook, part, 1)), 2))
         if not filled:
             raise FileRejected("file-empty", "the workbook has no visible sheet with anything in it")
         if len(filled) > 1:
             raise FileRejected("sheet-unclear", "the workbook has several sheets; name one in a profile")
-        return filled[0].part
+        hidden = dict.fromkeys(sheet.part for sheet in workbook.sheets if sheet.part not in visible)
+        if any(self._is_filled(parts, workbook, part, MIN_POLICY_CELLS) for part in hidden):
+            raise FileRejected(
+                "sheet-unclear", "a hidden sheet may hold policies; delete it or name a sheet in a profile"
+            )
+        return filled[0]
 
-    def _is_filled(self, parts: Parts, workbook: Workbook, sheet: Sheet) -> bool:
-        return next(self._rows(parts, workbook, sheet.part), None) is not None
+    def _is_filled(self, parts: Parts, workbook: Workbook, part: str, least: int) -> bool:
+        """Say whether a sheet has a row of at least so many cells that hold something."""
+        rows = self._rows(parts, workbook, part)
+        return any(sum(not is_blank((cell,)) for cell in row.cells) >= least for row in rows)
 
     def _rows(self, parts: Parts, workbook: Workbook, part: str) -> Iterator[RawRow]:
         self._size, self._read = parts.size(part), 0
@@ -98,7 +108,7 @@ class XlsxRows:
             handler.rows.clear()
 
 
-class _SheetHandler(ContentHandler):
+class _SheetHandler(Nested):
     """Collects in `rows` those that have been told of to the end."""
 
     def __init__(self, workbook: Workbook) -> None:
@@ -119,6 +129,7 @@ class _SheetHandler(ContentHandler):
 
     def startElement(self, name: str, attrs: Any) -> None:  # noqa: ANN401, N802 - the name and type are SAX's
         """Take notice of rows, cells and values."""
+        super().startElement(name, attrs)
         match local(name):
             case "row":
                 number = int(attrs.get("r", self._row + 1))
@@ -153,6 +164,7 @@ class _SheetHandler(ContentHandler):
 
     def endElement(self, name: str) -> None:  # noqa: N802 - SAX's
         """Keep what is whole."""
+        super().endElement(name)
         match local(name):
             case "v" | "t":
                 self._value += "".join(self._text or ())
@@ -195,6 +207,9 @@ class _SheetHandler(ContentHandler):
     def _number(self, written: str) -> Cell:
         if not _NUMBER.fullmatch(written.strip()):
             raise damaged()
+        if self._style in self._workbook.doubtful_styles:
+            reason = "a number's format scales it, or shows a percentage, another currency or unit; write it plainly"
+            return Unusable(written, IntakeError("number-format", reason))
         if self._style not in self._workbook.date_styles:
             return number_cell(float(written), written, self._day_zero)
         try:

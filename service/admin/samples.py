@@ -189,6 +189,9 @@ def _resident_id(rng: Random, first_year: int = 1945, years: int = 60) -> tuple[
     born = date(first_year, 1, 1) + timedelta(days=rng.randrange(365 * years))
     body = f"{rng.choice((11, 12, 21, 31, 32, 33, 37, 42, 44, 51))}0199{born:%Y%m%d}{rng.randrange(1, 1000):03d}"
     number = body + ric.calc_check_digit(body + "0")
+    if number.endswith("000"):  # as of a number whose last digits are lost
+        body = body[:-1] + "1"
+        number = body + ric.calc_check_digit(body + "0")
     spellings = [number, _full_width(number), f"{number[:6]} {number[6:14]} {number[14:]}", number.lower()]
     if born < date(2000, 1, 1):
         spellings.insert(1, body[:6] + body[8:])  # the first generation: neither century nor check digit
