@@ -2,6 +2,8 @@
 
 import datetime as dt
 import io
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -145,8 +147,31 @@ def test_compressed_files(file: Path, codec: str) -> None:
     assert codes(read(file, stored(table(2), compression=codec))) == {1: "read", 2: "read"}
 
 
+def test_a_long_text_that_a_dictionary_repeats_takes_its_memory_once(file: Path) -> None:
+    array = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * (1 << 20)]))
+    file.write_bytes(stored(table(2000, product=array), compression="zstd", store_schema=False))
+    code = (
+        "import sys, resource; from pathlib import Path; from formats import codes, read;"
+        "assert set(codes(read(Path(sys.argv[1]))).values()) == {'cell-too-long'};"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, file], capture_output=True, check=True, cwd=Path(__file__).parent, text=True
+    )
+    assert int(done.stdout) < 400 << 10  # KiB, of which pyarrow itself takes most
+
+
+def test_rows_that_say_they_are_too_large_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_bytes(stored(table(10)))
+    monkeypatch.setattr(parquet_rows, "MAX_BATCH_BYTES", 10)  # one row at a time
+    assert set(codes(read(file)).values()) == {"read"}
+    monkeypatch.setattr(parquet_rows, "MAX_ROW_BYTES", 10)
+    with pytest.raises(FileRejected, match="parquet-too-large"):
+        read(file)
+
+
 def test_a_file_that_says_it_is_too_large_is_not_unpacked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_rows, "MAX_COLUMN_CHUNK_BYTES", 10)
+    monkeypatch.setattr(parquet_rows, "MAX_ROW_GROUP_BYTES", 10)
     with pytest.raises(FileRejected, match="parquet-too-large"):
         read(file, stored(table()))
 

@@ -1,6 +1,6 @@
 """Where a file's header is, and which of its columns are which."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -50,6 +50,15 @@ class Layout:
 
 
 def find_layout(rows: Iterable[RawRow], profile: Profile) -> Layout:
+    """Return the layout as `_find_layout` does, and leave no file open, whatever was raised."""
+    try:
+        return _find_layout(rows, profile)
+    finally:
+        if isinstance(rows, Generator):
+            rows.close()
+
+
+def _find_layout(rows: Iterable[RawRow], profile: Profile) -> Layout:
     """Return the layout by the first row that names all columns; or, if none does, by the one that names most.
 
     Only the first rows of `rows` are taken. Raises FileRejected with file-empty, header-malformed, header-missing or

@@ -9,7 +9,7 @@ import datetime as dt
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,8 +29,12 @@ from insurer_agent.intake.rows import (
 
 ROWS_A_BATCH = 2000
 MAX_COLUMNS = 1024
-MAX_COLUMN_CHUNK_BYTES = 1 << 30
-"""Uncompressed bytes that one row group may say it has in one column."""
+MAX_ROW_GROUP_BYTES = 1 << 30
+"""Uncompressed bytes that one row group may say it has, in all columns."""
+MAX_BATCH_BYTES = 64 << 20
+"""Bytes of the rows of a batch, by what their row group says of its size."""
+MAX_ROW_BYTES = 8 << 20
+"""Bytes that a row may have in the mean of a row group; cells that are read have at most some kilobytes."""
 MAX_FOOTER_BYTES = 64 << 20
 
 _READ_BYTES = 64 * 1024
@@ -56,18 +60,14 @@ class ParquetRows:
     def rows(self) -> Iterator[RawRow]:
         """Yield the header, then the rows that are not blank."""
         with self._path.open("rb") as file, _refuse_damage():
-            parquet = pq.ParquetFile(
-                file,
-                buffer_size=_READ_BYTES,
-                pre_buffer=False,
-                thrift_string_size_limit=MAX_FOOTER_BYTES,
-                thrift_container_size_limit=MAX_FOOTER_BYTES // 64,
-            )
-            _require_size(parquet.metadata)
+            parquet = _opened(file)
+            rows_a_batch = _rows_a_batch(parquet.metadata)
+            # Text stays in dictionaries: a few bytes of a file can repeat a long text in every row.
+            parquet = _opened(file, [field.path for field in _texts(parquet.schema)])
             schema = parquet.schema_arrow
             self._count, self._done = parquet.metadata.num_rows, 0
             yield RawRow(0, tuple(schema.names))
-            for batch in parquet.iter_batches(ROWS_A_BATCH, use_threads=False):
+            for batch in parquet.iter_batches(rows_a_batch, use_threads=False):
                 columns = [_cells(column) for column in batch.columns]
                 for cells in zip(*columns, strict=True):
                     self._done += 1
@@ -75,13 +75,44 @@ class ParquetRows:
                         yield RawRow(self._done, cells)
 
 
-def _require_size(metadata: pq.FileMetaData) -> None:
+def _opened(file: BinaryIO, dictionaries: list[str] | None = None) -> pq.ParquetFile:
+    file.seek(0)
+    return pq.ParquetFile(
+        file,
+        read_dictionary=dictionaries,
+        buffer_size=_READ_BYTES,
+        pre_buffer=False,
+        thrift_string_size_limit=MAX_FOOTER_BYTES,
+        thrift_container_size_limit=MAX_FOOTER_BYTES // 64,
+    )
+
+
+def _texts(schema: pq.ParquetSchema) -> list[pq.ColumnSchema]:
+    columns = [schema.column(place) for place in range(len(schema))]
+    return [
+        column
+        for column in columns
+        if column.physical_type == "BYTE_ARRAY"
+        and column.path == column.name
+        and column.max_repetition_level == 0
+        and column.logical_type.type in ("STRING", "NONE")
+    ]
+
+
+def _rows_a_batch(metadata: pq.FileMetaData) -> int:
+    """Return how many rows to take at a time; raise FileRejected, parquet-too-large."""
+    rows = ROWS_A_BATCH
     if metadata.num_columns > MAX_COLUMNS:
         raise FileRejected("parquet-too-large", f"the file has more than {MAX_COLUMNS} columns")
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            if metadata.row_group(group).column(column).total_uncompressed_size > MAX_COLUMN_CHUNK_BYTES:
-                raise FileRejected("parquet-too-large", "a row group's column is larger than 1 GiB")
+    for place in range(metadata.num_row_groups):
+        group = metadata.row_group(place)
+        size = sum(max(0, group.column(column).total_uncompressed_size) for column in range(metadata.num_columns))
+        if size > MAX_ROW_GROUP_BYTES:
+            raise FileRejected("parquet-too-large", "a row group is larger than 1 GiB; write smaller ones")
+        if size > MAX_ROW_BYTES * max(1, group.num_rows):
+            raise FileRejected("parquet-too-large", f"the file has rows of more than {MAX_ROW_BYTES >> 20} MiB")
+        rows = min(rows, max(1, MAX_BATCH_BYTES * group.num_rows // max(1, size)))
+    return rows
 
 
 @contextmanager
@@ -102,7 +133,11 @@ def _damaged() -> FileRejected:
 
 def _cells(column: pa.Array) -> list[Cell]:
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        # Only what occurs, and that once.
+        places = column.indices.to_pylist()
+        used = sorted({place for place in places if place is not None})
+        values = dict(zip(used, _cells(column.dictionary.take(pa.array(used, pa.int64()))), strict=True))
+        return ["" if place is None else values[place] for place in places]
     for fits, storage, cell in _READERS:
         if fits(column.type):
             # Days and moments as the integers that they are: not all that the types hold are years that Python knows.
