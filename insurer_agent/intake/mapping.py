@@ -98,10 +98,14 @@ class Mapping:
         document_type = self._profile.document_types.get(squash(_text(kind)), "")
         if (
             not typed
+            and not self._profile.document_numbers_are_text
             and document_type == DocumentType.RESIDENT_ID.value
             and _ZEROS_AT_END.fullmatch(re.sub(r"[\s-]", "", fold(written)))
         ):
-            raise lost_digits()
+            reason = (
+                "number may have lost its last digits in a spreadsheet; see document_numbers_are_text in the profile"
+            )
+            raise IntakeError(lost_digits().code, reason)
         if isinstance(number, Number) and document_type in _MAY_BEGIN_WITH_ZERO:
             raise IntakeError(
                 "number-lost-digits", "number was stored as a number and may have lost zeros at its beginning"

@@ -36,6 +36,7 @@ class _ProfileSchema(Schema):
     sheet = fields.String(load_default=None, validate=_WORD)
     header_row = fields.Integer(load_default=None, strict=True, validate=validate.Range(1, 1_000_000))
     date_format = fields.Enum(DateFormat, by_value=True, load_default=DateFormat.YEAR_FIRST)
+    document_numbers_are_text = fields.Boolean(load_default=False)
     amount_unit = fields.String(load_default=None, validate=validate.OneOf(["yuan", "wan"]))
     columns = _by_column(COLUMNS)
     constants = _by_column(("document_type", "product", "issued_on", "event"))
@@ -58,6 +59,7 @@ class Profile:
     sheet: str | None = None
     header_row: int | None = None
     date_format: DateFormat = DateFormat.YEAR_FIRST
+    document_numbers_are_text: bool = False
     amount_unit: Unit | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
