@@ -158,7 +158,8 @@ def test_a_long_text_that_a_dictionary_repeats_takes_its_memory_once(file: Path)
     done = subprocess.run(
         [sys.executable, "-c", code, file], capture_output=True, check=True, cwd=Path(__file__).parent, text=True
     )
-    assert int(done.stdout) < 400 << 10  # KiB, of which pyarrow itself takes most
+    # KiB. The texts one by one are two gigabytes; what this process has itself is counted in.
+    assert int(done.stdout) < 1 << 20
 
 
 def test_rows_that_say_they_are_too_large_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
