@@ -72,7 +72,9 @@ CREATE TABLE IF NOT EXISTS deposit (
     made_at         timestamptz,
     completed_at    timestamptz
 );
-CREATE INDEX IF NOT EXISTS deposit_open ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_due ON deposit ((made_at IS NOT NULL), next_attempt_at, seq)
+    WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_made ON deposit (made_at) WHERE made_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
 CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_sent ON deposit (shard) WHERE made IS NOT NULL AND made_at IS NULL AND set_aside_at IS NULL;
