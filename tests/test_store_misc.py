@@ -482,7 +482,10 @@ def test_a_real_deadlock_ends_with_both_transactions_done(database: str) -> None
             return tries
 
         tries = at_once([lambda: change("a", "b"), lambda: change("b", "a")])
-        assert sorted(map(len, tries)) == [1, 2]
+        # How often the one that the server ends meets the other again is the scheduler's; a transaction has MAX_TRIES.
+        fewest, most = sorted(map(len, tries))
+        assert fewest == 1
+        assert 2 <= most <= MAX_TRIES
         assert one(store, "SELECT string_agg(encode(value, 'hex'), ',') FROM setting") == "0101,0101"
 
 

@@ -1,6 +1,8 @@
 """Connections and named, retried transactions."""
 
 import logging
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -18,9 +20,12 @@ T = TypeVar("T")
 Rows = Connection[tuple[Any, ...]]
 
 log = logging.getLogger(__name__)
+_random = secrets.SystemRandom()
 
 APPLICATION_NAME = "insurer-agent"
 MAX_TRIES = 5
+_PAUSE_SECONDS = 0.02
+"""Before another try, at random and longer each time: one that is repeated at once meets the same other again."""
 _OPTIONS = (
     "-c synchronous_commit=on -c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
 )
@@ -78,6 +83,7 @@ class Database:
                     return transaction(connection)
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
                 log.warning("transaction %s: try %d of %d failed, retried", name, attempt, MAX_TRIES)
+                time.sleep(_random.uniform(1, 2**attempt) * _PAUSE_SECONDS)
             except psycopg.OperationalError as error:
                 # A connection that the server closed says nothing of the transaction unless it was in COMMIT;
                 # what runs here bears being repeated, so one more try with a checked connection is safe.
