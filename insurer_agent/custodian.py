@@ -12,7 +12,7 @@ from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
 from protocol import committee_keys, signing
 from protocol.check import accept_call, answer_call
-from protocol.deposit import AcceptedDeposit, accept_commit, accept_prepare, confirm, give_receipts
+from protocol.deposit import accept_commit, accept_prepare, confirm, give_receipts
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.messages import (
@@ -65,14 +65,18 @@ class Custodian:
     # --- deposits
 
     def prepare(self, call: PrepareCall) -> PrepareAnswer:
-        """Verify deposits and keep them unseen; confirm to the service alone."""
-        accepted = accept_prepare(self._party, call, time.time())
+        """Verify deposits and keep them unseen; confirm, and garble if of A, to the service alone."""
+        now = time.time()
+        # 3a. Both proofs, envelopes, equal fields; who garbles.
         key = self._key(call.shard, self._party.manifest.slot_of_group(call.shard, call.depositor))
-        kept = self._custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
-        for item in accepted:
+        accepted = accept_prepare(self._party, call, key, now)
+        for item in accepted.deposits:
             if isinstance(item, ProtocolError):
                 log.warning("deposit of %s refused: %s", call.depositor, item.code)
-        return confirm(accepted, kept, key)
+        # 3b. Kept pending, and the range check on record, durable before anything is answered.
+        prepared = self._custody.prepare(accepted.proposed, now, accepted.attempt())
+        # 3c. Confirm; of A, garble.
+        return confirm(self._party, accepted, prepared)
 
     def commit(self, call: CommitCall) -> HolderReceipts:
         """Make deposits visible from their tick on, and give receipts for the depositor."""
@@ -81,7 +85,7 @@ class Custodian:
         for state in kept:
             if isinstance(state, ProtocolError):
                 log.warning("commit of a deposit of %s refused: %s", call.depositor, state.code)
-        return give_receipts(self._party, call.depositor, call.shard, [item for item, _ in commits], kept)
+        return give_receipts(self._party, call.depositor, call.shard, [item.deposit_id for item in commits], kept)
 
     # --- committee keys
 

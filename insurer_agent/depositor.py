@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from itertools import groupby
 
-from insurer_agent.store.outbox import Attempt, Outbox, Outgoing
+from insurer_agent.store.outbox import Attempt, Outbox, Outgoing, counts_still
 from protocol.custody import Kept
 from protocol.deposit import REFUSED, MadeDeposit, is_complete, is_made, make_deposit, read_receipts, sign_batch
 from protocol.encoding import encode
@@ -41,9 +41,13 @@ class Depositor:
         return len(due)
 
     def _send(self, due: list[Outgoing]) -> None:
-        not_before, fresh = self._not_before(time.time()), {}
+        now, fresh = time.time(), {}
+        not_before = self._not_before(now)
         for item in due:
             if item.made is None and item.entry is not None:
+                if not counts_still(item.entry, now):  # it has waited until no rule's window reaches its day
+                    self._outbox.record([Attempt(item, made=True, complete=True)])
+                    continue
                 try:
                     fresh[item.seq] = make_deposit(
                         self._party, item.entry, item.deposit_id, self._random, not_before=not_before
@@ -54,8 +58,10 @@ class Depositor:
         # Stored before the first byte leaves, so that a repeat is the same bytes.
         stored = self._outbox.store_made(fresh)
         ready = [(item, item.made or stored.get(item.seq)) for item in due]
-        for batch in batches([(item, made) for item, made in ready if made is not None], self._random):
-            self._send_batch(batch)
+        for counts in (False, True):  # what counts already needs no range check, and comes last
+            sent = [(item, made) for item, made in ready if made is not None and item.counts is counts]
+            for batch in batches(sent, self._random):
+                self._send_batch(batch, repeat=counts)
 
     def anything_due(self) -> bool:
         """Tell whether a round would send anything."""
@@ -69,9 +75,9 @@ class Depositor:
         floor = tick_at(now - MAX_AS_OF_AGE, self._party.manifest.terms.tick_seconds)
         return max(floor, self._outbox.highest_tick())
 
-    def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]]) -> None:
+    def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]], *, repeat: bool) -> None:
         made = [deposit for _, deposit in batch]
-        signed = sign_batch(self._party, made, time.time())
+        signed = sign_batch(self._party, made, time.time(), repeat=repeat)
         manifest = self._party.manifest
         call = Call(manifest.terms.service_url, "/v1/deposits", encode(signed), {"Content-Type": CONTENT_TYPE})
         try:

@@ -11,7 +11,7 @@ from enum import Enum
 
 from protocol import kdf, signing, voprf
 from protocol.committee import excluded_slot, preferred_choice
-from protocol.committee_keys import CommitteeKey, KeyName
+from protocol.committee_keys import CommitteeKey, KeyName, require_key
 from protocol.comparison import Disagreement, LaneInput, Part, Seed, evaluate, garble, tags
 from protocol.custody import Admission, Charge, Custody, CustodyView, Reading
 from protocol.encoding import decode, encode
@@ -410,9 +410,7 @@ def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: 
     `key` is the committee key without the requester's group; `view` is one snapshot of the store.
     """
     statement = accepted.statement
-    version = party.manifest.committee(statement.shard).version
-    if (key.name.shard, key.name.omitted, key.name.committee_version) != (statement.shard, accepted.omitted, version):
-        raise ProtocolError("other-key", "the committee key is not the one for this requester")
+    require_key(party.manifest, key, statement.shard, accepted.omitted)
     header = encode(
         _header(party.manifest, statement, accepted.attempt, accepted.chosen.slots, accepted.tick, key.name)
     )

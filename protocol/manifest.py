@@ -289,8 +289,8 @@ def _check(terms: Terms) -> None:
         require(rule.measure in (SUM_INSURED, POLICY_COUNT), "a rule has an unknown measure")
     largest = max((rule.limit for rule in terms.rules), default=0)
     require(
-        len(set(groups.values())) * terms.deposit_cap + largest < HALF_RING // 2,
-        "groups x deposit cap plus the largest limit must stay below 2^46",
+        len(groups) * terms.deposit_cap + largest < HALF_RING // 2,
+        "members x deposit cap plus the largest limit must stay below 2^46",
     )
     require(terms.issued_at < terms.valid_until, "the manifest would never be valid")
 

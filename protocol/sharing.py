@@ -63,6 +63,12 @@ def share(value: int, slots: int, excluded: int, uniform: bytes) -> dict[Label, 
     return {name: Share(piece) for name, piece in zip(names, shares, strict=True)}
 
 
+def plain_share(value: int, slots: int, excluded: int) -> dict[Label, Share]:
+    """Share a value that holders know anyway, excluding a slot: the first label bears it, the others nothing."""
+    names = labels_of_sharing(slots, excluded)
+    return {name: Share(value % RING if name == names[0] else 0) for name in names}
+
+
 def add_shares(parts: Iterable[Mapping[Label, Share]]) -> dict[Label, Share]:
     """Add shares label by label, mod 2^48."""
     totals: dict[Label, int] = {}

@@ -5,6 +5,7 @@ It sees blinded persons and sealed envelopes, and returns tags that it cannot re
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import TypeVar
@@ -17,15 +18,19 @@ from protocol.deposit import (
     PUBLIC_REFUSALS,
     REFUSED,
     TOO_FEW,
+    UNPROVEN,
     Decision,
     EvaluatedBatch,
     accept_batch,
     batch_outcome,
+    claimed_proofs,
     commit_call,
     decide,
+    only,
+    opened_proofs,
     prepare_call,
 )
-from protocol.encoding import encode
+from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError, is_code
 from protocol.messages import (
     MAX_ATTEMPTS,
@@ -34,10 +39,13 @@ from protocol.messages import (
     CheckAnswer,
     CheckOutcome,
     CheckRequest,
+    DepositBatch,
     DepositOutcome,
     HolderReceipts,
     KeyConfirmation,
     PrepareAnswer,
+    RangeOrder,
+    RangeProof,
     Relayed,
     SignedBatch,
     SignedRelay,
@@ -116,34 +124,99 @@ class Relay:
             # 4. Compare, evaluate, return tags that only the requester can read.
             return conclude(self._service, evaluation, attempt, chosen, tick, good)
         except Disagreement as disagreement:
-            for slot in disagreement.slots:
-                scores[slot] += _ODD
-                if len(disagreement.slots) < CHOSEN:
-                    member = self._service.manifest.committee(statement.shard).slots[slot]
-                    self._custodians.remember(member, statement.shard, _ODD)
-                self._note(statement.shard, slot, f"disagrees about: {disagreement.what}")
+            self._note_disagreement(statement.shard, disagreement, scores)
             return Void.DISAGREEMENT
 
     # --- a deposit
 
     def deposit(self, signed: SignedBatch) -> BatchOutcome:
-        """Relay a batch of deposits: prepare, compare, commit at one tick."""
+        """Relay a batch of deposits: prepare with a range check, compare, commit; up to three times for what has found
+        no four holders that agree, each time with another four.
+        """
+        deadline = time.monotonic() + self._settings.deposit_seconds
         # 2. Authenticate, evaluate the blinded persons, prove it.
         evaluated = accept_batch(self._service, signed, time.time(), self._random, self._deposits.take)
-        batch, seconds = evaluated.batch, self._settings.deposit_seconds / 2
-        # 3. Every holder verifies and keeps, unseen.
-        calls = {slot: prepare_call(evaluated, slot) for slot in evaluated.slots}
-        answered = self._custodians.call(batch.shard, internal.PREPARE, calls, PrepareAnswer, seconds)
+        scores = self._custodians.scores(evaluated.batch.shard, list(evaluated.slots))
+        outcomes: dict[bytes, DepositOutcome] = {}
+        tried = set[tuple[int, ...]]()
+        for _ in range(MAX_ATTEMPTS):
+            order = None if evaluated.batch.made else self._order(scores)
+            left = deadline - time.monotonic()
+            if left <= 0 or (order is not None and order.chosen in tried and evaluated.batch.deposits):
+                break
+            if order is not None:
+                tried.add(order.chosen)
+            decisions, found = self._round(evaluated, order, left, scores)
+            ids = [deposit.deposit_id for deposit in evaluated.batch.deposits]
+            outcomes |= zip(ids, found.outcomes, strict=True)
+            refused = any(decision.reason not in (None, TOO_FEW) for decision in decisions)
+            again = [place for place, decision in enumerate(decisions) if decision is UNPROVEN]
+            if not again or order is None:
+                break
+            if refused:  # nothing was garbled for what was refused beside them: the same four may well agree
+                tried.discard(order.chosen)
+            evaluated = only(self._service, evaluated, again, self._random)
+        return BatchOutcome(
+            outcomes=tuple(
+                outcomes.get(deposit.deposit_id, DepositOutcome(receipts=(), reason=TOO_FEW))
+                for deposit in decode(DepositBatch, signed.batch).deposits
+            )
+        )
+
+    def _order(self, scores: dict[int, float]) -> RangeOrder | None:
+        """Name four holders for a range check; None where there are no four."""
+        nonce = self._random(16)
+        chosen = preferred_choice(nonce, scores, refused=_OUT)
+        return None if chosen is None else RangeOrder(nonce=nonce, chosen=chosen, issued_at=int(time.time()))
+
+    def _round(
+        self, evaluated: EvaluatedBatch, order: RangeOrder | None, seconds: float, scores: dict[int, float]
+    ) -> tuple[list[Decision], BatchOutcome]:
+        """Prepare a batch and commit what may stand; `scores` are raised for the next attempt."""
+        batch = evaluated.batch
+        # 3. Every holder verifies and keeps, unseen; A garbles.
+        calls = {slot: prepare_call(evaluated, slot, order) for slot in evaluated.slots}
+        answered = self._custodians.call(batch.shard, internal.PREPARE, calls, PrepareAnswer, seconds / 2)
         answers = {slot: answer for slot, answer in answered.items() if isinstance(answer, PrepareAnswer)}
+        for slot in evaluated.slots:
+            if slot not in answers:
+                scores[slot] = _OUT
         refusals = self._refusals(batch.shard, answered)
         if refusals and not answers:
-            return _refused(evaluated, refusals)
-        # 4. Compare, name the tick.
+            outcome = _refused(evaluated, refusals)
+            return [Decision(None, (), REFUSED) for _ in batch.deposits], outcome
+        # 4. Evaluate, compare, name the tick.
         tick = tick_at(time.time(), self._service.manifest.terms.tick_seconds)
         self._note_dissent(batch.shard, answers)
-        decisions = decide(self._service.manifest, evaluated, answers, tick)
+        proofs = self._proofs(evaluated, order, answers, scores)
+        decisions = decide(self._service.manifest, evaluated, answers, proofs, tick)
         # 5. Commit; 6. gather the receipts.
-        return self._commit(evaluated, decisions, seconds)
+        return decisions, self._commit(evaluated, decisions, seconds / 2)
+
+    def _proofs(
+        self,
+        evaluated: EvaluatedBatch,
+        order: RangeOrder | None,
+        answers: dict[int, PrepareAnswer],
+        scores: dict[int, float],
+    ) -> Sequence[RangeProof | None]:
+        """Return what the range check opened, or else the proofs that holders kept of what they committed before."""
+        opened = None
+        if order is not None:
+            try:
+                opened = opened_proofs(self._service.manifest, evaluated, order, answers)
+            except Disagreement as disagreement:
+                self._note_disagreement(evaluated.batch.shard, disagreement, scores)
+        return claimed_proofs(evaluated, answers) if opened is None else opened
+
+    def _note_disagreement(self, shard: int, disagreement: Disagreement, scores: dict[int, float]) -> None:
+        """Name the custodians of an alarm, and ask them last from now on."""
+        for slot in disagreement.slots:
+            scores[slot] += _ODD
+            if len(disagreement.slots) < CHOSEN:
+                member = self._service.manifest.committee(shard).slots[slot]
+                self._custodians.remember(member, shard, _ODD)
+            self._note(shard, slot, f"disagrees about: {disagreement.what}")
 
     def _commit(self, evaluated: EvaluatedBatch, decisions: list[Decision], seconds: float) -> BatchOutcome:
         shard = evaluated.batch.shard

@@ -79,11 +79,10 @@ class World:
         day: int = TODAY,
         product: str = "accident",
         kind: int = ISSUE,
-        count: int = 1,
         earlier: bytes | None = None,
         without: frozenset[str] = frozenset(),
     ) -> tuple[MadeDeposit, dict[int, Kept]]:
-        entry = Entry(identity, kind, product, day, amount, count, earlier)
+        entry = Entry(identity, kind, product, day, amount, earlier)
         reachable = {key: value for key, value in self.members.items() if key not in without}
         return run_deposit(self.party(depositor), self.service, reachable, entry, now, self.random)
 

@@ -26,19 +26,21 @@ from protocol.deposit import Entry, MadeDeposit
 from protocol.encoding import ID, Maybe, Text, UInt, decode, encode, message
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
-from protocol.manifest import DAY
+from protocol.manifest import DAY, MAX_WINDOW_DAYS, china_day
 from protocol.messages import KIND, Deposit
 from protocol.party import Party
 
 log = logging.getLogger(__name__)
 
 _SIGN = 1 << 63
-"""Amounts and counts may be negative; they are stored with this added."""
+"""Amounts may be negative; they are stored with this added."""
 MAX_BACKOFF_SECONDS = 60
 SET_ASIDE_AFTER = 8
 """Refusals in a row: some three minutes, so that no fault that passes sets anything aside."""
 SET_ASIDE_SECONDS = 3600
 DAMAGED = "damaged"
+SPARE_DAYS = 7
+"""By how much the day of a deposit may be older than any window: clocks and days differ, and it may have to wait."""
 
 
 @message("deposit entry", version=1)
@@ -49,13 +51,14 @@ class _StoredEntry:
     product: Annotated[str, Text(64)]
     day: Annotated[int, DAY]
     amount: Annotated[int, UInt(64)]
-    count: Annotated[int, UInt(64)]
     earlier: Annotated[bytes | None, Maybe(ID)]
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A deposit that is due: its place, its bytes if they were made before, the ticks of its receipts by slot."""
+    """A deposit that is due: its place, its bytes if they were made before, the ticks of its receipts by slot, and
+    whether it counts already and only some holder lacks it.
+    """
 
     seq: int
     deposit_id: bytes
@@ -65,6 +68,7 @@ class Outgoing:
     made: MadeDeposit | None
     attempts: int
     receipts: Mapping[int, int] = field(default_factory=dict)
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,6 @@ def enqueue(connection: Rows, vault: Vault, party: Party, entry: Entry, deposit_
         product=entry.product,
         day=entry.day,
         amount=entry.amount + _SIGN,
-        count=entry.count + _SIGN,
         earlier=entry.earlier,
     )
     connection.execute(
@@ -124,6 +127,11 @@ def enqueue(connection: Rows, vault: Vault, party: Party, entry: Entry, deposit_
             vault.seal(deposit_id, encode(stored)),
         ),
     )
+
+
+def counts_still(entry: Entry, now: float) -> bool:
+    """Tell whether the day of a deposit is recent enough for any rule: holders refuse those that are much older."""
+    return entry.day >= china_day(now) - MAX_WINDOW_DAYS - SPARE_DAYS
 
 
 def is_visible(connection: Rows, vault: Vault, party: Party, person: Identity) -> bool:
@@ -151,7 +159,8 @@ class Outbox:
         rows = self._database.run(
             "due deposits",
             lambda connection: connection.execute(
-                "SELECT seq, deposit_id, shard, excluded, entry, made, attempts, receipts FROM deposit d"
+                "SELECT seq, deposit_id, shard, excluded, entry, made, attempts, receipts, made_at IS NOT NULL"
+                " FROM deposit d"
                 " WHERE completed_at IS NULL AND next_attempt_at <= now() AND (made IS NOT NULL OR NOT EXISTS ("
                 "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
                 "  AND NOT EXISTS ("
@@ -162,7 +171,7 @@ class Outbox:
             ).fetchall(),
         )
         found, damaged = [], []
-        for seq, deposit_id, shard, excluded, entry, made, attempts, receipts in rows:
+        for seq, deposit_id, shard, excluded, entry, made, attempts, receipts, counts in rows:
             try:
                 found.append(
                     Outgoing(
@@ -174,6 +183,7 @@ class Outbox:
                         None if made is None else self._opened(shard, excluded, deposit_id, made),
                         attempts,
                         {int(slot): tick for slot, tick in receipts.items() if tick is not None},
+                        counts,
                     )
                 )
             except (VaultError, ProtocolError):
@@ -333,6 +343,5 @@ def _entry(stored: _StoredEntry) -> Entry:
         stored.product,
         stored.day,
         stored.amount - _SIGN,
-        stored.count - _SIGN,
         stored.earlier,
     )

@@ -6,6 +6,7 @@ together with the deposit that it calls for, in one transaction, so that neither
 
 import datetime as dt
 import enum
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.policy import Event, PolicyRow
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.outbox import enqueue, is_visible
+from insurer_agent.store.outbox import counts_still, enqueue, is_visible
 from insurer_agent.store.vault import Vault
 from protocol.deposit import Entry, draw_deposit_id
 from protocol.encoding import ID, Text, UInt, decode, encode, message
@@ -212,7 +213,9 @@ class Register:
         return applied
 
     def write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
-        """Keep a policy's new record and put its deposit into the outbox, if `decide` has called for them."""
+        """Keep a policy's new record and put its deposit into the outbox, if `decide` has called for them and some
+        window may still reach its day.
+        """
         if changed is None or entry is None:
             return
         deposit_id = (
@@ -229,7 +232,8 @@ class Register:
                 self._vault.seal(policy_key, encode(changed)),
             ),
         )
-        enqueue(connection, self._vault, self._party, entry, deposit_id)
+        if counts_still(entry, time.time()):
+            enqueue(connection, self._vault, self._party, entry, deposit_id)
 
 
 def require_in_order(event: PolicyEvent, record: Record | None) -> None:
@@ -265,13 +269,13 @@ def decide(
     if event.event is Event.CANCEL:
         if record.cancelled:
             return Applied.REPEATED, None, None
-        entry = _correction(event, record, CANCELLATION, -record.current, -1)
+        entry = _correction(event, record, CANCELLATION, -record.current)
         return Applied.CORRECTED, replace(record, current=0, cancelled=1), entry
     if record.cancelled:
         raise IntakeError("policy-cancelled", "amends a policy that was cancelled")
     if event.amount == record.current:
         return Applied.REPEATED, None, None
-    entry = _correction(event, record, AMENDMENT, event.amount - record.current, 0)
+    entry = _correction(event, record, AMENDMENT, event.amount - record.current)
     corrected_on = max(record.corrected_on, event.day.toordinal())
     return Applied.CORRECTED, replace(record, current=event.amount, corrected_on=corrected_on), entry
 
@@ -297,13 +301,13 @@ def _issue(
         corrected_on=0,
         issue_id=random(16),
     )
-    entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount, 1)
+    entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount)
     return Applied.ACCEPTED, new, entry
 
 
-def _correction(event: PolicyEvent, record: Record, kind: int, amount: int, count: int) -> Entry:
+def _correction(event: PolicyEvent, record: Record, kind: int, amount: int) -> Entry:
     """Return a deposit of the difference: on the original day, whatever date the event bears."""
-    return Entry(insured_of(record), kind, event.product, record.day, amount, count, earlier=record.issue_id)
+    return Entry(insured_of(record), kind, event.product, record.day, amount, earlier=record.issue_id)
 
 
 def insured_of(record: Record) -> Identity:
