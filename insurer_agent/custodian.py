@@ -15,6 +15,7 @@ from protocol.check import accept_call, answer_call
 from protocol.deposit import accept_commit, accept_prepare, confirm, give_receipts
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
+from protocol.manifest import china_day
 from protocol.messages import (
     RELAY_PURPOSE,
     CheckAnswer,
@@ -145,9 +146,12 @@ class Custodian:
             if self._party.id in committee_keys.holders(manifest, shard, omitted)
         )
 
-    def forget_old_checks(self, today: int) -> None:
-        """Drop replay records and charges that can no longer matter."""
+    def forget_old(self, now: float) -> None:
+        """Drop replay records, charges and deposits that can no longer matter."""
+        today = china_day(now)
         self._custody.forget_old_checks(today)
+        for month in self._custody.forget_old_deposits(today, now):
+            log.info("deposits of days that no window reaches are dropped: %s", month)
 
     def _own_shards(self) -> list[int]:
         committees = self._party.manifest.terms.committees

@@ -229,12 +229,12 @@ class Custody(Protocol):
         """Make deposits visible from a tick on, each with its stamp, in one transaction.
 
         Refused: an id that is not prepared (`not-prepared`), a tick before the deposit's `not_before` (`early-tick`),
-        and one whose proof does not hold (`range-not-shown`). A deposit that is committed already keeps the lower of the
-        two ticks, and its first proof: two relays that raced named different ticks, and every holder comes to the same
-        in any order.
+        and one whose proof does not hold (`range-not-shown`). A deposit that is committed already keeps its first
+        proof and the lower of the two ticks: two relays that raced named different ones, and every holder comes to the
+        same in any order.
         """
 
-    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes]) -> list[Refusable]:
+    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes], now: float) -> list[Refusable]:
         """Give ids up for good, known or not, unless they are committed."""
 
 
@@ -366,9 +366,9 @@ class MemoryCustody:
             results.append(kept)
         return results
 
-    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes]) -> list[Refusable]:
+    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes], now: float) -> list[Refusable]:
         """See `Custody`."""
-        del shard  # an id is unique over shards
+        del shard, now  # an id is unique over shards
         results: list[Refusable] = []
         for deposit_id in deposit_ids:
             proposed, kept = self._deposits.get(

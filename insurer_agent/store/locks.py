@@ -17,3 +17,4 @@ class Lock(IntEnum):
     WATERMARKS = 7_261_006
     """Held by the process that publishes watermarks, for as long as it runs."""
     SNAPSHOT = 7_261_007
+    PARTITIONS = 7_261_008

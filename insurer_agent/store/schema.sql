@@ -83,8 +83,8 @@ CREATE INDEX IF NOT EXISTS deposit_tick ON deposit (tick);
 
 -- What is kept for others --------------------------------------------------------------------------------------------
 
--- A deposit of another member: prepared while `tick` is null, given up when `never`, else committed and visible.
-CREATE TABLE IF NOT EXISTS custody_deposit (
+-- A deposit of another member that is pending, seen by no check; or an id that was given up for good.
+CREATE TABLE IF NOT EXISTS custody_pending (
     depositor     text NOT NULL,
     id_key        bytea NOT NULL,    -- HMAC of the deposit id
     shard         integer NOT NULL,
@@ -94,16 +94,56 @@ CREATE TABLE IF NOT EXISTS custody_deposit (
     product       text,
     day           date,
     excluded      smallint,
-    shares        bytea,             -- sealed, with the deposit id
+    chain_key     bytea,             -- HMAC of the id of the policy's issue
+    sealed        bytea,             -- deposit id, shares, and what its range proof is verified by
     envelope_hash bytea NOT NULL,
     not_before    bigint,            -- the least tick that it may be committed at
-    tick          bigint,
+    prepared_at   double precision NOT NULL,  -- when it was last asked for, Unix seconds
     never         boolean NOT NULL DEFAULT false,
     PRIMARY KEY (depositor, id_key),
-    CHECK (never OR token IS NOT NULL),
-    CHECK (NOT (never AND tick IS NOT NULL))
+    CHECK (never OR token IS NOT NULL)
 );
-CREATE INDEX IF NOT EXISTS custody_deposit_person ON custody_deposit (token, day) WHERE tick IS NOT NULL;
+CREATE INDEX IF NOT EXISTS custody_pending_person ON custody_pending (token) WHERE NOT never;
+CREATE INDEX IF NOT EXISTS custody_pending_age ON custody_pending (prepared_at);
+
+-- Committed deposits, a partition a calendar month of days (see partitions.py): a window is read by one index, and what
+-- no window reaches any more is dropped a whole partition at a time.
+CREATE TABLE IF NOT EXISTS custody_row (
+    depositor     text NOT NULL,
+    id_key        bytea NOT NULL,
+    shard         integer NOT NULL,
+    epoch         integer NOT NULL,
+    kind          smallint NOT NULL,
+    token         bytea NOT NULL,
+    product       text NOT NULL,
+    day           date NOT NULL,
+    excluded      smallint NOT NULL,
+    chain_key     bytea NOT NULL,
+    shares        bytea NOT NULL,    -- sealed, with the deposit id
+    proof         bytea NOT NULL,    -- sealed: what its range check opened
+    envelope_hash bytea NOT NULL,
+    not_before    bigint NOT NULL,
+    tick          bigint NOT NULL,
+    PRIMARY KEY (depositor, id_key, day)
+) PARTITION BY RANGE (day);
+CREATE INDEX IF NOT EXISTS custody_row_person ON custody_row (token, day);
+CREATE TABLE IF NOT EXISTS custody_row_later PARTITION OF custody_row DEFAULT;
+
+-- Range checks that were answered: one header is garbled once.
+CREATE TABLE IF NOT EXISTS range_attempt (
+    header_hash bytea PRIMARY KEY,
+    day         date NOT NULL
+);
+CREATE INDEX IF NOT EXISTS range_attempt_age ON range_attempt (day);
+
+-- Sums of the stamps of one depositor's deposits: by these the four that judge a deposit of his are told apart.
+CREATE TABLE IF NOT EXISTS custody_own_stamp (
+    depositor text NOT NULL,
+    shard     integer NOT NULL,
+    excluded  smallint NOT NULL,
+    sum       bytea NOT NULL,
+    PRIMARY KEY (depositor, shard, excluded)
+);
 
 -- Sums of deposit stamps, group elements, one row a tick; ticks too old to be asked for are folded into one.
 CREATE TABLE IF NOT EXISTS custody_stamp (

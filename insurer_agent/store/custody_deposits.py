@@ -1,0 +1,469 @@
+"""The deposits of others as a custodian keeps them: pending, then committed (SPEC.md, section 5).
+
+All deposits of a call go through a few statements together, whatever their number. Changes to one depositor's deposits
+take turns under an advisory lock, so that a repeat never races its first, and what a range check judges is what stands.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from insurer_agent.store import custody_stamps
+from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.locks import Lock
+from insurer_agent.store.vault import Vault
+from protocol import kdf
+from protocol.custody import (
+    KEPT_DAYS,
+    PENDING_SECONDS,
+    BaseRow,
+    CustodyRow,
+    DepositBase,
+    Kept,
+    Preparation,
+    Proposed,
+    RangeAttempt,
+    RangeBase,
+    Refusable,
+    commit_refusal,
+    not_prepared,
+    repeated,
+    replayed_range,
+    require_epoch,
+    wrong_earlier,
+)
+from protocol.encoding import HASH, ID, decode, encode, message
+from protocol.errors import ProtocolError
+from protocol.messages import ISSUE, SHARES, Commit, RangeProof
+from protocol.stamps import MAX_AS_OF_AGE, deposit_stamp
+
+T = TypeVar("T")
+KEEP_ATTEMPTS_DAYS = 3
+"""Records of range checks outlive the freshness of what they guard, 60 s, by far."""
+
+
+@message("kept shares", version=1)
+class KeptShares:
+    """What is sealed in a row of custody."""
+
+    deposit_id: Annotated[bytes, ID]
+    amounts: Annotated[tuple[int, ...], SHARES]
+    counts: Annotated[tuple[int, ...], SHARES]
+
+
+@message("pending shares", version=1)
+class PendingShares:
+    """What is sealed in a pending row: the range key goes once the deposit is committed."""
+
+    deposit_id: Annotated[bytes, ID]
+    amounts: Annotated[tuple[int, ...], SHARES]
+    counts: Annotated[tuple[int, ...], SHARES]
+    range_key: Annotated[bytes, HASH]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The clear part of a row, as both tables have it."""
+
+    shard: int
+    epoch: int
+    kind: int
+    token: bytes
+    product: str
+    day: dt.date
+    excluded: int
+    chain_key: bytes
+    envelope_hash: bytes
+    not_before: int
+
+
+FACTS = "shard, epoch, kind, token, product, day, excluded, chain_key, envelope_hash, not_before"
+
+
+@dataclass(frozen=True)
+class _Pending:
+    facts: Facts
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Committed:
+    facts: Facts
+    tick: int
+    proof: bytes = field(repr=False)
+
+
+class CustodyDeposits:
+    """Prepares, commits and gives up deposits; each a transaction, durable once it returns."""
+
+    def __init__(self, database: Database, vault: Vault, tick_seconds: int, epoch: int) -> None:
+        self._database = database
+        self._vault = vault
+        self._epoch = epoch
+        self._fold_after = MAX_AS_OF_AGE // tick_seconds + 4
+
+    # --- prepare
+
+    def prepare(self, proposed: Sequence[Proposed], now: float, attempt: RangeAttempt | None) -> Preparation:
+        """See `protocol.custody.Custody.prepare`."""
+        if not proposed:
+            return Preparation([], None)
+        for item in proposed:
+            require_epoch(self._epoch, item.epoch)
+        depositor = proposed[0].depositor
+        keys = [self.id_key(depositor, item.deposit_id) for item in proposed]
+
+        def transaction(connection: Rows) -> Preparation:
+            if attempt is not None:
+                self._record(connection, attempt)
+            kept = self._keep(connection, proposed, keys, now)
+            if attempt is None or any(isinstance(item, ProtocolError) for item in kept):
+                return Preparation(kept, None)
+            return Preparation(kept, self._base(connection, proposed, keys, now, attempt))
+
+        return self._in_turn("prepare deposits", depositor, transaction)
+
+    @staticmethod
+    def _record(connection: Rows, attempt: RangeAttempt) -> None:
+        new = connection.execute(
+            "INSERT INTO range_attempt (header_hash, day) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            (attempt.header_hash, dt.date.fromordinal(attempt.today)),
+        ).rowcount
+        if not new:
+            raise replayed_range()
+
+    def _keep(
+        self, connection: Rows, proposed: Sequence[Proposed], keys: Sequence[bytes], now: float
+    ) -> list[Refusable]:
+        depositor = proposed[0].depositor
+        facts = [self._facts(item) for item in proposed]
+        corrected = [one.chain_key for one, item in zip(facts, proposed, strict=True) if item.kind != ISSUE]
+        pending = self._pending(connection, depositor, [*keys, *corrected])
+        committed = self._committed(connection, depositor, [*keys, *corrected])
+        nevers = self._nevers(connection, depositor, keys)
+        kept: list[Refusable] = []
+        new: dict[bytes, tuple[Facts, Proposed]] = {}
+        again: dict[bytes, bytes] = {}
+        for item, key, own in zip(proposed, keys, facts, strict=True):
+            known = pending.get(key) or committed.get(key)
+            if key in nevers:
+                kept.append(repeated(Kept(None, never=True, envelope_hash=b""), item.envelope_hash))
+            elif key in new:
+                state = Kept(None, never=False, envelope_hash=new[key][1].envelope_hash)
+                kept.append(repeated(state, item.envelope_hash))
+            elif known is not None:
+                kept.append(repeated(self._state(depositor, key, known), item.envelope_hash))
+                if isinstance(known, _Pending) and not isinstance(kept[-1], ProtocolError):
+                    again[key] = self._seal(depositor, key, own, item)
+            elif item.kind != ISSUE and not _corrects(own, pending.get(own.chain_key) or committed.get(own.chain_key)):
+                kept.append(wrong_earlier())
+            else:
+                new[key] = (own, item)
+                kept.append(Kept(None, never=False, envelope_hash=item.envelope_hash))
+        if new:
+            columns = f"COPY custody_pending (depositor, id_key, {FACTS}, sealed, prepared_at) FROM STDIN"
+            with connection.cursor() as cursor, cursor.copy(columns.encode()) as copy:
+                for key, (own, item) in new.items():
+                    copy.write_row((depositor, key, *_values(own), self._seal(depositor, key, own, item), now))
+        if again:
+            connection.execute(
+                "UPDATE custody_pending p SET sealed = a.sealed, prepared_at = %s"
+                " FROM unnest(%s::bytea[], %s::bytea[]) AS a(id_key, sealed)"
+                " WHERE p.depositor = %s AND p.id_key = a.id_key",
+                (now, list(again), list(again.values()), depositor),
+            )
+        return kept
+
+    def _facts(self, item: Proposed) -> Facts:
+        return Facts(
+            item.shard,
+            item.epoch,
+            item.kind,
+            bytes(item.index),
+            item.row.product,
+            dt.date.fromordinal(item.row.day),
+            item.row.excluded,
+            self.id_key(item.depositor, item.chain),
+            item.envelope_hash,
+            item.not_before,
+        )
+
+    def _seal(self, depositor: str, key: bytes, facts: Facts, item: Proposed) -> bytes:
+        shares = PendingShares(
+            deposit_id=item.deposit_id,
+            amounts=item.row.amounts,
+            counts=item.row.counts,
+            range_key=item.range_key,
+        )
+        return self._vault.seal(_place(b"pending", depositor, key, facts), encode(shares))
+
+    def _state(self, depositor: str, key: bytes, known: _Pending | _Committed) -> Kept:
+        if isinstance(known, _Pending):
+            return Kept(None, never=False, envelope_hash=known.facts.envelope_hash)
+        proof = decode(RangeProof, self._vault.open(_place(b"proof", depositor, key, known.facts), known.proof))
+        return Kept(known.tick, never=False, envelope_hash=known.facts.envelope_hash, proof=proof)
+
+    def _base(
+        self,
+        connection: Rows,
+        proposed: Sequence[Proposed],
+        keys: Sequence[bytes],
+        now: float,
+        attempt: RangeAttempt,
+    ) -> RangeBase:
+        """Return what these deposits are judged by: rows of their depositor and persons, and what else is pending."""
+        depositor, shard = proposed[0].depositor, proposed[0].shard
+        tokens = sorted({bytes(item.index) for item in proposed})
+        rows: dict[bytes, dict[bytes, tuple[int, bytes, CustodyRow]]] = {}
+        found = connection.execute(
+            f"SELECT id_key, {FACTS}, shares FROM custody_row"  # noqa: S608  names of columns
+            " WHERE token = ANY(%s) AND day >= %s AND depositor = %s AND shard = %s",
+            (tokens, dt.date.fromordinal(attempt.first_day), depositor, shard),
+        )
+        for id_key, *values, sealed in found:
+            facts = read_facts(values)
+            row = self.open_row(depositor, bytes(id_key), facts, sealed)
+            rows.setdefault(facts.token, {})[bytes(id_key)] = (facts.kind, facts.chain_key, row)
+        pending: dict[bytes, set[bytes]] = {}
+        for id_key, token in connection.execute(
+            "SELECT id_key, token FROM custody_pending WHERE token = ANY(%s) AND depositor = %s AND shard = %s"
+            " AND NOT never AND prepared_at > %s",
+            (tokens, depositor, shard, now - PENDING_SECONDS),
+        ):
+            pending.setdefault(bytes(token), set()).add(bytes(id_key))
+        bases = []
+        for item, key in zip(proposed, keys, strict=True):
+            token, chain_key = bytes(item.index), self.id_key(depositor, item.chain)
+            judged = dict(rows.get(token, {}))
+            if item.row.day >= attempt.first_day:
+                judged.setdefault(key, (item.kind, chain_key, item.row))
+            base = tuple(BaseRow(kind, chain == chain_key, row) for kind, chain, row in judged.values())
+            bases.append(DepositBase(base, alone=not pending.get(token, set()) - {key}))
+        return RangeBase(tuple(bases), custody_stamps.own_sums(connection, depositor, shard))
+
+    # --- commit
+
+    def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
+        """See `protocol.custody.Custody.commit`."""
+        if not commits:
+            return []
+        keys = [self.id_key(depositor, commit.deposit_id) for commit in commits]
+
+        def transaction(connection: Rows) -> list[Refusable]:
+            # The stamps of a shard are sums of group elements, which the database cannot add up: writers take turns.
+            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.STAMPS, shard))
+            work = _Commits(
+                self._vault,
+                depositor,
+                self._pending(connection, depositor, keys),
+                self._committed(connection, depositor, keys),
+            )
+            results = [work.commit(shard, commit, key) for commit, key in zip(commits, keys, strict=True)]
+            work.write(connection)
+            custody_stamps.apply_changes(connection, depositor, shard, work.changes)
+            custody_stamps.fold(connection, shard, max(commit.tick for commit in commits) - self._fold_after)
+            return results
+
+        return self._in_turn("commit deposits", depositor, transaction)
+
+    # --- give up, forget
+
+    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes], now: float) -> list[Refusable]:
+        """See `protocol.custody.Custody.abandon`."""
+        keys = [self.id_key(depositor, deposit_id) for deposit_id in deposit_ids]
+
+        def transaction(connection: Rows) -> list[Refusable]:
+            committed = self._committed(connection, depositor, keys)
+            with connection.cursor() as cursor:
+                cursor.executemany(
+                    "INSERT INTO custody_pending (depositor, id_key, shard, envelope_hash, prepared_at, never)"
+                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (depositor, id_key) DO UPDATE SET never = true,"
+                    " token = NULL, sealed = NULL, envelope_hash = ''",
+                    [(depositor, key, shard, now) for key in keys if key not in committed],
+                )
+            return [
+                self._state(depositor, key, committed[key])
+                if key in committed
+                else Kept(None, never=True, envelope_hash=b"")
+                for key in keys
+            ]
+
+        return self._in_turn("abandon deposits", depositor, transaction)
+
+    def forget_old(self, today: dt.date, now: float) -> None:
+        """Drop what nothing is asked of any more: records of range checks, and what was pending for too long."""
+
+        def transaction(connection: Rows) -> None:
+            limit = today - dt.timedelta(days=KEEP_ATTEMPTS_DAYS)
+            connection.execute("DELETE FROM range_attempt WHERE day < %s", (limit,))
+            connection.execute("DELETE FROM custody_pending WHERE prepared_at < %s", (now - KEPT_DAYS * 86_400,))
+
+        self._database.run("forget old deposits", transaction)
+
+    # --- shared
+
+    def _in_turn(self, name: str, depositor: str, transaction: Callable[[Rows], T]) -> T:
+        def locked(connection: Rows) -> T:
+            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (Lock.DEPOSITOR, depositor))
+            return transaction(connection)
+
+        return self._database.run(name, locked)
+
+    def id_key(self, depositor: str, deposit_id: bytes) -> bytes:
+        """Return the HMAC by which a deposit id is known."""
+        return self._vault.index("deposit id", depositor.encode(), deposit_id)
+
+    def open_row(self, depositor: str, id_key: bytes, facts: Facts, sealed: bytes) -> CustodyRow:
+        """Return a committed row's shares; raise `VaultError` where they were sealed for another row."""
+        kept = decode(KeptShares, self._vault.open(_place(b"row", depositor, id_key, facts), sealed))
+        return CustodyRow(facts.product, facts.day.toordinal(), facts.excluded, kept.amounts, kept.counts)
+
+    @staticmethod
+    def _pending(connection: Rows, depositor: str, keys: Iterable[bytes]) -> dict[bytes, _Pending]:
+        found = connection.execute(
+            f"SELECT id_key, {FACTS}, sealed FROM custody_pending"  # noqa: S608  names of columns
+            " WHERE depositor = %s AND id_key = ANY(%s) AND NOT never",
+            (depositor, list(keys)),
+        )
+        return {bytes(key): _Pending(read_facts(values), bytes(sealed)) for key, *values, sealed in found}
+
+    @staticmethod
+    def _committed(connection: Rows, depositor: str, keys: Iterable[bytes]) -> dict[bytes, _Committed]:
+        found = connection.execute(
+            f"SELECT id_key, {FACTS}, tick, proof FROM custody_row"  # noqa: S608  names of columns
+            " WHERE depositor = %s AND id_key = ANY(%s)",
+            (depositor, list(keys)),
+        )
+        return {bytes(key): _Committed(read_facts(values), tick, bytes(proof)) for key, *values, tick, proof in found}
+
+    @staticmethod
+    def _nevers(connection: Rows, depositor: str, keys: Sequence[bytes]) -> set[bytes]:
+        found = connection.execute(
+            "SELECT id_key FROM custody_pending WHERE depositor = %s AND id_key = ANY(%s) AND never",
+            (depositor, list(keys)),
+        )
+        return {bytes(key) for (key,) in found}
+
+
+class _Commits:
+    """The commits of one call, gathered and then written together."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        depositor: str,
+        pending: Mapping[bytes, _Pending],
+        committed: Mapping[bytes, _Committed],
+    ) -> None:
+        self._vault = vault
+        self._depositor = depositor
+        self._pending = dict(pending)
+        self._committed = dict(committed)
+        self._shares: dict[bytes, bytes] = {}
+        self._lowered: set[bytes] = set()
+        self.changes: custody_stamps.Changes = {}
+
+    def commit(self, shard: int, commit: Commit, key: bytes) -> Refusable:
+        """Return the state that a commit leads to, or its refusal."""
+        known = self._committed.get(key)
+        if known is not None and known.facts.shard == shard:
+            return commit_refusal(commit, known.facts.not_before, None) or self._lower(commit, key, known)
+        pending = self._pending.get(key)
+        if known is not None or pending is None or pending.facts.shard != shard:
+            return not_prepared()
+        facts = pending.facts
+        kept = decode(PendingShares, self._vault.open(self._place(b"pending", key, facts), pending.sealed))
+        refusal = commit_refusal(commit, facts.not_before, kept.range_key)
+        if refusal is not None:
+            return refusal
+        shares = KeptShares(deposit_id=kept.deposit_id, amounts=kept.amounts, counts=kept.counts)
+        self._shares[key] = self._vault.seal(self._place(b"row", key, facts), encode(shares))
+        proof = self._vault.seal(self._place(b"proof", key, facts), encode(commit.range_proof))
+        self._committed[key] = _Committed(facts, commit.tick, proof)
+        self._stamp(commit, facts.excluded, commit.tick, +1)
+        return Kept(commit.tick, never=False, envelope_hash=facts.envelope_hash, proof=commit.range_proof)
+
+    def _lower(self, commit: Commit, key: bytes, known: _Committed) -> Kept:
+        tick = min(commit.tick, known.tick)
+        if tick != known.tick:
+            self._stamp(commit, known.facts.excluded, tick, +1)
+            self._stamp(commit, known.facts.excluded, known.tick, -1)
+            self._committed[key] = _Committed(known.facts, tick, known.proof)
+            self._lowered.add(key)
+        return Kept(tick, never=False, envelope_hash=known.facts.envelope_hash)
+
+    def _stamp(self, commit: Commit, excluded: int, tick: int, sign: int) -> None:
+        stamp = deposit_stamp(self._depositor, commit.deposit_id, tick)
+        custody_stamps.change(self.changes, excluded, tick, stamp, sign=sign)
+
+    def _place(self, what: bytes, key: bytes, facts: Facts) -> bytes:
+        return _place(what, self._depositor, key, facts)
+
+    def write(self, connection: Rows) -> None:
+        """Move what was pending, and change the ticks that are lower now."""
+        if self._shares:
+            connection.execute(
+                "DELETE FROM custody_pending WHERE depositor = %s AND id_key = ANY(%s)",
+                (self._depositor, list(self._shares)),
+            )
+            columns = f"COPY custody_row (depositor, id_key, {FACTS}, shares, proof, tick) FROM STDIN"
+            with connection.cursor() as cursor, cursor.copy(columns.encode()) as copy:
+                for key, shares in self._shares.items():
+                    row = self._committed[key]
+                    copy.write_row((self._depositor, key, *_values(row.facts), shares, row.proof, row.tick))
+        lowered = self._lowered - self._shares.keys()
+        if lowered:
+            connection.execute(
+                "UPDATE custody_row r SET tick = l.tick FROM unnest(%s::bytea[], %s::bigint[]) AS l(id_key, tick)"
+                " WHERE r.depositor = %s AND r.id_key = l.id_key",
+                (list(lowered), [self._committed[key].tick for key in lowered], self._depositor),
+            )
+
+
+def _corrects(own: Facts, issue: _Pending | _Committed | None) -> bool:
+    """Tell whether a correction fits the issue that it names, or that one is not here (yet)."""
+    return issue is None or (
+        issue.facts.kind == ISSUE
+        and (own.shard, own.epoch, own.token) == (issue.facts.shard, issue.facts.epoch, issue.facts.token)
+        and (own.product, own.day, own.excluded) == (issue.facts.product, issue.facts.day, issue.facts.excluded)
+    )
+
+
+def _values(facts: Facts) -> tuple[Any, ...]:
+    """Return the columns `FACTS`."""
+    return (
+        facts.shard,
+        facts.epoch,
+        facts.kind,
+        facts.token,
+        facts.product,
+        facts.day,
+        facts.excluded,
+        facts.chain_key,
+        facts.envelope_hash,
+        facts.not_before,
+    )
+
+
+def read_facts(values: Sequence[Any]) -> Facts:
+    """Return facts from the columns `FACTS`."""
+    shard, epoch, kind, token, product, day, excluded, chain_key, envelope_hash, not_before = values
+    return Facts(
+        shard,
+        epoch,
+        kind,
+        bytes(token),
+        product,
+        day,
+        excluded,
+        bytes(chain_key),
+        bytes(envelope_hash),
+        not_before,
+    )
+
+
+def _place(what: bytes, depositor: str, id_key: bytes, facts: Facts) -> bytes:
+    """Return what a value is sealed for: moved to another person, product or day it does not open."""
+    clear = (depositor.encode(), facts.product.encode(), facts.day.isoformat().encode())
+    return kdf.join(what, id_key, facts.token, *clear, b"%d %d" % (facts.shard, facts.excluded))
