@@ -207,7 +207,7 @@ class Relay:
                 opened = opened_proofs(self._service.manifest, evaluated, order, answers)
             except Disagreement as disagreement:
                 self._note_disagreement(evaluated.batch.shard, disagreement, scores)
-        return claimed_proofs(evaluated, answers) if opened is None else opened
+        return claimed_proofs(self._service.manifest, evaluated, answers) if opened is None else opened
 
     def _note_disagreement(self, shard: int, disagreement: Disagreement, scores: dict[int, float]) -> None:
         """Name the custodians of an alarm, and ask them last from now on."""
