@@ -55,7 +55,7 @@ from protocol.party import RandomBytes, ServiceParty
 from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
 from service.config import Settings
-from service.custodians import Custodians
+from service.custodians import Custodians, Trouble
 from transport import internal
 
 M = TypeVar("M")
@@ -215,7 +215,7 @@ class Relay:
             scores[slot] += _ODD
             if len(disagreement.slots) < CHOSEN:
                 member = self._service.manifest.committee(shard).slots[slot]
-                self._custodians.remember(member, shard, _ODD)
+                self._custodians.remember(member, shard, Trouble.LAGS)
             self._note(shard, slot, f"disagrees about: {disagreement.what}")
 
     def _commit(self, evaluated: EvaluatedBatch, decisions: list[Decision], seconds: float) -> BatchOutcome:
@@ -229,8 +229,9 @@ class Relay:
                 self._note(shard, slot, f"did not commit deposits: {answer.code}")
         for slot in evaluated.slots:
             if commits and slot not in receipts:
-                # It lacks what the others now show: left out of A until it has caught up.
-                self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, _ODD)
+                # It lacks what the others now show: left out of A, from here on by the depositors' reports, until it
+                # has caught up. A later commit that it takes does not show that.
+                self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, Trouble.LAGS)
         if not receipts:
             decisions = [replace(decision, reason=decision.reason or TOO_FEW) for decision in decisions]
         return batch_outcome(decisions, receipts)

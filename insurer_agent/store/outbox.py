@@ -26,7 +26,7 @@ from protocol.deposit import Entry, MadeDeposit
 from protocol.encoding import ID, Maybe, Text, UInt, decode, encode, message
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
-from protocol.manifest import DAY, MAX_WINDOW_DAYS, china_day
+from protocol.manifest import DAY, MAX_WINDOW_DAYS, Manifest, china_day
 from protocol.messages import KIND, Deposit
 from protocol.party import Party
 
@@ -41,6 +41,20 @@ SET_ASIDE_SECONDS = 3600
 DAMAGED = "damaged"
 SPARE_DAYS = 7
 """By how much the day of a deposit may be older than any window: clocks and days differ, and it may have to wait."""
+
+
+_BEHIND = """
+WITH RECURSIVE found AS (
+    SELECT -1 AS shard, -1::smallint AS excluded, '[]'::jsonb AS had
+    UNION ALL SELECT next.* FROM found, LATERAL (
+        SELECT shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key') AS had
+        FROM deposit WHERE made_at IS NOT NULL AND completed_at IS NULL
+        AND (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'))
+        > (found.shard, found.excluded, found.had) ORDER BY shard, excluded, had LIMIT 1
+    ) AS next
+)
+SELECT shard, excluded, had FROM found WHERE shard >= 0"""
+"""From one combination to the next in the index `deposit_behind`: few, however many deposits wait for a holder."""
 
 
 @message("deposit entry", version=1)
@@ -305,6 +319,25 @@ class Outbox:
         )
         assert row is not None
         return float(row[0])
+
+    def behind(self, manifest: Manifest) -> set[tuple[int, int]]:
+        """Return each (shard, slot) whose receipt some deposit that is made still lacks.
+
+        A receipt of another tick than the others' is none that is lacking: the next repeat puts it right.
+        """
+        rows = self._database.run(
+            "find who is behind",
+            lambda connection: connection.execute(
+                _BEHIND,
+                prepare=False,  # a plan from when the table was empty would sort all of it
+            ).fetchall(),
+        )
+        return {
+            (shard, slot)
+            for shard, excluded, had in rows
+            for slot in range(len(manifest.committee(shard).slots))
+            if slot != excluded and str(slot) not in had
+        }
 
     def set_aside(self) -> list[SetAside]:
         """Return what is set aside and unmade, the oldest first."""

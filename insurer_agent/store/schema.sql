@@ -74,6 +74,9 @@ CREATE TABLE IF NOT EXISTS deposit (
 );
 CREATE INDEX IF NOT EXISTS deposit_due ON deposit ((made_at IS NOT NULL), next_attempt_at, seq)
     WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_behind ON deposit
+    (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'))
+    WHERE made_at IS NOT NULL AND completed_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_made ON deposit (made_at) WHERE made_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
 CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;

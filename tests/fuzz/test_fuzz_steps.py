@@ -97,6 +97,7 @@ from protocol.secret import Secret
 from protocol.sharing import held_labels
 from service.config import Settings
 from service.custodians import Custodians
+from service.directory import DataDirectory
 from service.relay import Relay as ServiceRelay
 from transport.peers import Peers
 
@@ -583,9 +584,10 @@ SETTINGS = Settings(
 
 
 def test_no_holder_writes_lines_of_its_own_into_the_services_log(
-    caplog: pytest.LogCaptureFixture, tally: Tally
+    caplog: pytest.LogCaptureFixture, tally: Tally, tmp_path: Path
 ) -> None:
-    relay = ServiceRelay(WORLD.service, Custodians(WORLD.service, Peers()), SETTINGS, some)
+    line = Custodians(WORLD.service, Peers(), DataDirectory(MANIFEST, tmp_path / "directory"))
+    relay = ServiceRelay(WORLD.service, line, SETTINGS, some)
     texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=16)
 
     @fuzzed(2)
