@@ -57,6 +57,33 @@ SELECT shard, excluded, had FROM found WHERE shard >= 0"""
 """From one combination to the next in the index `deposit_behind`: few, however many deposits wait for a holder."""
 
 
+_RECORD = """
+WITH said AS (
+    SELECT * FROM unnest(
+        %s::bigint[], %s::jsonb[], %s::bigint[], %s::text[], %s::boolean[], %s::boolean[], %s::boolean[]
+    )
+    AS said(seq, receipts, tick, reason, refused, made, complete)
+), most AS (SELECT %s::integer AS refusals, %s::float8 AS pause, %s::float8 AS aside)
+UPDATE deposit d SET
+    receipts = d.receipts || said.receipts,
+    tick = greatest(d.tick, said.tick),
+    attempts = d.attempts + 1,
+    last_reason = said.reason,
+    refusals = CASE WHEN said.refused THEN d.refusals + 1 ELSE 0 END,
+    set_aside_at = CASE WHEN said.refused AND d.refusals + 1 >= most.refusals
+        THEN coalesce(d.set_aside_at, now()) ELSE d.set_aside_at END,
+    next_attempt_at = now() + make_interval(secs => CASE
+        WHEN d.made_at IS NULL AND NOT said.made
+        AND (d.set_aside_at IS NOT NULL OR said.refused AND d.refusals + 1 >= most.refusals) THEN most.aside
+        ELSE least(most.pause, 2 ^ least(d.attempts, 10)) END),
+    made_at = CASE WHEN said.made THEN coalesce(d.made_at, now()) ELSE d.made_at END,
+    completed_at = CASE WHEN said.complete THEN coalesce(d.completed_at, now()) ELSE d.completed_at END,
+    made = CASE WHEN said.complete THEN NULL ELSE d.made END
+FROM said, most WHERE d.seq = said.seq
+RETURNING coalesce(d.set_aside_at = now(), false)"""
+"""One statement for a batch, and one version of each row: each has as many entries in indexes as there are indexes."""
+
+
 @message("deposit entry", version=1)
 class _StoredEntry:
     document_type: Annotated[str, Text(32)]
@@ -258,34 +285,14 @@ class Outbox:
 
     def record(self, attempts: Sequence[Attempt]) -> None:
         """Record what came of a batch, in one transaction: receipts, whether made and complete, or when to repeat."""
+        columns = zip(*map(_recorded, attempts), strict=True) if attempts else ()
 
         def transaction(connection: Rows) -> int:
-            with connection.cursor() as cursor:
-                cursor.executemany(
-                    "UPDATE deposit SET receipts = receipts || %(receipts)s, tick = greatest(tick, %(tick)s),"
-                    " attempts = attempts + 1, last_reason = %(reason)s,"
-                    " refusals = CASE WHEN %(refused)s THEN refusals + 1 ELSE 0 END,"
-                    " set_aside_at = CASE WHEN %(refused)s AND refusals + 1 >= %(most)s"
-                    " THEN coalesce(set_aside_at, now()) ELSE set_aside_at END,"
-                    " made_at = CASE WHEN %(made)s THEN coalesce(made_at, now()) ELSE made_at END,"
-                    " completed_at = CASE WHEN %(complete)s THEN coalesce(completed_at, now()) ELSE completed_at END,"
-                    " made = CASE WHEN %(complete)s THEN NULL ELSE made END WHERE seq = %(seq)s",
-                    [_recorded(attempt) for attempt in attempts],
-                )
-                cursor.execute(
-                    "UPDATE deposit SET next_attempt_at = now() + CASE WHEN set_aside_at IS NULL OR made_at IS NOT NULL"
-                    " THEN make_interval(secs => least(%s, 2 ^ least(attempts - 1, 10)))"
-                    " ELSE make_interval(secs => %s) END WHERE seq = ANY(%s)",
-                    (MAX_BACKOFF_SECONDS, SET_ASIDE_SECONDS, [attempt.outgoing.seq for attempt in attempts]),
-                )
-                cursor.execute(
-                    "SELECT count(*) FROM deposit WHERE set_aside_at = now() AND seq = ANY(%s)",
-                    ([attempt.outgoing.seq for attempt in attempts],),
-                )
-                row = cursor.fetchone()
-                return row[0] if row else 0
+            rows = connection.execute(_RECORD, (*values, SET_ASIDE_AFTER, MAX_BACKOFF_SECONDS, SET_ASIDE_SECONDS))
+            return sum(fresh for (fresh,) in rows)
 
-        if attempts and (fresh := self._database.run("record deposit attempts", transaction)):
+        values = [list(column) for column in columns]
+        if values and (fresh := self._database.run("record deposit attempts", transaction)):
             log.error("%d deposits are refused again and again: they are set aside; see insurer-agent outbox", fresh)
 
     def backlog(self) -> Backlog:
@@ -351,18 +358,12 @@ class Outbox:
         return [SetAside(*row) for row in rows]
 
 
-def _recorded(attempt: Attempt) -> dict[str, object]:
+def _recorded(attempt: Attempt) -> tuple[object, ...]:
+    """Return the values of `_RECORD` for one deposit."""
     ticks = {str(slot): kept.tick for slot, kept in attempt.states.items()}
-    return {
-        "receipts": Jsonb(ticks),
-        "tick": max((tick for tick in ticks.values() if tick is not None), default=None),
-        "reason": attempt.reason,
-        "refused": attempt.refused,
-        "most": SET_ASIDE_AFTER,
-        "made": attempt.made,
-        "complete": attempt.complete,
-        "seq": attempt.outgoing.seq,
-    }
+    highest = max((tick for tick in ticks.values() if tick is not None), default=None)
+    place = attempt.outgoing.seq
+    return place, Jsonb(ticks), highest, attempt.reason, attempt.refused, attempt.made, attempt.complete
 
 
 def _made_place(deposit_id: bytes) -> bytes:

@@ -89,7 +89,7 @@ CREATE INDEX IF NOT EXISTS deposit_tick ON deposit (tick);
 -- A deposit of another member that is pending, seen by no check; or an id that was given up for good.
 CREATE TABLE IF NOT EXISTS custody_pending (
     depositor     text NOT NULL,
-    id_key        bytea NOT NULL,    -- HMAC of the deposit id
+    id_key        bytea NOT NULL,    -- HMAC of depositor and deposit id
     shard         integer NOT NULL,
     epoch         integer,
     kind          smallint,
@@ -103,11 +103,10 @@ CREATE TABLE IF NOT EXISTS custody_pending (
     not_before    bigint,            -- the least tick that it may be committed at
     prepared_at   double precision NOT NULL,  -- when it was last asked for, Unix seconds
     never         boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (depositor, id_key),
+    PRIMARY KEY (id_key),
     CHECK (never OR token IS NOT NULL)
 );
 CREATE INDEX IF NOT EXISTS custody_pending_person ON custody_pending (token) WHERE NOT never;
-CREATE INDEX IF NOT EXISTS custody_pending_age ON custody_pending (prepared_at);
 
 -- Committed deposits, a partition a calendar month of days (see partitions.py): a window is read by one index, and what
 -- no window reaches any more is dropped a whole partition at a time.
@@ -127,7 +126,7 @@ CREATE TABLE IF NOT EXISTS custody_row (
     envelope_hash bytea NOT NULL,
     not_before    bigint NOT NULL,
     tick          bigint NOT NULL,
-    PRIMARY KEY (depositor, id_key, day)
+    PRIMARY KEY (id_key, day)
 ) PARTITION BY RANGE (day);
 CREATE INDEX IF NOT EXISTS custody_row_person ON custody_row (token, day);
 CREATE TABLE IF NOT EXISTS custody_row_later PARTITION OF custody_row DEFAULT;
