@@ -57,6 +57,9 @@ SELECT shard, excluded, had FROM found WHERE shard >= 0"""
 """From one combination to the next in the index `deposit_behind`: few, however many deposits wait for a holder."""
 
 
+_OUTGOING = "seq, deposit_id, shard, excluded, entry, made, attempts, receipts, made_at IS NOT NULL"
+
+
 _RECORD = """
 WITH said AS (
     SELECT * FROM unnest(
@@ -122,6 +125,19 @@ class Attempt:
     complete: bool = False
     refused: bool = False
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Deposits that count, of one shard and excluded slot, that have the same holders' receipts: `slots` lack them.
+
+    With none lacking, the holders have them at unequal ticks.
+    """
+
+    shard: int
+    excluded: int
+    had: tuple[str, ...]
+    slots: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -193,24 +209,56 @@ class Outbox:
         self._vault = vault
 
     def due(self, limit: int) -> list[Outgoing]:
-        """Return deposits that are due, in order, none of them before what it waits for.
-
-        Repeats of what counts already come last: for a holder that is down they grow many.
-        """
-        rows = self._database.run(
+        """Return deposits that do not count yet and are due, in order, none of them before what it waits for."""
+        return self._outgoing(
             "due deposits",
+            f"SELECT {_OUTGOING} FROM deposit d"  # noqa: S608  names of columns
+            " WHERE completed_at IS NULL AND made_at IS NULL AND next_attempt_at <= now() AND (made IS NOT NULL OR"
+            " NOT EXISTS ("
+            "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
+            " AND NOT EXISTS ("
+            "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL"
+            "  AND e.set_aside_at IS NULL))"
+            " ORDER BY next_attempt_at, seq LIMIT %s",
+            (limit,),
+        )
+
+    def lacking(self, manifest: Manifest) -> list[Lacking]:
+        """Return by whom deposits that count are lacking still: a few combinations, however many deposits wait."""
+        rows = self._database.run(
+            "find what is lacking",
             lambda connection: connection.execute(
-                "SELECT seq, deposit_id, shard, excluded, entry, made, attempts, receipts, made_at IS NOT NULL"
-                " FROM deposit d"
-                " WHERE completed_at IS NULL AND next_attempt_at <= now() AND (made IS NOT NULL OR NOT EXISTS ("
-                "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
-                "  AND NOT EXISTS ("
-                "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL"
-                "  AND e.set_aside_at IS NULL))"
-                " ORDER BY made_at IS NOT NULL, next_attempt_at, seq LIMIT %s",
-                (limit,),
+                _BEHIND,
+                prepare=False,  # a plan from when the table was empty would sort all of it
             ).fetchall(),
         )
+        return [
+            Lacking(
+                shard,
+                excluded,
+                tuple(had),
+                frozenset(
+                    slot
+                    for slot in range(len(manifest.committee(shard).slots))
+                    if slot != excluded and str(slot) not in had
+                ),
+            )
+            for shard, excluded, had in rows
+        ]
+
+    def repeats(self, lacking: Lacking, limit: int) -> list[Outgoing]:
+        """Return deposits of a combination, those first whose last attempt is longest ago."""
+        return self._outgoing(
+            "repeated deposits",
+            f"SELECT {_OUTGOING} FROM deposit"  # noqa: S608  names of columns
+            " WHERE made_at IS NOT NULL AND completed_at IS NULL AND shard = %s AND excluded = %s"
+            " AND jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key') = %s"
+            " ORDER BY next_attempt_at LIMIT %s",
+            (lacking.shard, lacking.excluded, Jsonb(list(lacking.had)), limit),
+        )
+
+    def _outgoing(self, name: str, query: str, values: tuple[object, ...]) -> list[Outgoing]:
+        rows = self._database.run(name, lambda connection: connection.execute(query.encode(), values).fetchall())
         found, damaged = [], []
         for seq, deposit_id, shard, excluded, entry, made, attempts, receipts, counts in rows:
             try:
@@ -332,19 +380,7 @@ class Outbox:
 
         A receipt of another tick than the others' is none that is lacking: the next repeat puts it right.
         """
-        rows = self._database.run(
-            "find who is behind",
-            lambda connection: connection.execute(
-                _BEHIND,
-                prepare=False,  # a plan from when the table was empty would sort all of it
-            ).fetchall(),
-        )
-        return {
-            (shard, slot)
-            for shard, excluded, had in rows
-            for slot in range(len(manifest.committee(shard).slots))
-            if slot != excluded and str(slot) not in had
-        }
+        return {(one.shard, slot) for one in self.lacking(manifest) for slot in one.slots}
 
     def set_aside(self) -> list[SetAside]:
         """Return what is set aside and unmade, the oldest first."""

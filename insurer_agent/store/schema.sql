@@ -72,10 +72,9 @@ CREATE TABLE IF NOT EXISTS deposit (
     made_at         timestamptz,
     completed_at    timestamptz
 );
-CREATE INDEX IF NOT EXISTS deposit_due ON deposit ((made_at IS NOT NULL), next_attempt_at, seq)
-    WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_due ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL AND made_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_behind ON deposit
-    (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'))
+    (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'), next_attempt_at)
     WHERE made_at IS NOT NULL AND completed_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_made ON deposit (made_at) WHERE made_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
