@@ -806,6 +806,11 @@ def configured(tmp_path: Path) -> Settings:
         check_seconds=2,
         deposit_seconds=10,
         deposit_jitter_seconds=0,
+        redis=None,
+        checks_a_second=1,
+        checks_at_once=1,
+        policies_a_second=1,
+        policies_at_once=1,
         capture=None,
     )
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +32,7 @@ from protocol.stamps import as_of_tick, tick_at
 from service.admin.manifests import add_signature, build_terms, pins_json, unsigned
 from service.admin.processes import Processes, ProcessFailedError, run_all
 from service.admin.rules import read_rules
+from transport.redis_link import connection_pool
 from transport.settings import SettingsError, write_private
 
 AGENT = "insurer_agent.cli"
@@ -46,7 +47,7 @@ _AT_ONCE = 4
 @dataclass(frozen=True)
 class LocalOptions:
     """What `alliance local` was asked for. `database` is a PostgreSQL to use instead of the embedded one, `rules`
-    a file of rules for the first start.
+    a file of rules for the first start, `redis` the URL of a Redis for the service and all agents.
     """
 
     members: int
@@ -57,6 +58,7 @@ class LocalOptions:
     database: str | None
     capture: bool
     rules: Path | None = None
+    redis: str | None = field(default=None, repr=False)
 
 
 class _StoppedError(Exception):
@@ -128,6 +130,8 @@ class _Alliance:
             raise SettingsError("--port-base and the ports after it, one a member and one more, are 1 to 65535")
         if self._options.members < 5:  # noqa: PLR2004  SPEC.md, section 4
             raise SettingsError("an alliance has at least 5 members")
+        if self._options.redis is not None:
+            connection_pool(self._options.redis, 1.0)  # which says what is wrong
         missing = [name for name in self._ids if not (self._options.policies / f"{name}.csv").is_file()]
         if missing:
             raise SettingsError(f"{self._options.policies} has no {missing[0]}.csv")
@@ -247,7 +251,10 @@ class _Alliance:
         create_databases(server, [_database(name) for name in self._ids])
         capture = self._state / "capture" if self._options.capture else None
         _write_settings(
-            self._state / "service", port=_port(self._service_url), capture=capture and capture / "service.jsonl"
+            self._state / "service",
+            port=_port(self._service_url),
+            redis=self._options.redis,
+            capture=capture and capture / "service.jsonl",
         )
         for name in self._ids:
             _write_settings(
@@ -257,6 +264,7 @@ class _Alliance:
                 database=make_conninfo(server, dbname=_database(name)),
                 allow_local=True,
                 deposit_jitter_seconds=0.3,
+                redis=self._options.redis,
                 capture=capture and capture / f"{name}.jsonl",
             )
         say("preparing the members' databases")

@@ -578,6 +578,7 @@ SETTINGS = Settings(
     deposit_seconds=1.0,
     checks_a_second=1.0,
     deposits_a_second=1.0,
+    redis=None,
     capture=None,
 )
 
