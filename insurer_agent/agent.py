@@ -20,7 +20,7 @@ from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.locks import Lock
 from insurer_agent.store.outbox import Outbox
-from insurer_agent.store.redis_idempotency import ANSWER_SECONDS, RedisIdempotency
+from insurer_agent.store.redis_idempotency import PATIENCE, RedisIdempotency
 from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
 from insurer_agent.store.snapshots import Snapshot
@@ -93,7 +93,7 @@ class Agent:
 def _idempotency(settings: Settings, manifest: Manifest, database: Database, vault: Vault) -> Idempotency:
     if settings.redis is None:
         return PostgresIdempotency(database, vault, secrets.token_bytes)
-    link = RedisLink(settings.redis, "Idempotency-Keys", ANSWER_SECONDS)
+    link = RedisLink(settings.redis, "Idempotency-Keys", PATIENCE * settings.redis_seconds)
     place = ("agent", manifest.terms.alliance, settings.member_id, "idempotency")
     return RedisIdempotency(link, place, vault, secrets.token_bytes)
 

@@ -28,6 +28,7 @@ class _SettingsSchema(Schema):
     deposit_seconds = fields.Float(load_default=10.0, validate=validate.Range(1, 300))
     deposit_jitter_seconds = fields.Float(load_default=20.0, validate=validate.Range(0, 3600))
     redis = fields.String(load_default=None, validate=is_redis_url)
+    redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
     checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.01, 1e6))
     checks_at_once = fields.Integer(load_default=2000, validate=validate.Range(1, 10_000_000))
     policies_a_second = fields.Float(load_default=500.0, validate=validate.Range(0.01, 1e6))
@@ -45,6 +46,7 @@ class Settings:
     """The settings of one agent; see `_SettingsSchema` for defaults.
 
     Rates are those of REST requests under one API key: in all with `redis`, else in each worker process.
+    A limit waits `redis_seconds` for Redis, and an Idempotency-Key ten times as long.
     """
 
     state: Path
@@ -61,6 +63,7 @@ class Settings:
     deposit_seconds: float
     deposit_jitter_seconds: float
     redis: str | None = field(repr=False)
+    redis_seconds: float
     checks_a_second: float
     checks_at_once: int
     policies_a_second: float

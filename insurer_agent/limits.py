@@ -5,7 +5,7 @@ With Redis a key has its rate over all workers; without it, or while it is away,
 
 from insurer_agent.config import Settings
 from insurer_agent.store.vault import Vault
-from transport.buckets import LIMIT_SECONDS, Buckets, Rate
+from transport.buckets import Buckets, Rate
 from transport.problems import RateLimitedError
 from transport.redis_link import RedisLink
 
@@ -28,7 +28,7 @@ class RequestLimits:
     """The limits of an agent: of `checks`, and of all that is asked about `policies`."""
 
     def __init__(self, settings: Settings, alliance: str, vault: Vault) -> None:
-        link = None if settings.redis is None else RedisLink(settings.redis, "rate limits", LIMIT_SECONDS)
+        link = None if settings.redis is None else RedisLink(settings.redis, "rate limits", settings.redis_seconds)
 
         def limit(kind: str, rate: Rate) -> RequestLimit:
             return RequestLimit(Buckets(("agent", alliance, settings.member_id, kind), rate, link), vault)

@@ -36,6 +36,7 @@ class _SettingsSchema(Schema):
     deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
     checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
     redis = fields.String(load_default=None, validate=is_redis_url)
+    redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
     capture = fields.String(load_default=None, allow_none=True)
 
 
@@ -43,7 +44,8 @@ class _SettingsSchema(Schema):
 class Settings:
     """The settings of the service.
 
-    Rates are those that one member may keep up: in all with `redis`, else in each worker process.
+    Rates are those that one member may keep up: in all with `redis`, else in each worker process. A limit waits
+    `redis_seconds` for Redis.
     """
 
     state: Path
@@ -59,6 +61,7 @@ class Settings:
     checks_a_second: float
     deposits_a_second: float
     redis: str | None = field(repr=False)
+    redis_seconds: float
     capture: Path | None
 
     @classmethod

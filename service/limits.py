@@ -5,7 +5,7 @@ process. A limit is against a member whose systems run wild: nothing that safety
 """
 
 from service.config import Settings
-from transport.buckets import LIMIT_SECONDS, Buckets, Rate
+from transport.buckets import Buckets, Rate
 from transport.problems import RateLimitedError
 from transport.redis_link import RedisLink
 
@@ -29,7 +29,7 @@ class RateLimit:
 
 def rate_limits(alliance: str, settings: Settings) -> tuple[RateLimit, RateLimit]:
     """Return the limits of checks and of deposits."""
-    link = None if settings.redis is None else RedisLink(settings.redis, "rate limits", LIMIT_SECONDS)
+    link = None if settings.redis is None else RedisLink(settings.redis, "rate limits", settings.redis_seconds)
     return (
         RateLimit(alliance, "checks", settings.checks_a_second, link),
         RateLimit(alliance, "deposits", settings.deposits_a_second, link),

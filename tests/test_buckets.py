@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import ProtocolError
 from service.limits import RateLimit
-from transport.buckets import LIMIT_SECONDS, Buckets, Rate, key_of
+from transport.buckets import Buckets, Rate, key_of
 from transport.problems import RateLimitedError
 from transport.redis_link import RedisAwayError, RedisLink
 from transport.settings import SettingsError
@@ -37,7 +37,7 @@ def redis(redis_server: EmbeddedRedis) -> EmbeddedRedis:
 
 @pytest.fixture
 def link(redis: EmbeddedRedis) -> Iterator[RedisLink]:
-    with closing(RedisLink(redis.url, "tests", LIMIT_SECONDS)) as link:
+    with closing(RedisLink(redis.url, "tests", 0.05)) as link:
         yield link
 
 
@@ -227,7 +227,7 @@ def link_answers(link: RedisLink) -> bool:
     "url", ["redis://127.0.0.1:1", "redis://no-such-host.invalid:6379", "rediss://127.0.0.1:1/0", "unix:///nowhere/s"]
 )
 def test_a_redis_that_never_answers_costs_nothing_but_the_sharing(url: str) -> None:
-    with closing(RedisLink(url, "tests", LIMIT_SECONDS)) as link:
+    with closing(RedisLink(url, "tests", 0.05)) as link:
         assert taken(Buckets(PLACE, SLOW, link), 20) == 5
 
 
@@ -263,7 +263,9 @@ def test_a_user_that_may_do_what_the_operators_guide_says_is_enough(
 ) -> None:
     with redis.client() as client:
         commands = ["+eval", "+get", "+set", "+del", "+time"]
-        client.acl_setuser("cover", enabled=True, passwords=["+s3cret"], keys=["cover-lookup:*"], commands=commands)
+        client.acl_setuser(
+            "cover", enabled=True, passwords=["+s3cret"], keys=["cover-lookup:limit:*"], commands=commands
+        )
     try:
         with closing(RedisLink(redis.url.replace("unix://", "unix://cover:s3cret@"), "tests", 20.0)) as link:
             assert taken(Buckets(PLACE, SLOW, link), 9) == 5

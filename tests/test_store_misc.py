@@ -807,6 +807,7 @@ def configured(tmp_path: Path) -> Settings:
         deposit_seconds=10,
         deposit_jitter_seconds=0,
         redis=None,
+        redis_seconds=1,
         checks_a_second=1,
         checks_at_once=1,
         policies_a_second=1,

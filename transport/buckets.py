@@ -16,8 +16,6 @@ from urllib.parse import quote
 
 from transport.redis_link import RedisAwayError, RedisLink
 
-LIMIT_SECONDS = 0.05
-"""How long a limit waits for Redis: a check has two seconds in all."""
 _MANY = 10_000
 """Holders above which full buckets are forgotten."""
 
@@ -68,7 +66,7 @@ class Buckets:
     def take(self, holder: str, count: int) -> float:
         """Take `count` from a holder's bucket and return 0, or return the seconds until so many will be there.
 
-        Infinite if a full bucket has fewer. Comes back within `LIMIT_SECONDS`, whatever Redis does.
+        Infinite if a full bucket has fewer. Waits for Redis no longer than the link does.
         """
         if count > self._rate.at_once:
             return math.inf

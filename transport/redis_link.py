@@ -51,7 +51,7 @@ class RedisLink:
         self._lock = Lock()
         self._failing = False
         self._rests_until = 0.0
-        self._logged_at = -LOG_SECONDS
+        self._told_at, self._told = -LOG_SECONDS, False
 
     def run(self, script: str, key: str, *arguments: bytes | str | float) -> Any:  # noqa: ANN401  the script's answer
         """Run a Lua script on a key and return its answer; raises `RedisAwayError`.
@@ -88,16 +88,19 @@ class RedisLink:
         now = time.monotonic()
         with self._lock:
             self._failing, self._rests_until = True, now + REST_SECONDS
-            told = now - self._logged_at < LOG_SECONDS
-            if not told:
-                self._logged_at = now
-        if not told:
+            tell = now - self._told_at >= LOG_SECONDS
+            if tell:
+                self._told_at, self._told = now, True
+        if tell:
             log.warning("Redis does not answer, going on without it for %s: %s", self._use, redis_fault(error))
 
     def _has_answered(self) -> None:
-        if self._failing:
-            with self._lock:
-                self._failing, self._rests_until = False, 0.0
+        if not self._failing:
+            return
+        with self._lock:
+            tell, self._told = self._told, False
+            self._failing, self._rests_until = False, 0.0
+        if tell:
             log.warning("Redis answers again for %s", self._use)
 
 
@@ -138,7 +141,7 @@ def warn_unless_redis_answers(url: str) -> None:
     """Log a warning if Redis cannot be used at a start, which goes on: it may come later."""
     client: Any = Redis(connection_pool=connection_pool(url, _SOCKET_SECONDS))
     try:
-        client.eval("return 1", 1, "cover-lookup:start")
+        client.eval("return 1", 0)
     except _FAULTS as error:
         log.warning("Redis does not answer at the start, going on without it until it does: %s", redis_fault(error))
     finally:

@@ -30,8 +30,8 @@ from protocol.party import RandomBytes
 from transport.buckets import key_of
 from transport.redis_link import RedisAwayError, RedisLink
 
-ANSWER_SECONDS = 0.5
-"""How long it waits for Redis: longer than a limit does, as a request is refused, or not kept, without it."""
+PATIENCE = 10
+"""How many times as long as a limit it waits for Redis: without an answer a request is refused, or not kept."""
 KEPT_SECONDS = KEPT_HOURS * 3600
 _REQUEST_END = CLAIM_BYTES + 32
 _HEAD = _REQUEST_END + 8

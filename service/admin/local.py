@@ -250,10 +250,13 @@ class _Alliance:
         server = self._options.database or self._embedded()
         create_databases(server, [_database(name) for name in self._ids])
         capture = self._state / "capture" if self._options.capture else None
+        redis: dict[str, Any] = {}
+        if self._options.redis is not None:
+            redis = {"redis": self._options.redis, "redis_seconds": 0.3}  # many processes share few cores
         _write_settings(
             self._state / "service",
             port=_port(self._service_url),
-            redis=self._options.redis,
+            **redis,
             capture=capture and capture / "service.jsonl",
         )
         for name in self._ids:
@@ -264,7 +267,7 @@ class _Alliance:
                 database=make_conninfo(server, dbname=_database(name)),
                 allow_local=True,
                 deposit_jitter_seconds=0.3,
-                redis=self._options.redis,
+                **redis,
                 capture=capture and capture / f"{name}.jsonl",
             )
         say("preparing the members' databases")
