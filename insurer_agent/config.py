@@ -46,7 +46,7 @@ class Settings:
     """The settings of one agent; see `_SettingsSchema` for defaults.
 
     Rates are those of REST requests under one API key: in all with `redis`, else in each worker process.
-    A limit waits `redis_seconds` for Redis, and an Idempotency-Key ten times as long.
+    A limit waits `redis_seconds` for Redis, and an Idempotency-Key four times as long.
     """
 
     state: Path

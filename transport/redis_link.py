@@ -26,7 +26,7 @@ REST_SECONDS = 1.0
 LOG_SECONDS = 60.0
 _CONNECTIONS = 8
 _SOCKET_SECONDS = 1.0
-"""What a new connection may take, TLS and all, behind the backs of those who wait for less."""
+"""What each step of a new connection may take at least, behind the backs of those who wait for less."""
 _FAULTS = (RedisError, OSError, UnicodeError)
 """No answer in time is an OSError; the last comes of a host name that no resolver takes."""
 _CODE = re.compile(r"[A-Z]{2,20}\b")
@@ -43,7 +43,8 @@ class RedisLink:
 
     def __init__(self, url: str, use: str, seconds: float) -> None:
         """Answers come within `seconds` or not at all; `use` names it in the log. Raises `SettingsError`."""
-        self._redis: Any = Redis(connection_pool=connection_pool(url, _SOCKET_SECONDS))  # annotated for awaiting too
+        pool = connection_pool(url, max(_SOCKET_SECONDS, seconds))
+        self._redis: Any = Redis(connection_pool=pool)  # annotated for awaiting too, where it is at all
         self._use = use
         self._seconds = seconds
         # Sockets have time limits of each step, and names take as long as their servers like. So others wait on them.

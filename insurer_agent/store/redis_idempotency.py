@@ -30,7 +30,7 @@ from protocol.party import RandomBytes
 from transport.buckets import key_of
 from transport.redis_link import RedisAwayError, RedisLink
 
-PATIENCE = 10
+PATIENCE = 4
 """How many times as long as a limit it waits for Redis: without an answer a request is refused, or not kept."""
 KEPT_SECONDS = KEPT_HOURS * 3600
 _REQUEST_END = CLAIM_BYTES + 32
