@@ -217,6 +217,18 @@ def test_redis_that_hangs_is_waited_for_once_and_not_by_every_check(redis: Embed
     wait_until(lambda: link_answers(link))
 
 
+def test_after_a_rest_one_asks_and_the_others_go_without_until_it_has_had_an_answer(
+    redis: EmbeddedRedis, link: RedisLink
+) -> None:
+    with redis.killed():
+        assert not link_answers(link)
+        link._rests_until = 0.0  # as if a second had passed
+        assert [link._may_ask() for _ in range(3)] == [True, False, False]
+    link._rests_until = 0.0
+    wait_until(lambda: link_answers(link))
+    assert [link._may_ask() for _ in range(3)] == [True, True, True]
+
+
 def link_answers(link: RedisLink) -> bool:
     try:
         return bool(link.run("return 1", "any"))
