@@ -65,6 +65,7 @@ def _serve(args: argparse.Namespace) -> int:
     from insurer_agent.config import Settings
     from insurer_agent.rest import make_app
     from insurer_agent.store.server import database_server
+    from transport.redis_link import warn_unless_redis_answers
     from transport.server import serve
 
     settings = Settings.load(args.state)
@@ -76,6 +77,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     with database_server(settings, own=True):
         Agent.open(args.state, connections=1).database.close()  # what is wrong is said here, before any worker starts
+        if settings.redis is not None:
+            warn_unless_redis_answers(settings.redis)
         serve(
             app,
             host=settings.host,

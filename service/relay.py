@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from threading import Lock
 from typing import TypeVar
 
 from protocol import signing
@@ -56,6 +55,7 @@ from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
 from service.config import Settings
 from service.custodians import Custodians, Trouble
+from service.limits import rate_limits
 from transport import internal
 
 M = TypeVar("M")
@@ -71,15 +71,14 @@ NO_ANSWER = {"unreachable", "timeout", "not-ready", "database-unavailable", "int
 
 
 class Relay:
-    """The service at work. Keeps nothing but a short memory of custodians in trouble."""
+    """The service at work. Keeps nothing but a short memory of custodians in trouble and of members' rates."""
 
     def __init__(self, service: ServiceParty, custodians: Custodians, settings: Settings, random: RandomBytes) -> None:
         self._service = service
         self._custodians = custodians
         self._settings = settings
         self._random = random
-        self._checks = RateLimit(settings.checks_a_second)
-        self._deposits = RateLimit(settings.deposits_a_second)
+        self._checks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
 
     # --- a check
 
@@ -287,22 +286,3 @@ def _refused(evaluated: EvaluatedBatch, codes: set[str]) -> BatchOutcome:
     (code,) = codes if len(codes) == 1 else (REFUSED,)
     reason = code if code in PUBLIC_REFUSALS else REFUSED
     return BatchOutcome(outcomes=tuple(DepositOutcome(receipts=(), reason=reason) for _ in evaluated.batch.deposits))
-
-
-class RateLimit:
-    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once. Per process."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._lock = Lock()
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, member: str, persons: int) -> None:
-        """Count lanes or deposits; refuse (`rate-limited`) when the member's bucket has fewer left."""
-        now, most = time.monotonic(), max(1.0, self._rate * 10)
-        with self._lock:
-            left, at = self._buckets.get(member, (most, now))
-            left = min(most, left + (now - at) * self._rate)
-            if left < persons:
-                raise ProtocolError("rate-limited", "too much at once; slow down")
-            self._buckets[member] = (left - persons, now)

@@ -806,6 +806,12 @@ def configured(tmp_path: Path) -> Settings:
         check_seconds=2,
         deposit_seconds=10,
         deposit_jitter_seconds=0,
+        redis=None,
+        redis_seconds=1,
+        checks_a_second=1,
+        checks_at_once=1,
+        policies_a_second=1,
+        policies_at_once=1,
         capture=None,
     )
 

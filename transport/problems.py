@@ -1,6 +1,9 @@
 """Errors as they are told to callers: a stable code, a hint, and the HTTP status that goes with each."""
 
+import math
 from typing import Any
+
+from protocol.errors import ProtocolError
 
 STATUS_OF_CODE = {
     "unknown-rule": 404,
@@ -80,7 +83,21 @@ class Problem(Exception):  # noqa: N818  the term of RFC 9457
             body["hint"] = self.hint
         if self.errors is not None:
             body["errors"] = self.errors
+        if self.retry_after is not None:
+            body["retry_after"] = self.retry_after
         return body
+
+
+class RateLimitedError(ProtocolError):
+    """A refusal (`rate-limited`) of more than a rate allows; `retry_after` seconds later it fits, unless it never does.
+
+    `wait` is in seconds, and infinite for what is more than may come at once.
+    """
+
+    def __init__(self, wait: float) -> None:
+        never = math.isinf(wait)
+        super().__init__("rate-limited", "more than may be asked at once" if never else "too much at once; slow down")
+        self.retry_after = None if never else max(1, math.ceil(wait))
 
 
 def fault(error: BaseException) -> str:

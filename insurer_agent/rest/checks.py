@@ -54,7 +54,7 @@ def serve(app: Flask, agent: Agent) -> None:
 
     @app.post("/v1/checks")
     def check() -> Response:
-        return answer(agent, CheckRequestSchema, ask)
+        return answer(agent, agent.limits.checks, CheckRequestSchema, ask, bears_repeating=True)
 
     @app.get("/v1/rules")
     def rules() -> Response:

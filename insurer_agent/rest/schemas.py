@@ -253,3 +253,4 @@ class ProblemSchema(Schema):
     detail = fields.String(required=True)
     hint = fields.String()
     errors = fields.Dict(keys=fields.String(), metadata=_about("What is wrong with each field."))
+    retry_after = fields.Integer(metadata=_about("Seconds after which to send it again, as in Retry-After."))

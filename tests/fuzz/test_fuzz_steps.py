@@ -579,6 +579,8 @@ SETTINGS = Settings(
     deposit_seconds=1.0,
     checks_a_second=1.0,
     deposits_a_second=1.0,
+    redis=None,
+    redis_seconds=1.0,
     capture=None,
 )
 
