@@ -53,7 +53,7 @@ class Import:
     """Files on their way into a register.
 
     `products` are those that the alliance knows, None to take them as written; `maximum` is the largest amount in fen;
-    `opens` makes policies of a path.
+    `opens` makes policies of a path; rows of which `only` does not say yes are passed over, as if they were not there.
     """
 
     def __init__(
@@ -64,12 +64,14 @@ class Import:
         profile: Profile = DEFAULT,
         report: TextIO = sys.stderr,
         opens: Opens = PolicyFile.open,
+        only: Callable[[PolicyRow | RejectedRow], bool] = lambda _row: True,
     ) -> None:
         self._products = products
         self._maximum = maximum
         self._profile = profile
         self._report = Report(report)
         self._opens = opens
+        self._only = only
 
     def file(
         self,
@@ -87,9 +89,9 @@ class Import:
         rejection = None
         try:
             with RejectsFile(rejects) as rejected:
-                _FileImport(path, self._report, register, rejected, tell, counts).run(
-                    self._opens(path, self._profile), self._products, self._maximum
-                )
+                policies = self._opens(path, self._profile)
+                rows = filter(self._only, policies.policies(products=self._products, maximum=self._maximum))
+                _FileImport(path, self._report, register, rejected, tell, counts).run(policies, rows)
         except FileRejected as fault:
             rejection = f"{fault.code}: {fault.reason}"
         except OSError as error:
@@ -167,13 +169,13 @@ class _FileImport:
         self._tell = tell
         self._counts = counts
 
-    def run(self, file: PolicyFile, products: frozenset[str] | None, maximum: int) -> None:
+    def run(self, file: PolicyFile, policies: Iterator[PolicyRow | RejectedRow]) -> None:
         self._report.begin()
         # Exports are not always in order of time: what corrects a policy that is not known yet waits for the file's
         # end, so that the same file comes to the same whether it is imported once or twice.
         waiting: list[PolicyRow] = []
         rows = 0
-        for chunk in self._applied(file, file.policies(products=products, maximum=maximum)):
+        for chunk in self._applied(file, policies):
             waiting += self._settle(file, chunk, may_wait=MAX_WAITING_ROWS - len(waiting))
             rows += len(chunk.rows)
             self._report.progress(self._name, rows, chunk.fraction)

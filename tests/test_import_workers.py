@@ -1,75 +1,31 @@
 """An import by several processes comes to what one process comes to, whoever is killed, and leaves none behind."""
 
-import csv
 import io
 import os
 import signal
 import subprocess
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from consuming import ROOT, make_state, wait_until
+from consuming import ROOT, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from importing_house import House, Running, messy, write
 from strategies import deterministic
 
 from insurer_agent import importer
-from insurer_agent.agent import Agent
 from insurer_agent.import_workers import Workers
 from insurer_agent.importer import ROWS_A_TRANSACTION, Import, Submits, import_files
 from insurer_agent.intake.errors import FileRejected, IntakeError
-from insurer_agent.intake.policy import COLUMNS, PolicyRow, RejectedRow
+from insurer_agent.intake.policy import PolicyRow, RejectedRow
 from insurer_agent.intake.policy_file import PolicyFile
 from insurer_agent.intake.profile import Profile
-from insurer_agent.store import outbox
-from insurer_agent.store.database import Rows
-from insurer_agent.store.register import Record
-from protocol.encoding import decode
 from transport.problems import Problem
-
-
-@dataclass(frozen=True)
-class House:
-    """An insurer's agent and the state directory with which the command runs."""
-
-    state: Path
-    agent: Agent
-
-    @classmethod
-    def open(cls, state: Path, dsn: str) -> "House":
-        return cls(make_state(state, dsn), Agent.open(state, connections=2))
-
-    def clear(self) -> None:
-        self.agent.database.run(
-            "clear", lambda at: at.execute("DELETE FROM policy; DELETE FROM policy_row; DELETE FROM deposit")
-        )
-
-    def result(self) -> tuple[Any, ...]:
-        """Return all that an import leaves but what is drawn: records, what is due for each in order, rows known."""
-
-        def transaction(connection: Rows) -> tuple[Any, ...]:
-            sealed = connection.execute("SELECT policy_key, sealed FROM policy").fetchall()
-            records = {bytes(key): decode(Record, self.agent.vault.open(bytes(key), one)) for key, one in sealed}
-            keys = {record.issue_id: key for key, record in records.items()}
-            rows = connection.execute("SELECT fingerprint FROM policy_row").fetchall()
-            due = defaultdict(list)
-            query = "SELECT deposit_id, shard, person_key, entry FROM deposit ORDER BY seq"
-            for deposit_id, shard, person, entry in connection.execute(query).fetchall():
-                made = outbox._entry(decode(outbox._StoredEntry, self.agent.vault.open(deposit_id, entry)))
-                due[keys[made.earlier or deposit_id]].append((shard, bytes(person), replace(made, earlier=None)))
-            known = {key: replace(record, issue_id=bytes(16)) for key, record in records.items()}
-            return known, dict(due), {bytes(row) for (row,) in rows}
-
-        return self.agent.database.run("read all", transaction)
-
-    def deposits(self) -> int:
-        return self.agent.outbox.backlog().unmade
 
 
 @pytest.fixture
@@ -77,12 +33,6 @@ def house(database: str, tmp_path: Path) -> Iterator[House]:
     house = House.open(tmp_path / "state", database)
     yield house
     house.agent.database.close()
-
-
-def write(file: Path, rows: Sequence[Sequence[str]]) -> Path:
-    with file.open("w", encoding="utf-8", newline="") as text:
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    return file
 
 
 # --- the same as one process ---------------------------------------------------------------------------------------
@@ -108,27 +58,6 @@ def opens(cut: int) -> Callable[[Path, Profile], PolicyFile]:
         return file
 
     return open_cut
-
-
-GOOD = (
-    ["A-1", "A-2", "A-3"],
-    ["passport"],
-    ["E0000001"] * 7 + ["E0000002"],
-    ["accident"] * 7 + ["term_life"],
-    ["10", "20", "30"],
-    ["2026-11-03", "2026-11-04", "2026-11-05"],
-    ["issue", "amend", "amend", "amend", "amend", "cancel"],
-)
-BAD = ["", "?", "2026-13-01", "-5"]
-
-
-@st.composite
-def messy(draw: st.DrawFn) -> list[str]:
-    """Return a row that may be of a policy that others are of, and that may have a bad cell."""
-    row = [draw(st.sampled_from(cells)) for cells in GOOD]
-    if draw(st.integers(0, 15)) == 15:
-        row[draw(st.integers(0, len(row) - 1))] = draw(st.sampled_from(BAD))
-    return row
 
 
 def test_any_files_come_to_the_same_with_three_workers(
@@ -247,36 +176,6 @@ def command(house: House, file: Path, *arguments: str) -> list[str]:
     return [*program, *arguments, str(file)]
 
 
-class Running:
-    """The command, in a process group of its own."""
-
-    def __init__(self, house: House, file: Path) -> None:
-        self._process = subprocess.Popen(
-            command(house, file, "--workers", "2"), stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-        )
-        self.group = self._process.pid
-
-    def processes(self) -> list[psutil.Process]:
-        """Return the processes of the group that are alive."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getpgid(process.pid) == self.group and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
-
-    def workers(self) -> list[psutil.Process]:
-        return [process for process in self.processes() if any("spawn_main" in word for word in process.cmdline())]
-
-    def end(self) -> tuple[int, str]:
-        """Wait until it has ended, and all of its processes; return status and standard error."""
-        _, told = self._process.communicate(timeout=60)
-        wait_until(lambda: not self.processes(), 30)
-        return self._process.returncode, told
-
-
 def kill_the_parent(running: Running) -> None:
     os.kill(running.group, signal.SIGKILL)
 
@@ -302,7 +201,7 @@ def test_whoever_is_killed_no_process_stays_and_the_next_import_finishes(
     house: House, tmp_path: Path, kill: Callable[[Running], None], status: int, told: str, transactions: int
 ) -> None:
     file = many(tmp_path / "many.csv")
-    running, least = Running(house, file), transactions * ROWS_A_TRANSACTION // 2
+    running, least = Running(command(house, file, "--workers", "2")), transactions * ROWS_A_TRANSACTION // 2
     wait_until(lambda: house.deposits() >= least if least else len(running.workers()) == 2)
     kill(running)
     ended, said = running.end()
