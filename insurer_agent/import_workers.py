@@ -177,6 +177,8 @@ def _work(state: Path, rows: int, jobs: Connection, results: Connection) -> None
                     results.send([next(applied) for _ in batch])
         finally:
             agent.database.close()
+    except BrokenPipeError:  # there is no parent
+        return
     except Problem as problem:
         results.send(problem.detail)
     except SettingsError as error:
