@@ -47,7 +47,7 @@ class LocalAlliance:
     def start_import(self, member: dict[str, Any], file: Path) -> subprocess.Popen[bytes]:
         """Start importing a file at a member."""
         line = [sys.executable, "-m", "insurer_agent.cli", "import", "--state", member["state"], str(file)]
-        return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603  our own command
+        return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def processor_seconds(self) -> dict[str, float]:
         """Return the processor time, in seconds, that service, agents and PostgreSQL have used so far."""
@@ -88,7 +88,7 @@ def local_alliance(members: int, root: Path, *extra: str) -> Iterator[LocalAllia
     command = [sys.executable, "-m", "service.admin.cli", "local", "--members", str(members)]
     command += ["--policies", str(policies), "--state", str(root / "alliance"), *extra]
     with (root / "alliance.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)  # noqa: S603  our own command
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()  # it ends when the alliance does
