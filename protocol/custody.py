@@ -172,10 +172,12 @@ class BaseRow:
 
 @dataclass(frozen=True)
 class DepositBase:
-    """What one deposit is judged by; `alone`: no other deposit of its depositor and person is pending."""
+    """What one deposit is judged by; `pending` has the excluded slot of every other deposit of its depositor and person
+    that is pending.
+    """
 
     rows: tuple[BaseRow, ...]
-    alone: bool
+    pending: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -342,11 +344,11 @@ class MemoryCustody:
             if (kept.tick is not None or other is item) and other.row.day >= first_day
         )
         pending = (
-            key
+            other.row.excluded
             for key, (other, kept) in same.items()
             if kept.tick is None and other is not item and self._prepared_at[key] > now - PENDING_SECONDS
         )
-        return DepositBase(tuple(rows), alone=not any(pending))
+        return DepositBase(tuple(rows), tuple(pending))
 
     def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
         """See `Custody`."""
