@@ -215,11 +215,15 @@ class Batch:
         return prepare_call(self.evaluated, slot, order)
 
     def prepare(self, slots: Iterable[int] | None = None, order: RangeOrder | None = None) -> dict[int, Any]:
-        """Have holders prepare it, four of them with a range check where there are four, and open what they garbled."""
+        """Have holders prepare it, four of them with a range check where there are four."""
         asked = tuple(slots or self.slots)
         if order is None and len(asked) >= 4:
             order = self.order(asked[:4])
-        answers = self.send_prepares({slot: self.call(slot, order) for slot in asked})
+        return self.send_prepares({slot: self.call(slot, order) for slot in asked}, order)
+
+    def send_prepares(self, calls: dict[int, Any], order: RangeOrder | None = None) -> dict[int, Any]:
+        """Send holders a prepare call each, and open what was garbled if it was ordered so."""
+        answers = self.service.send(self.shard, internal.PREPARE, calls, PrepareAnswer)
         told = {slot: answer for slot, answer in answers.items() if isinstance(answer, PrepareAnswer)}
         opened = None
         if order is not None:
@@ -229,9 +233,6 @@ class Batch:
         if any(proof is not None for proof in found):
             self.proofs = list(found)
         return answers
-
-    def send_prepares(self, calls: dict[int, Any]) -> dict[int, Any]:
-        return self.service.send(self.shard, internal.PREPARE, calls, PrepareAnswer)
 
     def commit(self, tick: int, slots: Iterable[int] | None = None) -> dict[int, Any]:
         call = self.commit_call(tick)
