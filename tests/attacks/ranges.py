@@ -229,3 +229,23 @@ def told(state: Refusable) -> str:
 
 MADE = [f"tick {TICK}"] * 5
 NOT_SHOWN = ["range-not-shown"] * 5
+LACKS = ("floor", "ceiling", "alone")
+"""The lanes of a proof."""
+
+
+def refusal_of(ranged: Ranged, slot: int, call: PrepareCall) -> str | None:
+    """Return with which code a holder refuses a call, or its first deposit; None where it takes it."""
+    try:
+        return ranged.prepare_at(slot, call).answers[0].refusal
+    except ProtocolError as refused:
+        return refused.code
+
+
+def noise(ranged: Ranged, order: RangeOrder, answers: Mapping[int, PrepareAnswer]) -> bool:
+    """Tell whether the four do not agree, and what comes out if the service goes on lets no deposit count."""
+    try:
+        opened = ranged.opened(order, answers)
+    except Disagreement:
+        opened = None
+    garbled = all(answers[slot].garbled is not None for slot in order.chosen)
+    return opened is None and (not garbled or ranged.commit_with(ranged.forced(order, answers)) == NOT_SHOWN)
