@@ -483,8 +483,15 @@ UNPROVEN = Decision(None, (), TOO_FEW)
 def opened_proofs(
     manifest: Manifest, evaluated: EvaluatedBatch, order: RangeOrder, answers: Mapping[int, PrepareAnswer]
 ) -> list[RangeProof] | None:
-    """Step 4: evaluate what A garbled; None where one of A has garbled nothing. Raises `Disagreement`."""
+    """Step 4: evaluate what A garbled; None where one of A did not answer, or refuses a deposit of the call.
+
+    Raises `Disagreement`, too where one of A refuses nothing and has garbled nothing.
+    """
     garbled = {slot: answers[slot].garbled for slot in order.chosen if slot in answers}
+    owing = (slot for slot, part in garbled.items() if part is None)
+    silent = tuple(slot for slot in owing if all(item.refusal is None for item in answers[slot].answers))
+    if silent:
+        raise Disagreement(silent, "no garbling")
     parts = {slot: part for slot, part in garbled.items() if part is not None}
     if len(parts) < len(order.chosen):
         return None

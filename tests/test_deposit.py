@@ -177,8 +177,8 @@ class Relay:
 
     def proof(self, header: bytes = bytes(32)) -> RangeProof:
         """Return a proof that convinces the holders, as they alone could make it."""
-        (floor, _), (ceiling, _) = range_tags(self.range_key(), header)
-        return RangeProof(header_hash=header, floor=floor, ceiling=ceiling)
+        (floor, _), (ceiling, _), (alone, _) = range_tags(self.range_key(), header)
+        return RangeProof(header_hash=header, floor=floor, ceiling=ceiling, alone=alone)
 
     def commit(self, decision: Decision, slots: Sequence[int] | None = None) -> dict[int, Kept]:
         """Steps 5 to 7, over the holders that the commit reaches; return the receipts that the depositor verified."""

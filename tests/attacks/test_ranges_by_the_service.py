@@ -145,7 +145,9 @@ def test_without_the_garbling_of_one_of_the_four_nothing_is_opened() -> None:
     for slot in order.chosen:
         three = {other: answer for other, answer in answers.items() if other != slot}
         assert ranged.opened(order, three) is None
-        assert ranged.opened(order, {**three, slot: replace(answers[slot], garbled=None)}) is None
+        with pytest.raises(Disagreement) as alarm:
+            ranged.opened(order, {**three, slot: replace(answers[slot], garbled=None)})
+        assert alarm.value == Disagreement((slot,), "no garbling")
         # Three together, with one of them in the place of the fourth, and whatever comes out.
         for other in order.chosen:
             if other != slot:
