@@ -4,12 +4,13 @@
 """
 
 import datetime as dt
+import logging
 from collections.abc import Sequence
 
 from insurer_agent.store import custody_stamps
 from insurer_agent.store.custody_deposits import FACTS, CustodyDeposits, read_facts
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.partitions import arrange_partitions
+from insurer_agent.store.partitions import PartitionsBusyError, arrange_partitions
 from insurer_agent.store.vault import Vault
 from protocol.custody import (
     Admission,
@@ -26,6 +27,8 @@ from protocol.custody import (
 )
 from protocol.errors import ProtocolError
 from protocol.messages import Commit
+
+log = logging.getLogger(__name__)
 
 KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
@@ -152,6 +155,15 @@ class PostgresCustody:
         self._database.run("forget old checks", transaction)
 
     def forget_old_deposits(self, today: int, now: float) -> list[str]:
-        """Drop whole months of days that no window reaches, and make room for those to come; return the dropped."""
+        """Drop whole months of days that no window reaches, and make room for those to come; return the dropped.
+
+        Where others use the table for long, that is left for the next time.
+        """
         self._deposits.forget_old(_day(today), now)
-        return self._database.run("arrange partitions", lambda connection: arrange_partitions(connection, _day(today)))
+        try:
+            return self._database.run(
+                "arrange partitions", lambda connection: arrange_partitions(connection, _day(today))
+            )
+        except PartitionsBusyError:
+            log.info("the months of deposits are arranged another time: the table is in use")
+            return []
