@@ -33,6 +33,11 @@ log = logging.getLogger(__name__)
 KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
 
+_ROWS = (
+    f"SELECT depositor, id_key, {FACTS}, shares FROM custody_row"  # noqa: S608  names of columns
+    " WHERE token = ANY(%s) AND day >= %s AND tick <= %s AND shard = %s AND epoch = %s"
+)
+
 
 def _day(ordinal: int) -> dt.date:
     return dt.date.fromordinal(ordinal)
@@ -113,9 +118,7 @@ class PostgresCustody:
         for first in sorted({first for _, first in reading.lanes}):
             tokens = sorted({bytes(index) for index, day in reading.lanes if day == first})
             found = connection.execute(
-                f"SELECT depositor, id_key, {FACTS}, shares FROM custody_row"  # noqa: S608  names of columns
-                " WHERE token = ANY(%s) AND day >= %s AND tick <= %s AND shard = %s AND epoch = %s",
-                (tokens, _day(first), reading.tick, reading.shard, reading.epoch),
+                _ROWS.encode(), (tokens, _day(first), reading.tick, reading.shard, reading.epoch)
             )
             for depositor, id_key, *values, sealed in found:
                 facts = read_facts(values)

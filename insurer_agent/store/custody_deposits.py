@@ -125,11 +125,10 @@ class CustodyDeposits:
 
         return self._in_turn("prepare deposits", depositor, transaction)
 
-    @staticmethod
-    def _record(connection: Rows, attempt: RangeAttempt) -> None:
+    def _record(self, connection: Rows, attempt: RangeAttempt) -> None:
         new = connection.execute(
-            "INSERT INTO range_attempt (header_hash, day) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-            (attempt.header_hash, dt.date.fromordinal(attempt.today)),
+            "INSERT INTO range_attempt (header_key, day) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            (self._vault.index("range header", attempt.header_hash), dt.date.fromordinal(attempt.today)),
         ).rowcount
         if not new:
             raise replayed_range()
@@ -335,7 +334,7 @@ class CustodyDeposits:
             " WHERE depositor = %s AND id_key = ANY(%s) AND NOT never",
             (depositor, list(keys)),
         )
-        return {bytes(key): _Pending(read_facts(values), bytes(sealed)) for key, *values, sealed in found}
+        return {bytes(key): _Pending(read_facts(values), bytes(sealed or b"")) for key, *values, sealed in found}
 
     @staticmethod
     def _committed(connection: Rows, depositor: str, keys: Iterable[bytes]) -> dict[bytes, _Committed]:
