@@ -332,6 +332,7 @@ class MemoryCustody:
         return kept
 
     def _base(self, item: Proposed, now: float, first_day: int) -> DepositBase:
+        own = (item.depositor, item.deposit_id)
         same = {
             key: (other, kept)
             for key, (other, kept) in self._deposits.items()
@@ -340,13 +341,13 @@ class MemoryCustody:
         }
         rows = (
             BaseRow(other.kind, other.chain == item.chain, other.row)
-            for other, kept in same.values()
-            if (kept.tick is not None or other is item) and other.row.day >= first_day
+            for key, (other, kept) in same.items()
+            if (kept.tick is not None or key == own) and other.row.day >= first_day
         )
         pending = (
             other.row.excluded
             for key, (other, kept) in same.items()
-            if kept.tick is None and other is not item and self._prepared_at[key] > now - PENDING_SECONDS
+            if kept.tick is None and key != own and self._prepared_at[key] > now - PENDING_SECONDS
         )
         return DepositBase(tuple(rows), tuple(pending))
 
