@@ -179,6 +179,11 @@ class DepositBase:
     rows: tuple[BaseRow, ...]
     pending: tuple[int, ...]
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other is pending."""
+        return not self.pending
+
 
 @dataclass(frozen=True)
 class RangeBase:

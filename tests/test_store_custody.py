@@ -110,8 +110,7 @@ def range_key(number: bytes, version: int = 0) -> bytes:
 
 def proof_of(number: bytes, version: int = 0, header: bytes = bytes(32)) -> RangeProof:
     """Return the tags that a range check opens for a deposit that is found good."""
-    (floor, _), (ceiling, _) = range_tags(range_key(number, version), header)
-    return RangeProof(header, floor, ceiling)
+    return RangeProof(header, *(good for good, _ in range_tags(range_key(number, version), header)))
 
 
 def commit_of(item: Proposed | int, tick: int) -> Commit:
@@ -156,11 +155,11 @@ def comparable(view: CustodyView) -> tuple[list[Counter[CustodyRow]], dict[int, 
 
 def judged(
     preparation: Preparation,
-) -> tuple[list[Kept | str], tuple[list[tuple[Counter[BaseRow], bool]], dict] | None]:
+) -> tuple[list[Kept | str], tuple[list[tuple[Counter[BaseRow], Counter[int]]], dict] | None]:
     """Return a preparation without what it leaves open, as `comparable` does."""
     if preparation.base is None:
         return plain(preparation.kept), None
-    deposits = [(Counter(base.rows), base.alone) for base in preparation.base.deposits]
+    deposits = [(Counter(base.rows), Counter(base.pending)) for base in preparation.base.deposits]
     sums = {slot: total for slot, total in preparation.base.stamp_sums.items() if total != group.IDENTITY}
     return plain(preparation.kept), (deposits, sums)
 
@@ -240,7 +239,7 @@ ITEMS = st.builds(
     st.sampled_from([0, 0, 0, 1]).map(lambda version: bytes([version])),
 )
 HEADERS = st.integers(0, 9).map(lambda number: bytes([number] * 32))
-BAD = st.sampled_from(["", "", "", "", "floor", "ceiling", "header", "key"])
+BAD = st.sampled_from(["", "", "", "", "floor", "ceiling", "alone", "header", "key"])
 
 
 def sealed(item: Proposed, depositor: str, shard: int) -> Proposed:
@@ -253,9 +252,10 @@ def sealed(item: Proposed, depositor: str, shard: int) -> Proposed:
 def shown(number: bytes, tick: int, header: bytes, bad: str) -> Commit:
     """Return a commit with a range proof, or one that is wrong in one thing."""
     proof = proof_of(number, int(bad == "key"), header)
-    if bad in ("floor", "ceiling"):
-        (_, floor), (_, ceiling) = range_tags(range_key(number), header)
-        proof = replace(proof, **{bad: {"floor": floor, "ceiling": ceiling}[bad]})
+    lanes = ("floor", "ceiling", "alone")
+    if bad in lanes:
+        others = dict(zip(lanes, (other for _, other in range_tags(range_key(number), header)), strict=True))
+        proof = replace(proof, **{bad: others[bad]})
     return Commit(number, tick, replace(proof, header_hash=bytes([99] * 32)) if bad == "header" else proof)
 
 
@@ -298,8 +298,8 @@ class CustodyMachine(RuleBasedStateMachine):
         kept, base = self.both(lambda custody: refused_or(lambda: prepare(custody)))
         self.note(kept)
         self.made += items
-        for rows, alone in () if base is None else base[0]:
-            self.seen["alone" if alone else "not alone"] += 1
+        for rows, pending in () if base is None else base[0]:
+            self.seen["not alone" if pending else "alone"] += 1
             self.seen["judged with others"] += sum(rows.values()) > 1
 
     @rule(
@@ -401,7 +401,9 @@ class CustodyMachine(RuleBasedStateMachine):
 def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> None:
     seen: Counter[str] = Counter()
     machine = type("Machine", (CustodyMachine,), {"store": store, "seen": seen})
-    run_state_machine_as_test(machine, settings=settings(deterministic(60), stateful_step_count=30, phases=(Phase.generate,)))
+    run_state_machine_as_test(
+        machine, settings=settings(deterministic(60), stateful_step_count=30, phases=(Phase.generate,))
+    )
     outcomes = {
         "admitted",
         "check-id-reused",

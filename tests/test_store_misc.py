@@ -604,8 +604,7 @@ def test_an_attempt_whose_commit_was_not_heard_of_is_charged_once_and_not_answer
 def test_a_deposit_whose_commit_was_not_heard_of_counts_once(forgetful: Forgetful) -> None:
     row = CustodyRow("accident", 739_000, 0, (1, 2, 3), (1, 2, 3))
     item = Proposed("insurer-01", bytes(16), ISSUE, None, 0, 1, IndexKey(bytes(32)), row, bytes(32), 0, bytes(32))
-    (floor, _), (ceiling, _) = range_tags(item.range_key, bytes(32))
-    proof = RangeProof(bytes(32), floor, ceiling)
+    proof = RangeProof(bytes(32), *(good for good, _ in range_tags(item.range_key, bytes(32))))
     with opened(forgetful.dsn) as store:
         forgetful.to_lose = 1
         pending = Kept(None, never=False, envelope_hash=bytes(32))
