@@ -12,7 +12,7 @@ from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
 from protocol import committee_keys, signing
 from protocol.check import accept_call, answer_call
-from protocol.deposit import accept_commit, accept_prepare, confirm, give_receipts
+from protocol.deposit import accept_commit, accept_prepare, confirm, give_receipts, holder_place
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import china_day
@@ -69,7 +69,8 @@ class Custodian:
         """Verify deposits and keep them unseen; confirm, and garble if of A, to the service alone."""
         now = time.time()
         # 3a. Both proofs, envelopes, equal fields; who garbles.
-        key = self._key(call.shard, self._party.manifest.slot_of_group(call.shard, call.depositor))
+        _, omitted = holder_place(self._party, call, now)
+        key = self._key(call.shard, omitted)
         accepted = accept_prepare(self._party, call, key, now)
         for item in accepted.deposits:
             if isinstance(item, ProtocolError):

@@ -172,10 +172,17 @@ class BaseRow:
 
 @dataclass(frozen=True)
 class DepositBase:
-    """What one deposit is judged by; `alone`: no other deposit of its depositor and person is pending."""
+    """What one deposit is judged by; `pending` has the excluded slot of every other deposit of its depositor and person
+    that is pending.
+    """
 
     rows: tuple[BaseRow, ...]
-    alone: bool
+    pending: tuple[int, ...]
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other is pending."""
+        return not self.pending
 
 
 @dataclass(frozen=True)
@@ -330,6 +337,7 @@ class MemoryCustody:
         return kept
 
     def _base(self, item: Proposed, now: float, first_day: int) -> DepositBase:
+        own = (item.depositor, item.deposit_id)
         same = {
             key: (other, kept)
             for key, (other, kept) in self._deposits.items()
@@ -338,15 +346,15 @@ class MemoryCustody:
         }
         rows = (
             BaseRow(other.kind, other.chain == item.chain, other.row)
-            for other, kept in same.values()
-            if (kept.tick is not None or other is item) and other.row.day >= first_day
+            for key, (other, kept) in same.items()
+            if (kept.tick is not None or key == own) and other.row.day >= first_day
         )
         pending = (
-            key
+            other.row.excluded
             for key, (other, kept) in same.items()
-            if kept.tick is None and other is not item and self._prepared_at[key] > now - PENDING_SECONDS
+            if kept.tick is None and key != own and self._prepared_at[key] > now - PENDING_SECONDS
         )
-        return DepositBase(tuple(rows), alone=not any(pending))
+        return DepositBase(tuple(rows), tuple(pending))
 
     def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
         """See `Custody`."""

@@ -340,6 +340,18 @@ class AcceptedCall:
         return RangeAttempt(header_hash(self.header), self.today, first_day)
 
 
+def holder_place(party: Party, call: PrepareCall, now: float) -> tuple[int, int | None]:
+    """Return a holder's own slot and that of the depositor's group, which names the committee key of the call; refuses
+    a call under another manifest and one that is none of this member's business.
+    """
+    manifest = party.manifest
+    manifest.require_current(call.manifest_hash, now)
+    slot, omitted = manifest.own_slot(call.shard, party.id), manifest.slot_of_group(call.shard, call.depositor)
+    if slot in (call.excluded, omitted):
+        raise ProtocolError("bad-excluded", "the excluded slot, and the depositor's group, get nothing of a deposit")
+    return slot, omitted
+
+
 def accept_prepare(party: Party, call: PrepareCall, key: CommitteeKey, now: float) -> AcceptedCall:
     """Step 3, first half: verify both proofs of every deposit, open its envelope, compare every field.
 
@@ -347,10 +359,7 @@ def accept_prepare(party: Party, call: PrepareCall, key: CommitteeKey, now: floa
     its A cannot be; else each deposit has a result of its own.
     """
     manifest = party.manifest
-    manifest.require_current(call.manifest_hash, now)
-    slot, omitted = manifest.own_slot(call.shard, party.id), manifest.slot_of_group(call.shard, call.depositor)
-    if slot in (call.excluded, omitted):
-        raise ProtocolError("bad-excluded", "the excluded slot, and the depositor's group, get nothing of a deposit")
+    slot, omitted = holder_place(party, call, now)
     require_key(manifest, key, call.shard, omitted)
     header = range_header(manifest, call, key.name)
     if header is not None:
@@ -474,8 +483,15 @@ UNPROVEN = Decision(None, (), TOO_FEW)
 def opened_proofs(
     manifest: Manifest, evaluated: EvaluatedBatch, order: RangeOrder, answers: Mapping[int, PrepareAnswer]
 ) -> list[RangeProof] | None:
-    """Step 4: evaluate what A garbled; None where one of A has garbled nothing. Raises `Disagreement`."""
+    """Step 4: evaluate what A garbled; None where one of A did not answer, or refuses a deposit of the call.
+
+    Raises `Disagreement`, too where one of A refuses nothing and has garbled nothing.
+    """
     garbled = {slot: answers[slot].garbled for slot in order.chosen if slot in answers}
+    owing = (slot for slot, part in garbled.items() if part is None)
+    silent = tuple(slot for slot in owing if all(item.refusal is None for item in answers[slot].answers))
+    if silent:
+        raise Disagreement(silent, "no garbling")
     parts = {slot: part for slot, part in garbled.items() if part is not None}
     if len(parts) < len(order.chosen):
         return None

@@ -284,11 +284,12 @@ class RangeHeader:
 
 @message("range proof", version=1)
 class RangeProof:
-    """The two tags that a range check opened for a deposit, and the hash of the header that they are made from."""
+    """The tags that a range check opened for a deposit, and the hash of the header that they are made from."""
 
     header_hash: Annotated[bytes, HASH]
     floor: Annotated[bytes, Fixed(TAG_BYTES)]
     ceiling: Annotated[bytes, Fixed(TAG_BYTES)]
+    alone: Annotated[bytes, Fixed(TAG_BYTES)]
 
 
 @message("range answer", version=1)

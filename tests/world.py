@@ -25,6 +25,8 @@ from protocol.token import Pseudonym
 
 NOW = 1_790_000_000.0
 TODAY = china_day(NOW)
+IMPORT_NOW = NOW + 64 * 86_400
+"""The clock of imports: their files have policies of November 2026."""
 LIMIT = 5_000_000_000
 RULE = Rule(
     id="accident-30d",

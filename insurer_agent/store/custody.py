@@ -4,12 +4,13 @@
 """
 
 import datetime as dt
+import logging
 from collections.abc import Sequence
 
 from insurer_agent.store import custody_stamps
 from insurer_agent.store.custody_deposits import FACTS, CustodyDeposits, read_facts
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.partitions import arrange_partitions
+from insurer_agent.store.partitions import PartitionsBusyError, arrange_partitions
 from insurer_agent.store.vault import Vault
 from protocol.custody import (
     Admission,
@@ -27,8 +28,15 @@ from protocol.custody import (
 from protocol.errors import ProtocolError
 from protocol.messages import Commit
 
+log = logging.getLogger(__name__)
+
 KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
+
+_ROWS = (
+    f"SELECT depositor, id_key, {FACTS}, shares FROM custody_row"  # noqa: S608  names of columns
+    " WHERE token = ANY(%s) AND day >= %s AND tick <= %s AND shard = %s AND epoch = %s"
+)
 
 
 def _day(ordinal: int) -> dt.date:
@@ -110,9 +118,7 @@ class PostgresCustody:
         for first in sorted({first for _, first in reading.lanes}):
             tokens = sorted({bytes(index) for index, day in reading.lanes if day == first})
             found = connection.execute(
-                f"SELECT depositor, id_key, {FACTS}, shares FROM custody_row"  # noqa: S608  names of columns
-                " WHERE token = ANY(%s) AND day >= %s AND tick <= %s AND shard = %s AND epoch = %s",
-                (tokens, _day(first), reading.tick, reading.shard, reading.epoch),
+                _ROWS.encode(), (tokens, _day(first), reading.tick, reading.shard, reading.epoch)
             )
             for depositor, id_key, *values, sealed in found:
                 facts = read_facts(values)
@@ -152,6 +158,15 @@ class PostgresCustody:
         self._database.run("forget old checks", transaction)
 
     def forget_old_deposits(self, today: int, now: float) -> list[str]:
-        """Drop whole months of days that no window reaches, and make room for those to come; return the dropped."""
+        """Drop whole months of days that no window reaches, and make room for those to come; return the dropped.
+
+        Where others use the table for long, that is left for the next time.
+        """
         self._deposits.forget_old(_day(today), now)
-        return self._database.run("arrange partitions", lambda connection: arrange_partitions(connection, _day(today)))
+        try:
+            return self._database.run(
+                "arrange partitions", lambda connection: arrange_partitions(connection, _day(today))
+            )
+        except PartitionsBusyError:
+            log.info("the months of deposits are arranged another time: the table is in use")
+            return []

@@ -7,7 +7,7 @@ together with the deposit that it calls for, in one transaction, so that neither
 import datetime as dt
 import enum
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -102,7 +102,15 @@ class PolicyState:
 class Register:
     """Applies events to the register and puts the deposits they call for into the outbox."""
 
-    def __init__(self, database: Database, vault: Vault, party: Party, random: RandomBytes) -> None:
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        party: Party,
+        random: RandomBytes,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._database = database
         self._vault = vault
         self._party = party
@@ -232,7 +240,7 @@ class Register:
                 self._vault.seal(policy_key, encode(changed)),
             ),
         )
-        if counts_still(entry, time.time()):
+        if counts_still(entry, self._clock()):
             enqueue(connection, self._vault, self._party, entry, deposit_id)
 
 

@@ -132,8 +132,8 @@ CREATE TABLE IF NOT EXISTS custody_row_later PARTITION OF custody_row DEFAULT;
 
 -- Range checks that were answered: one header is garbled once.
 CREATE TABLE IF NOT EXISTS range_attempt (
-    header_hash bytea PRIMARY KEY,
-    day         date NOT NULL
+    header_key bytea PRIMARY KEY,  -- HMAC of the header's hash, which others of the four have too
+    day        date NOT NULL
 );
 CREATE INDEX IF NOT EXISTS range_attempt_age ON range_attempt (day);
 
