@@ -91,19 +91,20 @@ class PostgresCustody:
 
     def _charge(self, connection: Rows, admission: Admission) -> None:
         # In order of the index, so that two checks with the same persons wait for each other and never lock up.
-        for charge in sorted(admission.charges, key=lambda charge: (charge.index, charge.rule_id)):
-            key = (admission.requester_group, charge.index, charge.rule_id)
+        for charge in sorted(admission.charges, key=lambda charge: (charge.index, charge.rule_id, charge.occasion)):
+            key = (admission.requester_group, charge.index, charge.rule_id, charge.occasion)
             # One budget is spread over days, a row each: checks on both sides of midnight must wait for each other.
-            lock = self._vault.index("budget", key[0].encode(), key[1], key[2].encode())
+            lock = self._vault.index("budget", key[0].encode(), key[1], key[2].encode(), bytes([key[3]]))
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (int.from_bytes(lock[:8], "big", signed=True),))
             connection.execute(
-                "INSERT INTO budget (requester_group, token, rule_id, day, answers) VALUES (%s, %s, %s, %s, 1)"
-                " ON CONFLICT (requester_group, token, rule_id, day) DO UPDATE SET answers = budget.answers + 1",
+                "INSERT INTO budget (requester_group, token, rule_id, occasion, day, answers)"
+                " VALUES (%s, %s, %s, %s, %s, 1) ON CONFLICT (requester_group, token, rule_id, occasion, day)"
+                " DO UPDATE SET answers = budget.answers + 1",
                 (*key, _day(admission.today)),
             )
             row = connection.execute(
                 "SELECT sum(answers) FROM budget"
-                " WHERE requester_group = %s AND token = %s AND rule_id = %s AND day >= %s",
+                " WHERE requester_group = %s AND token = %s AND rule_id = %s AND occasion = %s AND day >= %s",
                 (*key, _day(admission.today - charge.budget_days + 1)),
             ).fetchone()
             if row is None or row[0] > charge.budget:

@@ -134,9 +134,10 @@ CREATE TABLE IF NOT EXISTS budget (
     requester_group text NOT NULL,
     token           bytea NOT NULL,
     rule_id         text NOT NULL,
+    occasion        smallint NOT NULL,
     day             date NOT NULL,
     answers         integer NOT NULL,
-    PRIMARY KEY (requester_group, token, rule_id, day)
+    PRIMARY KEY (requester_group, token, rule_id, occasion, day)
 );
 
 CREATE TABLE IF NOT EXISTS committee_key (
