@@ -34,6 +34,7 @@ class _SettingsSchema(Schema):
     deposit_seconds = fields.Float(load_default=4.0, validate=validate.Range(0.5, 60))
     deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
     checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
+    rechecks_a_second = fields.Float(load_default=100.0, validate=validate.Range(0.1, 1e6))
     capture = fields.String(load_default=None, allow_none=True)
 
 
@@ -52,6 +53,7 @@ class Settings:
     attempt_seconds: float
     deposit_seconds: float
     checks_a_second: float
+    rechecks_a_second: float
     deposits_a_second: float
     capture: Path | None
 

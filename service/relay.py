@@ -12,7 +12,7 @@ from typing import TypeVar
 from protocol import signing
 from protocol.check import Evaluation, Void, accept_request, call_for, conclude, void_outcome
 from protocol.committee import preferred_choice
-from protocol.comparison import Disagreement
+from protocol.comparison import MAX_LANES, Disagreement
 from protocol.deposit import (
     PUBLIC_REFUSALS,
     REFUSED,
@@ -29,6 +29,7 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError, is_code
 from protocol.messages import (
     MAX_ATTEMPTS,
+    RECHECK,
     RELAY_PURPOSE,
     BatchOutcome,
     CheckAnswer,
@@ -49,6 +50,7 @@ from protocol.stamps import as_of_tick, tick_at
 from service.config import Settings
 from service.custodians import Custodians
 from transport import internal
+from transport.places import Places
 
 M = TypeVar("M")
 
@@ -58,7 +60,7 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
-NO_ANSWER = {"unreachable", "timeout", "not-ready", "database-unavailable", "internal-error", "malformed"}
+NO_ANSWER = {"unreachable", "timeout", "not-ready", "busy", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
 
@@ -71,15 +73,25 @@ class Relay:
         self._settings = settings
         self._random = random
         self._checks = RateLimit(settings.checks_a_second)
+        self._rechecks = RateLimit(settings.rechecks_a_second, least=MAX_LANES)
+        self._recheck_places = Places(settings.threads)
         self._deposits = RateLimit(settings.deposits_a_second)
 
     # --- a check
 
     def check(self, request: CheckRequest) -> CheckOutcome:
-        """Relay a check: up to three attempts, each with four custodians, within the deadline."""
+        """Relay a check: up to three attempts, each with four custodians, within the deadline.
+
+        Rechecks have a rate and places of their own: underwriters' checks go on beside them.
+        """
+        recheck = request.signed.statement.occasion == RECHECK
+        with self._recheck_places.taken(needed=recheck):
+            return self._check(request, self._rechecks if recheck else self._checks)
+
+    def _check(self, request: CheckRequest, rate: "RateLimit") -> CheckOutcome:
         deadline = time.monotonic() + self._settings.check_seconds
         # 2. Authenticate, evaluate the blinded persons, prove it.
-        evaluation = accept_request(self._service, request, time.time(), self._random, self._checks.take)
+        evaluation = accept_request(self._service, request, time.time(), self._random, rate.take)
         statement = request.signed.statement
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
@@ -216,16 +228,20 @@ def _refused(evaluated: EvaluatedBatch, codes: set[str]) -> BatchOutcome:
 
 
 class RateLimit:
-    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once. Per process."""
+    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once, `least` in any case.
 
-    def __init__(self, rate: float) -> None:
+    Per process.
+    """
+
+    def __init__(self, rate: float, *, least: float = 1.0) -> None:
         self._rate = rate
+        self._most = max(least, rate * 10)
         self._lock = Lock()
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, member: str, persons: int) -> None:
         """Count lanes or deposits; refuse (`rate-limited`) when the member's bucket has fewer left."""
-        now, most = time.monotonic(), max(1.0, self._rate * 10)
+        now, most = time.monotonic(), self._most
         with self._lock:
             left, at = self._buckets.get(member, (most, now))
             left = min(most, left + (now - at) * self._rate)

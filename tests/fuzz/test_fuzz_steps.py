@@ -577,6 +577,7 @@ SETTINGS = Settings(
     attempt_seconds=1.0,
     deposit_seconds=1.0,
     checks_a_second=1.0,
+    rechecks_a_second=1.0,
     deposits_a_second=1.0,
     capture=None,
 )
