@@ -115,6 +115,7 @@ class Spool:
         """Return up to `most` lanes after a place, all of one shard: those not asked yet or left for one of `reasons`,
         any without. What is no longer in force has no policies.
         """
+        wanted = None if reasons is None else list(reasons)
 
         def transaction(connection: Rows) -> list[OpenLane]:
             rows = connection.execute(
@@ -122,7 +123,7 @@ class Spool:
                 " WHERE (shard, person_key, rule_id) > (%s, %s, %s)"
                 " AND (reason IS NULL OR %s::text[] IS NULL OR reason = ANY(%s))"
                 " ORDER BY shard, person_key, rule_id LIMIT %s",
-                (*after, reasons, reasons, most),
+                (*after, wanted, wanted, most),
             ).fetchall()
             rows = [row for row in rows if row[0] == rows[0][0]]
             records = self._register.peek(connection, {bytes(key) for row in rows for key in row[3]})
