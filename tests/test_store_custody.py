@@ -379,6 +379,29 @@ def test_exactly_the_budget_passes_however_many_ask_at_once(
     assert recorded(store) == {"requests": budget, "attempts": budget, "charges": budget}
 
 
+def test_a_budget_of_each_occasion_is_spent_by_itself_however_many_ask_at_once(
+    store: Database, custody: PostgresCustody
+) -> None:
+    memory, budgets = MemoryCustody(), {UNDERWRITING: 2, RECHECK: 5}
+
+    def asked(number: int) -> Admission:
+        occasion = (UNDERWRITING, RECHECK)[number % 2]
+        return admission(number, charges=(Charge(index(0), "rule", occasion, budgets[occasion], 30),))
+
+    every = [asked(number) for number in range(4 * THREADS)]
+    expected = Counter(code_of(lambda item=item: memory.admit(item)) for item in every)
+    assert expected == Counter({None: 7, "budget-exhausted": 4 * THREADS - 7})
+    parts = [every[place::THREADS] for place in range(THREADS)]
+    had = at_once(
+        [lambda part=part: [code_of(lambda item=item: custody.admit(item)) for item in part] for part in parts]
+    )
+    assert Counter(itertools.chain(*had)) == expected
+    spent = store.run(
+        "read", lambda connection: connection.execute("SELECT occasion, sum(answers) FROM budget GROUP BY 1").fetchall()
+    )
+    assert dict(spent) == budgets
+
+
 def test_checks_of_the_same_persons_in_any_order_do_not_lock_each_other_up(
     store: Database, custody: PostgresCustody
 ) -> None:
