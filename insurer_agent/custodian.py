@@ -63,7 +63,9 @@ class Custodian:
 
     def check(self, call: CheckCall) -> CheckAnswer:
         """Answer one attempt of a check; refuses (`busy`) a recheck while many are under way."""
-        with self._recheck_places.taken(needed=call.signed.statement.occasion == RECHECK):
+        if call.signed.statement.occasion != RECHECK:
+            return self._check(call)
+        with self._recheck_places.taken():
             return self._check(call)
 
     def _check(self, call: CheckCall) -> CheckAnswer:

@@ -82,14 +82,16 @@ class Relay:
     def check(self, request: CheckRequest) -> CheckOutcome:
         """Relay a check: up to three attempts, each with four custodians, within the deadline.
 
-        Rechecks have a rate and places of their own: underwriters' checks go on beside them.
+        Rechecks have times, a rate and places of their own: underwriters' checks go on beside them.
         """
-        recheck = request.signed.statement.occasion == RECHECK
-        with self._recheck_places.taken(needed=recheck):
-            return self._check(request, self._rechecks if recheck else self._checks)
+        settings = self._settings
+        if request.signed.statement.occasion != RECHECK:
+            return self._check(request, self._checks, settings.check_seconds, settings.attempt_seconds)
+        with self._recheck_places.taken():
+            return self._check(request, self._rechecks, settings.recheck_seconds, settings.recheck_attempt_seconds)
 
-    def _check(self, request: CheckRequest, rate: "RateLimit") -> CheckOutcome:
-        deadline = time.monotonic() + self._settings.check_seconds
+    def _check(self, request: CheckRequest, rate: "RateLimit", most: float, most_an_attempt: float) -> CheckOutcome:
+        deadline = time.monotonic() + most
         # 2. Authenticate, evaluate the blinded persons, prove it.
         evaluation = accept_request(self._service, request, time.time(), self._random, rate.take)
         statement = request.signed.statement
@@ -103,7 +105,7 @@ class Relay:
             if chosen is None or chosen in tried or left <= 0:  # another attempt takes another A
                 break
             tried.add(chosen)
-            seconds = min(left, self._settings.attempt_seconds)
+            seconds = min(left, most_an_attempt)
             outcome = self._attempt(evaluation, (attempt, chosen, tick), seconds, scores)
             if isinstance(outcome, CheckOutcome):
                 return outcome

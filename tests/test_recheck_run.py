@@ -483,6 +483,8 @@ SERVICE = Settings(
     threads=4,
     check_seconds=1.0,
     attempt_seconds=1.0,
+    recheck_seconds=1.0,
+    recheck_attempt_seconds=1.0,
     deposit_seconds=1.0,
     checks_a_second=0.1,
     rechecks_a_second=0.1,
@@ -504,7 +506,7 @@ def test_while_all_places_for_rechecks_are_taken_service_and_custodians_take_und
     for occasion in (RECHECK, UNDERWRITING):
         question = [Question(person(1), RULE, 0)]
         _, requests[occasion] = ask(world.party(OWN), question, NOW, NOW + 2, world.random, occasion=occasion)
-    with relay._recheck_places.taken(needed=True):
+    with relay._recheck_places.taken():
         assert code_of(lambda: relay.check(requests[RECHECK])) == "busy"
         assert code_of(lambda: relay.check(requests[UNDERWRITING])) in GONE_INTO
     assert code_of(lambda: relay.check(requests[RECHECK])) in GONE_INTO
@@ -523,7 +525,7 @@ def test_while_all_places_for_rechecks_are_taken_service_and_custodians_take_und
         )
         for occasion, request in requests.items()
     }
-    with custodian._recheck_places.taken(needed=True):
+    with custodian._recheck_places.taken():
         assert code_of(lambda: custodian.check(calls[RECHECK])) == "busy"
         assert code_of(lambda: custodian.check(calls[UNDERWRITING])) in GONE_INTO
     assert code_of(lambda: custodian.check(calls[RECHECK])) in GONE_INTO

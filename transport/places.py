@@ -16,12 +16,11 @@ class Places:
         self._free = BoundedSemaphore(max(1, threads // _OF_THREADS))
 
     @contextmanager
-    def taken(self, *, needed: bool) -> Iterator[None]:
-        """Hold a place for the block, where one is `needed`; refuse (`busy`) if all are taken."""
-        if needed and not self._free.acquire(blocking=False):
+    def taken(self) -> Iterator[None]:
+        """Hold a place for the block; refuse (`busy`) if all are taken."""
+        if not self._free.acquire(blocking=False):
             raise ProtocolError("busy", "too many rechecks at once")
         try:
             yield
         finally:
-            if needed:
-                self._free.release()
+            self._free.release()
