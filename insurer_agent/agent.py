@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from insurer_agent.completeness import DirectoryView
@@ -20,12 +21,14 @@ from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.locks import Lock
 from insurer_agent.store.outbox import Outbox
+from insurer_agent.store.rechecks import Spool
 from insurer_agent.store.redis_idempotency import PATIENCE, RedisIdempotency
 from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
 from insurer_agent.store.snapshots import Snapshot
 from insurer_agent.store.vault import Vault
 from protocol import kdf
+from protocol.check import shard_of_person
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest, china_day, open_manifest
@@ -57,6 +60,11 @@ class Agent:
         """Return the snapshots of a name, for the register."""
         return Snapshot(name, self.database, self.vault, self.register)
 
+    def spool(self) -> Spool:
+        """Return an empty spool for a recheck."""
+        shard_of = partial(shard_of_person, self.party)
+        return Spool(self.database, self.register, self.vault, shard_of, secrets.token_bytes)
+
     @classmethod
     def open(cls, state: Path, *, connections: int | None = None) -> "Agent":
         """Read and check everything; raise `SettingsError` or `Problem` with what to change."""
@@ -87,7 +95,7 @@ class Agent:
             requester=Requester(party, peers, directory, settings.check_seconds, random),
             directory=directory,
             depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
-            custodian=Custodian(party, custody, keyring, peers, random),
+            custodian=Custodian(party, custody, keyring, peers, random, threads=settings.threads),
         )
 
 

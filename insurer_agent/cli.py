@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from insurer_agent.consume_command import add_consume_command
 from insurer_agent.import_command import add_import_command
+from insurer_agent.recheck_command import add_recheck_command
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
@@ -193,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
     add_import_command(command)
     add_consume_command(command)
+    add_recheck_command(command)
     outbox = command("outbox", _outbox, "Say what is on its way. Status 3: deposits are set aside, and need a person.")
     outbox.add_argument("--retry", action="store_true", help="have those set aside sent again now")
     _add_api_key_commands(commands)

@@ -32,9 +32,12 @@ class _SettingsSchema(Schema):
     threads = fields.Integer(load_default=16, validate=validate.Range(2, 256))
     check_seconds = fields.Float(load_default=1.9, validate=validate.Range(0.1, 60))
     attempt_seconds = fields.Float(load_default=0.6, validate=validate.Range(0.05, 10))
+    recheck_seconds = fields.Float(load_default=9.0, validate=validate.Range(0.1, 60))
+    recheck_attempt_seconds = fields.Float(load_default=3.0, validate=validate.Range(0.05, 30))
     deposit_seconds = fields.Float(load_default=4.0, validate=validate.Range(0.5, 60))
     deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
     checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
+    rechecks_a_second = fields.Float(load_default=100.0, validate=validate.Range(0.1, 1e6))
     redis = fields.String(load_default=None, validate=is_redis_url)
     redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
     capture = fields.String(load_default=None, allow_none=True)
@@ -57,8 +60,11 @@ class Settings:
     threads: int
     check_seconds: float
     attempt_seconds: float
+    recheck_seconds: float
+    recheck_attempt_seconds: float
     deposit_seconds: float
     checks_a_second: float
+    rechecks_a_second: float
     deposits_a_second: float
     redis: str | None = field(repr=False)
     redis_seconds: float

@@ -1,9 +1,10 @@
-"""How much one member may ask of the service: checks and deposits each have a rate.
+"""How much one member may ask of the service: checks, rechecks and deposits each have a rate.
 
 With Redis a member has its rate over all workers and machines of the service; without it, or while it is away, in each
 process. A limit is against a member whose systems run wild: nothing that safety rests on is in Redis.
 """
 
+from protocol.comparison import MAX_LANES
 from service.config import Settings
 from transport.buckets import Buckets, Rate
 from transport.problems import RateLimitedError
@@ -14,10 +15,10 @@ SECONDS_AT_ONCE = 10
 
 
 class RateLimit:
-    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once."""
+    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once, `least` in any case."""
 
-    def __init__(self, alliance: str, kind: str, rate: float, link: RedisLink | None = None) -> None:
-        most = max(1, int(rate * SECONDS_AT_ONCE))
+    def __init__(self, alliance: str, kind: str, rate: float, link: RedisLink | None = None, *, least: int = 1) -> None:
+        most = max(least, int(rate * SECONDS_AT_ONCE))
         self._buckets = Buckets(("limit", alliance, kind), Rate(rate, most), link)
 
     def take(self, member: str, persons: int) -> None:
@@ -27,10 +28,11 @@ class RateLimit:
             raise RateLimitedError(wait)
 
 
-def rate_limits(alliance: str, settings: Settings) -> tuple[RateLimit, RateLimit]:
-    """Return the limits of checks and of deposits."""
+def rate_limits(alliance: str, settings: Settings) -> tuple[RateLimit, RateLimit, RateLimit]:
+    """Return the limits of checks, of rechecks, of which one may have all lanes at once, and of deposits."""
     link = None if settings.redis is None else RedisLink(settings.redis, "rate limits", settings.redis_seconds)
     return (
         RateLimit(alliance, "checks", settings.checks_a_second, link),
+        RateLimit(alliance, "rechecks", settings.rechecks_a_second, link, least=MAX_LANES),
         RateLimit(alliance, "deposits", settings.deposits_a_second, link),
     )

@@ -33,6 +33,7 @@ from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError, is_code
 from protocol.messages import (
     MAX_ATTEMPTS,
+    RECHECK,
     RELAY_PURPOSE,
     BatchOutcome,
     CheckAnswer,
@@ -55,8 +56,9 @@ from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
 from service.config import Settings
 from service.custodians import Custodians, Trouble
-from service.limits import rate_limits
+from service.limits import RateLimit, rate_limits
 from transport import internal
+from transport.places import Places
 
 M = TypeVar("M")
 
@@ -66,7 +68,7 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
-NO_ANSWER = {"unreachable", "timeout", "not-ready", "database-unavailable", "internal-error", "malformed"}
+NO_ANSWER = {"unreachable", "timeout", "not-ready", "busy", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
 
@@ -78,15 +80,26 @@ class Relay:
         self._custodians = custodians
         self._settings = settings
         self._random = random
-        self._checks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
+        self._checks, self._rechecks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
+        self._recheck_places = Places(settings.threads)
 
     # --- a check
 
     def check(self, request: CheckRequest) -> CheckOutcome:
-        """Relay a check: up to three attempts, each with four custodians, within the deadline."""
-        deadline = time.monotonic() + self._settings.check_seconds
+        """Relay a check: up to three attempts, each with four custodians, within the deadline.
+
+        Rechecks have times, a rate and places of their own: underwriters' checks go on beside them.
+        """
+        settings = self._settings
+        if request.signed.statement.occasion != RECHECK:
+            return self._check(request, self._checks, settings.check_seconds, settings.attempt_seconds)
+        with self._recheck_places.taken():
+            return self._check(request, self._rechecks, settings.recheck_seconds, settings.recheck_attempt_seconds)
+
+    def _check(self, request: CheckRequest, rate: RateLimit, most: float, most_an_attempt: float) -> CheckOutcome:
+        deadline = time.monotonic() + most
         # 2. Authenticate, evaluate the blinded persons, prove it.
-        evaluation = accept_request(self._service, request, time.time(), self._random, self._checks.take)
+        evaluation = accept_request(self._service, request, time.time(), self._random, rate.take)
         statement = request.signed.statement
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
@@ -98,7 +111,7 @@ class Relay:
             if chosen is None or chosen in tried or left <= 0:  # another attempt takes another A
                 break
             tried.add(chosen)
-            seconds = min(left, self._settings.attempt_seconds)
+            seconds = min(left, most_an_attempt)
             outcome = self._attempt(evaluation, (attempt, chosen, tick), seconds, scores)
             if isinstance(outcome, CheckOutcome):
                 return outcome

@@ -18,6 +18,7 @@ STATUS_OF_CODE = {
     "manifest-expired": 503,
     "not-ready": 503,
     "rate-limited": 429,
+    "busy": 503,
     "unreachable": 502,
     "timeout": 504,
 }
@@ -32,6 +33,8 @@ HINT_OF_CODE = {
     "unknown-member": "the manifest lists the members; compare it with this member's id",
     "not-custodian": "the manifest lists each shard's custodians",
     "rate-limited": "send less at once, or ask the operator for a higher rate",
+    "busy": "try again shortly",
+    "recheck-not-allowed": "GET /v1/rules of the agent says which rules have a recheck_budget",
     "malformed": "both sides must run versions that know this message",
 }
 """What to do about a protocol refusal."""

@@ -130,6 +130,7 @@ def _rule(rule: Rule) -> Any:  # noqa: ANN401  JSON
             "limit": limit,
             "currency": rule.currency,
             "budget": rule.budget,
+            "recheck_budget": rule.recheck_budget,
             "budget_days": rule.budget_days,
             "valid_from": day_of(rule.valid_from),
             "min_current": rule.min_current,

@@ -154,6 +154,9 @@ class RuleSchema(Schema):
     limit = fields.String(required=True)
     currency = fields.String(required=True)
     budget = fields.Integer(required=True)
+    recheck_budget = fields.Integer(
+        required=True, metadata=_about("Answers by rechecks in `budget_days` days, beside `budget`; 0: no rechecks.")
+    )
     budget_days = fields.Integer(required=True)
     valid_from = fields.Date(required=True)
     min_current = fields.Integer(

@@ -51,6 +51,16 @@ CREATE TABLE IF NOT EXISTS snapshot_seen (
     PRIMARY KEY (snapshot, policy_key)
 );
 
+-- What a recheck has not settled yet, a row a person and rule. Unlogged: the next recheck begins anew.
+CREATE UNLOGGED TABLE IF NOT EXISTS recheck_lane (
+    shard       integer NOT NULL,
+    person_key  bytea NOT NULL,  -- HMAC of the insured and a random number of the run, so in another order each night
+    rule_id     text NOT NULL,
+    policy_keys bytea[] NOT NULL,
+    reason      text,            -- why there was no answer, once it was asked
+    PRIMARY KEY (shard, person_key, rule_id)
+);
+
 -- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
 -- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.
 CREATE TABLE IF NOT EXISTS deposit (
@@ -175,9 +185,10 @@ CREATE TABLE IF NOT EXISTS budget (
     requester_group text NOT NULL,
     token           bytea NOT NULL,
     rule_id         text NOT NULL,
+    occasion        smallint NOT NULL,
     day             date NOT NULL,
     answers         integer NOT NULL,
-    PRIMARY KEY (requester_group, token, rule_id, day)
+    PRIMARY KEY (requester_group, token, rule_id, occasion, day)
 );
 
 CREATE TABLE IF NOT EXISTS committee_key (
