@@ -198,9 +198,9 @@ FIRST_TICK = 1_000
 CHARGES = st.builds(
     Charge,
     st.integers(0, 1).map(index),
-    st.sampled_from(["sum", "number"]),
-    st.sampled_from([UNDERWRITING, UNDERWRITING, RECHECK]),
-    budget=st.integers(1, 3),
+    st.sampled_from(["sum", "sum", "sum", "number"]),
+    st.sampled_from([UNDERWRITING, UNDERWRITING, UNDERWRITING, RECHECK]),
+    budget=st.sampled_from([1, 1, 2, 3]),
     budget_days=st.sampled_from([1, 2, 30]),
 )
 # Two of a kind in one admission, too: a person may stand in two lanes under one rule.
