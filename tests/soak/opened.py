@@ -20,7 +20,7 @@ from insurer_agent.store.vault import Vault
 from protocol.encoding import decode
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import Manifest, SignedManifest, Terms
-from protocol.sharing import Label, held_labels, labels_of_sharing, signed
+from protocol.sharing import RING, Label, held_labels, labels_of_sharing, signed
 from protocol.token import Pseudonym, hash_identity, index_key
 from protocol.voprf import blind_evaluate
 from service.config import load_keys
@@ -72,10 +72,7 @@ def open_custody(state: Path, members: int, persons: Iterable[Person]) -> Opened
         if fault is not None:
             faults.append(f"deposit {deposit_id.hex()} of {depositor}: {fault}")
             continue
-        amounts, counts = (
-            ({}, {}) if not rows else (_union(row.amounts for row in rows), _union(r.counts for r in rows))
-        )
-        fen, count = (signed(sum(shares.values()) % (1 << 48)) for shares in (amounts, counts))
+        fen, count = _opened([row.amounts for row in rows]), _opened([row.counts for row in rows])
         before, many = sums.get(place, EMPTY)
         sums[place] = (before + fen, many + count)
     return Opened(sums, dict(deposits), sum(map(len, held.values())), faults)
@@ -146,5 +143,7 @@ def _fault(manifest: Manifest, rows: list[_Row]) -> str | None:
     return None
 
 
-def _union(shares: Iterable[dict[Label, int]]) -> dict[Label, int]:
-    return {name: share for own in shares for name, share in own.items()}
+def _opened(shares: Iterable[dict[Label, int]]) -> int:
+    """Return the value of a sharing of which each holder's shares are given, alike for each label."""
+    whole = {name: share for own in shares for name, share in own.items()}
+    return signed(sum(whole.values()) % RING)
