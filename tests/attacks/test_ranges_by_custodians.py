@@ -170,7 +170,7 @@ SUMS, CIRCUIT, SESSION, MALFORMED = "shares or stamps", "garbled circuit", "sess
 LIES: dict[str, tuple[Lie, Bend, range, str]] = {
     # Nobody hears the last of four on rows that all four hold: of each label it is the third holder.
     "a fen more in every share": (shares(1), as_it_is, SENDERS, SUMS),
-    "half the ring in every share": (shares(RING // 2), as_it_is, SENDERS, SUMS),
+    "a quarter of the ring in every share": (shares(RING // 4), as_it_is, SENDERS, SUMS),
     "the cap less in every share": (shares(-CAP), as_it_is, SENDERS, SUMS),
     "no rows": (deposit(rows=()), as_it_is, SENDERS, SUMS),
     "two others that are pending": (deposit(pending=(5, 5)), as_it_is, ALL, SUMS),
@@ -226,7 +226,7 @@ def test_a_custodian_that_judges_otherwise_is_named_turns_no_deposit_and_another
             one = ranged[story]
             order = one.order()
             liar = order.chosen[position]
-            answers = one.prepare(order, [slot for slot in order.chosen if slot != liar])
+            answers = one.prepare(order, [slot for slot in one.slots if slot != liar])
             answers[liar] = lying(one, liar, order, lie, bend)
             with pytest.raises(Disagreement) as disagreement:
                 one.opened(order, answers)
