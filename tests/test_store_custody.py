@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from strategies import deterministic
@@ -401,9 +401,7 @@ class CustodyMachine(RuleBasedStateMachine):
 def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> None:
     seen: Counter[str] = Counter()
     machine = type("Machine", (CustodyMachine,), {"store": store, "seen": seen})
-    run_state_machine_as_test(
-        machine, settings=settings(deterministic(60), stateful_step_count=30, phases=(Phase.generate,))
-    )
+    run_state_machine_as_test(machine, settings=settings(deterministic(60), stateful_step_count=30))
     outcomes = {
         "admitted",
         "check-id-reused",
