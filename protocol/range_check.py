@@ -37,6 +37,11 @@ from protocol.range_tags import LANES, range_tags
 from protocol.sharing import CHOSEN, GROUPS, RING, Chosen, add_shares, group_sums, held_labels
 from protocol.token import Pseudonym
 
+JUDGES = 7
+"""A range check is garbled by four of the lowest seven slots: any two such fours have a holder in common, that knows of
+two deposits of one person at once whichever of them exclude which slots.
+"""
+
 _NEVER_GOOD = -1
 """Nothing is not above this limit: the lane of a deposit that does not fit opens the other tag."""
 
@@ -78,12 +83,14 @@ def range_header(manifest: Manifest, call: PrepareCall, key_name: KeyName) -> Ra
 
 
 def choice(manifest: Manifest, call: PrepareCall, slots: Sequence[int]) -> Chosen:
-    """Return A of a range check: four holders, sorted, outside the depositor's group."""
+    """Return A of a range check: four holders, sorted, of the lowest seven slots, outside the depositor's group."""
     if len(slots) != CHOSEN:
         raise ProtocolError("bad-choice", "a range check takes four custodians")
     chosen = Chosen((slots[0], slots[1], slots[2], slots[3]), len(manifest.committee(call.shard).slots))
     if {call.excluded, manifest.slot_of_group(call.shard, call.depositor)} & set(chosen.slots):
         raise ProtocolError("bad-choice", "the excluded slot, and the depositor's group, judge nothing of a deposit")
+    if chosen.slots[-1] >= JUDGES:
+        raise ProtocolError("bad-choice", "a range check takes four of the lowest seven slots")
     return chosen
 
 
@@ -100,7 +107,9 @@ def answer_range(manifest: Manifest, lanes: Lanes, key: CommitteeKey, slot: int)
     header, size = lanes.header, len(manifest.committee(lanes.header.shard).slots)
     chosen = Chosen((header.chosen[0], header.chosen[1], header.chosen[2], header.chosen[3]), size)
     encoded, digest = encode(header), header_hash(header)
-    context = hashlib.sha512(kdf.join(encoded, *lanes.pseudonyms)).digest()
+    # Not every holder's shares are an input, and a depositor may make some of them nothing: all four must agree here.
+    fitting = bytes(fits(base) for base in lanes.base.deposits)
+    context = hashlib.sha512(kdf.join(encoded, fitting, *lanes.pseudonyms)).digest()
     secret = kdf.derive(header.nonce, "range label seed", context, salt=key.secret.reveal())
     tags = [pair for one in lanes.range_keys for pair in range_tags(one, digest)]
     inputs = [

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import permutations
 from typing import Any
 
@@ -1419,3 +1420,131 @@ def test_an_entry_and_what_a_holder_keeps_do_not_print_amount_number_or_shares(r
     assert repr(accepted.pseudonym) not in printed
     assert repr(accepted.proposed.index) not in printed
     assert not any(str(piece) in printed for piece in accepted.proposed.row.amounts)
+
+
+# --- the range check, through envelopes and proofs -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ago", "accepted"),
+    [(DEPOSIT_DAYS, True), (DEPOSIT_DAYS + 1, False), (-AHEAD_DAYS, True), (-AHEAD_DAYS - 1, False)],
+)
+def test_the_day_of_a_deposit_has_bounds_by_the_holders_clock(
+    world: World, insider: int, ago: int, *, accepted: bool
+) -> None:
+    made = make_deposit(world.party(insider), entry(day=TODAY - ago), world.random(16), world.random)
+    decision = Relay.start(world, made, insider).decide()
+    assert decision.reason == (None if accepted else "refused")
+
+
+@deterministic(25)
+@given(st.lists(st.sampled_from([0, 1, 2, 2**47, 2**48 - 1]), min_size=4, max_size=4), st.integers(0, 4))
+def test_a_count_is_shared_in_one_way_and_holders_refuse_any_other(counts: list[int], place: int) -> None:
+    relay = counted_relay()
+    slot = relay.slots[place]
+    plain = opened(relay, slot).counts
+    code = None if tuple(counts) == plain else "bad-sharing"
+    changed = bent(relay, lambda body: replace(body, counts=tuple(counts)), [slot])
+    (result,) = changed.accepted(slot)
+    assert (result.code if isinstance(result, ProtocolError) else None) == code
+    assert sum(plain) in (0, 1)
+
+
+@cache
+def counted_relay() -> Relay:
+    world = make_world(8, shards=1)
+    insider = next(n for n in range(1, 9) if name(n) in world.manifest.committee(0).slots)
+    return Relay.start(world, make_deposit(world.party(insider), entry(), bytes(16), world.random), insider)
+
+
+def test_a_range_check_that_is_asked_for_twice_is_answered_once(relay: Relay) -> None:
+    order, slot = relay.order(), relay.slots[0]
+    assert relay.prepare(slot, relay.call(slot, order)).garbled is not None
+    with pytest.raises(ProtocolError, match="replayed"):
+        relay.prepare(slot, relay.call(slot, order))
+    assert relay.prepare(slot, relay.call(slot, relay.order())).garbled is not None
+
+
+def test_holders_refuse_an_order_whose_a_or_time_cannot_be(relay: Relay) -> None:
+    slot = relay.slots[0]
+    one, two, three, four = relay.slots[:4]
+    for chosen in (
+        (one, two, three),
+        (one, two, four, three),
+        (one, one, two, three),
+        tuple(sorted((one, two, three, relay.made.excluded))),
+        (one, two, three, 6),
+        (one, two, three, 15),
+        (*relay.slots,),
+    ):
+        order = RangeOrder(nonce=bytes(16), chosen=chosen, issued_at=int(BEFORE))
+        assert refusal(relay, slot, relay.call(slot, order)) == "bad-choice"
+    for late in (61, -62):
+        order = replace(relay.order(), issued_at=int(BEFORE) + late)
+        assert refusal(relay, slot, relay.call(slot, order)) == "stale"
+
+
+def test_holders_refuse_a_call_under_another_committee_key(relay: Relay) -> None:
+    slot = relay.slots[0]
+    call, holder = relay.call(slot, relay.order()), relay.holder(slot)
+    for key in holder.committee_keys.values():
+        if key != relay.key(slot):
+            with pytest.raises(ProtocolError, match="other-key"):
+                accept_prepare(holder.party, call, key, BEFORE)
+
+
+def test_a_holder_that_refuses_something_of_a_call_garbles_nothing_of_it(world: World, relay: Relay) -> None:
+    slot = relay.slots[0]
+    bad = bent(relay, lambda body: replace(body, salts=()), [slot])
+    order = bad.order()
+    answers = bad.answers(order=order)
+    assert [holder for holder, answer in answers.items() if answer.garbled is not None] == list(relay.slots[1:4])
+    assert opened_proofs(world.manifest, bad.evaluated, order, answers) is None
+
+
+def test_the_service_makes_no_proof_by_itself(world: World, relay: Relay, insider: int) -> None:
+    batch = [make_deposit(world.party(insider), entry(whom), world.random(16), world.random) for whom in (2, 3)]
+    evaluated = accept_batch(world.service, sign_batch(world.party(insider), batch, BEFORE), BEFORE, world.random)
+    pair = replace(relay, made=batch[0], evaluated=evaluated)
+    order = pair.order()
+    answers = pair.answers(order=order)
+    first, second = opened_proofs(world.manifest, evaluated, order, answers) or ()
+    made_up = replace(first, floor=world.random(16), ceiling=world.random(16))
+    mixed = [
+        replace(first, floor=second.floor),
+        replace(first, ceiling=second.ceiling),
+        replace(second, header_hash=bytes(32)),
+    ]
+    for proof in (second, made_up, *mixed):
+        decisions = [Decision(int(BEFORE), pair.slots, None, proof), UNPROVEN]
+        for slot in pair.slots:
+            call = commit_call(evaluated, decisions, slot)
+            assert call is not None
+            assert [refused_code(state) for state in pair.commit_at(slot, call)] == ["range-not-shown"]
+    decisions = [Decision(int(BEFORE), pair.slots, None, proof) for proof in (first, second)]
+    call = commit_call(evaluated, decisions, pair.slots[4])  # the one outside A
+    assert call is not None
+    assert all(isinstance(state, Kept) for state in pair.commit_at(pair.slots[4], call))
+
+
+@pytest.mark.parametrize(("amount", "more"), [(0, 1), (1, 0)], ids=["at the cap and one more", "one more at once"])
+def test_a_depositor_that_seals_what_its_own_agent_would_refuse_is_refused_by_all_holders(
+    world: World, insider: int, outsider: int, amount: int, more: int
+) -> None:
+    cap, party = world.manifest.terms.deposit_cap, world.party(insider)
+    for index, (whom, value) in enumerate(((1, cap + amount), (1, more), (2, -1), (3, 2**46 // 8 - 1))):
+        made = sealed_regardless(party, entry(whom, value), world)
+        relay = Relay.start(world, made, insider)
+        decision = relay.decide()
+        assert decision.proof is not None
+        outcome = relay.outcome(decision)
+        good = index == 0 and amount == 0
+        assert (len(outcome.receipts), outcome.reason) == ((5, None) if good else (0, "refused"))
+    assert world.check(outsider, person(2), LIMIT) == (WITHIN, None)
+
+
+def sealed_regardless(party: Party, item: Entry, world: World) -> MadeDeposit:
+    """Return what a depositor makes that heeds no cap."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "abs", lambda _: 0, raising=False)
+        return make_deposit(party, item, world.random(16), world.random)

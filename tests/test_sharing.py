@@ -23,6 +23,7 @@ from protocol.sharing import (
     label,
     labels,
     labels_of_sharing,
+    plain_share,
     share,
     signed,
 )
@@ -211,3 +212,11 @@ def test_each_label_is_counted_in_exactly_one_group(chosen: Chosen) -> None:
 def test_a_choice_that_is_not_four_sorted_slots_of_the_committee_is_refused(slots: tuple[int, ...]) -> None:
     with pytest.raises(ProtocolError, match="bad-choice"):
         Chosen(slots, 6)  # type: ignore[arg-type]  the point of the test
+
+
+@pytest.mark.parametrize("size", range(5, MAX_SLOTS + 1))
+@pytest.mark.parametrize("value", [-1, 0, 1])
+def test_a_value_that_holders_know_is_borne_by_the_first_label_alone(size: int, value: int) -> None:
+    for excluded in range(size):
+        first, *others = labels_of_sharing(size, excluded)
+        assert plain_share(value, size, excluded) == {first: value % RING, **dict.fromkeys(others, 0)}

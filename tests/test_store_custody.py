@@ -402,9 +402,7 @@ class CustodyMachine(RuleBasedStateMachine):
 def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> None:
     seen: Counter[str] = Counter()
     machine = type("Machine", (CustodyMachine,), {"store": store, "seen": seen})
-    run_state_machine_as_test(
-        machine, settings=settings(deterministic(60), stateful_step_count=30, phases=(Phase.generate,))
-    )
+    run_state_machine_as_test(machine, settings=settings(deterministic(60), stateful_step_count=30))
     outcomes = {
         "admitted",
         "check-id-reused",
