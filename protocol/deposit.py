@@ -62,7 +62,7 @@ from protocol.messages import (
     require_fresh,
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
-from protocol.range_check import JUDGES, Lanes, answer_range, header_hash, open_range, range_header, range_key
+from protocol.range_check import Lanes, answer_range, header_hash, open_range, range_header, range_key
 from protocol.sharing import CHOSEN, SHARE_BYTES, Label, held_labels, labels_of_sharing, plain_share, share
 from protocol.stamps import tick_at
 from protocol.token import Pseudonym, Token, blind, index_key, unblind, verify_unblinder
@@ -742,7 +742,7 @@ def run_deposit(
     evaluated = accept_batch(service, signed, now, random)
     manifest, holders = service.manifest, service.manifest.committee(made.shard).slots
     reached = [slot for slot in evaluated.slots if holders[slot] in members]
-    chosen = preferred_choice(deposit_id, {slot: 0.0 for slot in reached if slot < JUDGES})
+    chosen = preferred_choice(deposit_id, dict.fromkeys(reached, 0.0))
     order = None if chosen is None else RangeOrder(nonce=random(16), chosen=chosen, issued_at=int(now))
 
     # 3. Each holder verifies both proofs, keeps the deposit pending, confirms to the service alone; those of A garble.

@@ -52,7 +52,6 @@ from protocol.messages import (
     require_fresh,
 )
 from protocol.party import RandomBytes, ServiceParty
-from protocol.range_check import JUDGES
 from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
 from service.config import Settings
@@ -179,8 +178,7 @@ class Relay:
     def _order(self, scores: dict[int, float]) -> RangeOrder | None:
         """Name four holders for a range check; None where there are no four."""
         nonce = self._random(16)
-        judges = {slot: score for slot, score in scores.items() if slot < JUDGES}
-        chosen = preferred_choice(nonce, judges, refused=_OUT)
+        chosen = preferred_choice(nonce, scores, refused=_OUT)
         return None if chosen is None else RangeOrder(nonce=nonce, chosen=chosen, issued_at=int(time.time()))
 
     def _round(
