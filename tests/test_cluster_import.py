@@ -137,12 +137,13 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(house: Hou
         write(tmp_path / "two.csv", policies(range(0, count, 2), "cancel")),
     ]
     running = Running(command(house, "--local", "2", *files))
-    wait_until(lambda: house.deposits() > 400)
+    wait_until(lambda: len(running.workers()) == 2)
     workers = running.workers()
+    wait_until(lambda: house.deposits() > 0)
     for process in running.processes():
-        assert all(
-            sock.laddr.ip == "127.0.0.1" for sock in process.net_connections() if sock.status == psutil.CONN_LISTEN
-        )
+        listening = [one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+        assert set(listening) <= {"127.0.0.1"}
+    wait_until(lambda: house.deposits() > 400)
     os.kill(workers[0].pid, signal.SIGKILL)
     assert 400 < house.deposits() < count
     status, told = running.end()
