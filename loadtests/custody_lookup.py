@@ -186,8 +186,7 @@ def _proposed(index: IndexKey, chance: random.Random) -> Proposed:
 
 def _proof(item: Proposed) -> RangeProof:
     header_hash = bytes(32)
-    (floor, _), (ceiling, _) = range_tags(item.range_key, header_hash)
-    return RangeProof(header_hash, floor, ceiling)
+    return RangeProof(header_hash, *(good for good, _ in range_tags(item.range_key, header_hash)))
 
 
 def _fill(connection: psycopg.Connection[tuple[Any, ...]], rows: int) -> None:

@@ -227,13 +227,13 @@ class CustodyDeposits:
             facts = read_facts(values)
             row = self.open_row(depositor, bytes(id_key), facts, sealed)
             rows.setdefault(facts.token, {})[bytes(id_key)] = (facts.kind, facts.chain_key, row)
-        pending: dict[bytes, set[bytes]] = {}
-        for id_key, token in connection.execute(
-            "SELECT id_key, token FROM custody_pending WHERE token = ANY(%s) AND depositor = %s AND shard = %s"
-            " AND NOT never AND prepared_at > %s",
+        pending: dict[bytes, dict[bytes, int]] = {}
+        for id_key, token, excluded in connection.execute(
+            "SELECT id_key, token, excluded FROM custody_pending"
+            " WHERE token = ANY(%s) AND depositor = %s AND shard = %s AND NOT never AND prepared_at > %s",
             (tokens, depositor, shard, now - PENDING_SECONDS),
         ):
-            pending.setdefault(bytes(token), set()).add(bytes(id_key))
+            pending.setdefault(bytes(token), {})[bytes(id_key)] = excluded
         bases = []
         for item, key in zip(proposed, keys, strict=True):
             token, chain_key = bytes(item.index), self.id_key(depositor, item.chain)
@@ -241,7 +241,8 @@ class CustodyDeposits:
             if item.row.day >= attempt.first_day:
                 judged.setdefault(key, (item.kind, chain_key, item.row))
             base = tuple(BaseRow(kind, chain == chain_key, row) for kind, chain, row in judged.values())
-            bases.append(DepositBase(base, alone=not pending.get(token, set()) - {key}))
+            others = (slot for other, slot in pending.get(token, {}).items() if other != key)
+            bases.append(DepositBase(base, tuple(others)))
         return RangeBase(tuple(bases), custody_stamps.own_sums(connection, depositor, shard))
 
     # --- commit
@@ -280,7 +281,7 @@ class CustodyDeposits:
             with connection.cursor() as cursor:
                 cursor.executemany(
                     "INSERT INTO custody_pending (depositor, id_key, shard, envelope_hash, prepared_at, never)"
-                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (depositor, id_key) DO UPDATE SET never = true,"
+                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (id_key) DO UPDATE SET never = true,"
                     " token = NULL, product = NULL, day = NULL, chain_key = NULL, sealed = NULL, envelope_hash = '',"
                     " prepared_at = EXCLUDED.prepared_at",
                     [(depositor, key, shard, now) for key in keys if key not in committed],
