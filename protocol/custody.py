@@ -38,10 +38,11 @@ judged: its depositor may have lost it.
 
 @dataclass(frozen=True)
 class Charge:
-    """One lane's charge to the budget of (requester's group, person, rule)."""
+    """One lane's charge to the budget of (requester's group, person, rule, occasion)."""
 
     index: IndexKey = field(repr=False)
     rule_id: str
+    occasion: int
     budget: int
     budget_days: int
 
@@ -172,10 +173,17 @@ class BaseRow:
 
 @dataclass(frozen=True)
 class DepositBase:
-    """What one deposit is judged by; `alone`: no other deposit of its depositor and person is pending."""
+    """What one deposit is judged by; `pending` has the excluded slot of every other deposit of its depositor and person
+    that is pending.
+    """
 
     rows: tuple[BaseRow, ...]
-    alone: bool
+    pending: tuple[int, ...]
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other is pending."""
+        return not self.pending
 
 
 @dataclass(frozen=True)
@@ -244,7 +252,7 @@ class MemoryCustody:
     def __init__(self) -> None:
         self._checks: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._attempts: set[tuple[str, bytes, int]] = set()
-        self._charges: dict[tuple[str, IndexKey, str, int], int] = {}
+        self._charges: dict[tuple[str, IndexKey, str, int, int], int] = {}
         self._deposits: dict[tuple[str, bytes], tuple[Proposed | None, Kept]] = {}
         self._prepared_at: dict[tuple[str, bytes], float] = {}
         self._ranges: set[bytes] = set()
@@ -266,7 +274,7 @@ class MemoryCustody:
     def _charge(self, admission: Admission) -> None:
         charges = dict(self._charges)
         for charge in admission.charges:
-            key = (admission.requester_group, charge.index, charge.rule_id)
+            key = (admission.requester_group, charge.index, charge.rule_id, charge.occasion)
             first = admission.today - charge.budget_days + 1
             spent = sum(count for (*at, day), count in charges.items() if tuple(at) == key and day >= first)
             if spent >= charge.budget:
@@ -330,6 +338,7 @@ class MemoryCustody:
         return kept
 
     def _base(self, item: Proposed, now: float, first_day: int) -> DepositBase:
+        own = (item.depositor, item.deposit_id)
         same = {
             key: (other, kept)
             for key, (other, kept) in self._deposits.items()
@@ -338,15 +347,15 @@ class MemoryCustody:
         }
         rows = (
             BaseRow(other.kind, other.chain == item.chain, other.row)
-            for other, kept in same.values()
-            if (kept.tick is not None or other is item) and other.row.day >= first_day
+            for key, (other, kept) in same.items()
+            if (kept.tick is not None or key == own) and other.row.day >= first_day
         )
         pending = (
-            key
+            other.row.excluded
             for key, (other, kept) in same.items()
-            if kept.tick is None and other is not item and self._prepared_at[key] > now - PENDING_SECONDS
+            if kept.tick is None and key != own and self._prepared_at[key] > now - PENDING_SECONDS
         )
-        return DepositBase(tuple(rows), alone=not any(pending))
+        return DepositBase(tuple(rows), tuple(pending))
 
     def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
         """See `Custody`."""

@@ -1,16 +1,21 @@
 """The range check of a deposit: no member erases or inflates what others hold (SPEC.md, section 5.1).
 
 A deposit is pending, and never summed in checks, until four of its holders have garbled and the service has opened,
-blind, that it may stand. The circuit and the garbling are those of a check (`protocol.comparison`), two lanes a
+blind, that it may stand. The circuit and the garbling are those of a check (`protocol.comparison`), three lanes a
 deposit, and of each lane the tag of `within` is the good one::
 
     floor     the policy with this change, its issue and all that correct it:  -amount > 0      is false
     ceiling   all that this depositor has deposited for the person:            amount  > cap    is false
+    alone     other deposits of this depositor and person that are pending:    number  > 0      is false
 
 So every policy stays between 0 and the cap, and so does the depositor's sum: a step changes one policy, the others are
-not negative, and no sum leaves the ring's half. Counts need no garbling: they follow from the kinds, which holders
-see, and a deposit whose policy was not issued once, or is cancelled twice, gets a lane that cannot be good. So does one
-that comes while another of its depositor and person is pending: each by itself could fit where both together do not.
+not negative, and no sum leaves the ring's half; and of two that come at once, each of which by itself could fit, none
+stands. Counts need no garbling: they follow from the kinds, which holders see, and a deposit whose policy was not
+issued once, or is cancelled twice, gets lanes that cannot be good.
+
+What is pending is counted in the groups of those pairs of slots that both hold it, as stamps are: a holder from which
+the service keeps a commit disagrees with the same others, whoever the next deposit is for. (Did it give a bad lane by
+itself, it would disagree about that one person with the slot, too, that the deposit excludes and has no stamp of it.)
 
 The tags follow from the committee key, the deposit's facts and pseudonym, and the header's hash: every holder can tell
 whether a deposit was found good, in A or not, at once or later; neither the service nor the depositor can.
@@ -29,13 +34,8 @@ from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import COUNT_OF_KIND, ISSUE, DepositFacts, PrepareCall, RangeAnswer, RangeHeader, RangeProof
 from protocol.range_tags import LANES, range_tags
-from protocol.sharing import CHOSEN, RING, Chosen, add_shares, group_sums, held_labels
+from protocol.sharing import CHOSEN, GROUPS, RING, Chosen, add_shares, group_sums, held_labels
 from protocol.token import Pseudonym
-
-JUDGES = 7
-"""A range check is garbled by four of the lowest seven slots: any two such fours have a holder in common, that knows of
-two deposits of one person at once whichever of them exclude which slots.
-"""
 
 _NEVER_GOOD = -1
 """Nothing is not above this limit: the lane of a deposit that does not fit opens the other tag."""
@@ -78,14 +78,12 @@ def range_header(manifest: Manifest, call: PrepareCall, key_name: KeyName) -> Ra
 
 
 def choice(manifest: Manifest, call: PrepareCall, slots: Sequence[int]) -> Chosen:
-    """Return A of a range check: four holders, sorted, of the lowest seven slots, outside the depositor's group."""
+    """Return A of a range check: four holders, sorted, outside the depositor's group."""
     if len(slots) != CHOSEN:
         raise ProtocolError("bad-choice", "a range check takes four custodians")
     chosen = Chosen((slots[0], slots[1], slots[2], slots[3]), len(manifest.committee(call.shard).slots))
     if {call.excluded, manifest.slot_of_group(call.shard, call.depositor)} & set(chosen.slots):
         raise ProtocolError("bad-choice", "the excluded slot, and the depositor's group, judge nothing of a deposit")
-    if chosen.slots[-1] >= JUDGES:
-        raise ProtocolError("bad-choice", "a range check takes four of the lowest seven slots")
     return chosen
 
 
@@ -102,9 +100,7 @@ def answer_range(manifest: Manifest, lanes: Lanes, key: CommitteeKey, slot: int)
     header, size = lanes.header, len(manifest.committee(lanes.header.shard).slots)
     chosen = Chosen((header.chosen[0], header.chosen[1], header.chosen[2], header.chosen[3]), size)
     encoded, digest = encode(header), header_hash(header)
-    # Not every holder's shares are an input, and a depositor may make some of them nothing: all four must agree here.
-    fitting = bytes(fits(base) for base in lanes.base.deposits)
-    context = hashlib.sha512(kdf.join(encoded, fitting, *lanes.pseudonyms)).digest()
+    context = hashlib.sha512(kdf.join(encoded, *lanes.pseudonyms)).digest()
     secret = kdf.derive(header.nonce, "range label seed", context, salt=key.secret.reveal())
     tags = [pair for one in lanes.range_keys for pair in range_tags(one, digest)]
     inputs = [
@@ -114,25 +110,32 @@ def answer_range(manifest: Manifest, lanes: Lanes, key: CommitteeKey, slot: int)
     return RangeAnswer(committee_key=key.name, part=part)
 
 
-def lane_inputs(base: DepositBase, chosen: Chosen, slot: int, cap: int) -> tuple[LaneInput, LaneInput]:
-    """Return one deposit's two lanes at a holder: floor and ceiling."""
+def lane_inputs(base: DepositBase, chosen: Chosen, slot: int, cap: int) -> tuple[LaneInput, LaneInput, LaneInput]:
+    """Return one deposit's lanes at a holder: floor, ceiling, alone."""
     if not fits(base):
         bad = LaneInput(tuple(group_sums(chosen, slot, {})), _NEVER_GOOD)
-        return bad, bad
+        return bad, bad, bad
     policy = _sums([row for row in base.rows if row.in_chain], chosen, slot)
     floor = LaneInput(tuple(None if total is None else -total % RING for total in policy), 0)
-    return floor, LaneInput(tuple(_sums(base.rows, chosen, slot)), cap)
+    ceiling = LaneInput(tuple(_sums(base.rows, chosen, slot)), cap)
+    return floor, ceiling, LaneInput(tuple(_pending(base, chosen, slot)), 0)
+
+
+def _pending(base: DepositBase, chosen: Chosen, slot: int) -> list[int | None]:
+    """Return, in group order, how many other pending deposits both slots of a group hold."""
+    pairs = ({chosen.slots[position] for position in pair} for pair in GROUPS)
+    return [sum(excluded not in pair for excluded in base.pending) if slot in pair else None for pair in pairs]
 
 
 def fits(base: DepositBase) -> bool:
-    """Tell what holders see in clear: that the policy was issued once, is cancelled at most once, that corrections are
-    of its product, day and slot, and that no other deposit of this depositor and person is pending.
+    """Tell what holders see in clear: that the policy was issued once, is cancelled at most once, and that corrections
+    are of its product, day and slot.
     """
     chain = [item for item in base.rows if item.in_chain]
     places = {(item.row.product, item.row.day, item.row.excluded) for item in chain}
     issued = sum(item.kind == ISSUE for item in chain)
     in_force = sum(COUNT_OF_KIND[item.kind] for item in chain)
-    return base.alone and issued == 1 and in_force in (0, 1) and len(places) == 1
+    return issued == 1 and in_force in (0, 1) and len(places) == 1
 
 
 def _sums(rows: Sequence[BaseRow], chosen: Chosen, slot: int) -> list[int | None]:
@@ -164,4 +167,7 @@ def open_range(manifest: Manifest, call: PrepareCall, answers: Mapping[int, Rang
     parts: dict[int, Part] = {slot: answers[slot].part for slot in slots}
     tags = evaluate(parts, choice(manifest, call, slots), LANES * len(call.deposits), encode(header))
     digest = header_hash(header)
-    return [RangeProof(header_hash=digest, floor=tags[at], ceiling=tags[at + 1]) for at in range(0, len(tags), LANES)]
+    return [
+        RangeProof(header_hash=digest, floor=floor, ceiling=ceiling, alone=alone)
+        for floor, ceiling, alone in zip(*(iter(tags),) * LANES, strict=True)
+    ]

@@ -6,8 +6,8 @@ from protocol import kdf
 from protocol.comparison import TAG_BYTES
 from protocol.messages import RangeProof
 
-LANES = 2
-"""Lanes a deposit: floor, then ceiling."""
+LANES = 3
+"""Lanes a deposit: floor, ceiling, alone."""
 
 
 def range_tags(range_key: bytes, header_hash: bytes) -> list[tuple[bytes, bytes]]:
@@ -18,6 +18,6 @@ def range_tags(range_key: bytes, header_hash: bytes) -> list[tuple[bytes, bytes]
 
 
 def is_good(range_key: bytes, proof: RangeProof) -> bool:
-    """Tell whether a proof has the good tag of both lanes, under the header that it names."""
-    (floor, _), (ceiling, _) = range_tags(range_key, proof.header_hash)
-    return hmac.compare_digest(floor + ceiling, proof.floor + proof.ceiling)
+    """Tell whether a proof has the good tag of every lane, under the header that it names."""
+    good = b"".join(tag for tag, _ in range_tags(range_key, proof.header_hash))
+    return hmac.compare_digest(good, proof.floor + proof.ceiling + proof.alone)

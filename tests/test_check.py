@@ -45,6 +45,7 @@ from protocol.messages import (
     AMENDMENT,
     CANCELLATION,
     ISSUE,
+    UNDERWRITING,
     CheckAnswer,
     CheckCall,
     CheckEnvelope,
@@ -905,7 +906,7 @@ def test_two_attempts_of_a_check_have_no_label_or_session_in_common(made: Attemp
 def admission(
     *, attempt: int = 1, check: int = 1, statement: int = 1, today: int = TODAY, lanes: int = 1, budget: int = 3
 ) -> Admission:
-    charges = tuple(Charge(IndexKey(bytes([lane]) * 32), "rule", budget, 30) for lane in range(lanes))
+    charges = tuple(Charge(IndexKey(bytes([lane]) * 32), "rule", UNDERWRITING, budget, 30) for lane in range(lanes))
     ids = (bytes([check]) * 16, bytes([statement]) * 32)
     return Admission("insurer-01", "a group", *ids, attempt, today, charges, 100)
 
@@ -1214,8 +1215,7 @@ def kept(epoch: int, number: int = 1) -> Proposed:
 
 def committed(number: int, tick: int) -> Commit:
     """Return a commit of `kept`, with a proof that convinces its holder."""
-    (floor, _), (ceiling, _) = range_tags(bytes(32), bytes(32))
-    proof = RangeProof(header_hash=bytes(32), floor=floor, ceiling=ceiling)
+    proof = RangeProof(bytes(32), *(good for good, _ in range_tags(bytes(32), bytes(32))))
     return Commit(deposit_id=bytes([number]) * 16, tick=tick, range_proof=proof)
 
 

@@ -2,11 +2,11 @@
 
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
-from world import make_world, person
+from world import NOW, TODAY, make_world, person
 
+from insurer_agent import depositor as depositor_module
 from insurer_agent.depositor import Depositor
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import (
@@ -41,7 +42,7 @@ from protocol.secret import Secret
 from protocol.stamps import MAX_AS_OF_AGE, tick_at
 from transport.peers import Peers
 
-DAY = 739_000
+DAY = TODAY
 WORLD = make_world()
 PARTY = WORLD.party(1)
 VAULT = Vault(Secret(bytes(range(32))), "register", secrets.token_bytes)
@@ -109,7 +110,12 @@ def store(database: str) -> Iterator[Store]:
 
 
 def entry(whom: int, amount: int = 100, kind: int = ISSUE, earlier: bytes | None = None) -> Entry:
-    return Entry(person(whom), kind, "accident", DAY, amount, int(kind == ISSUE), earlier)
+    return Entry(person(whom), kind, "accident", DAY, amount, earlier)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depositor_module, "time", SimpleNamespace(time=lambda: NOW))
 
 
 # --- whose turn it is ----------------------------------------------------------------------------------------------
@@ -419,19 +425,18 @@ def test_what_is_sent_again_is_byte_for_byte_what_was_sent_first(database: str, 
 def test_a_deposit_does_not_count_before_what_receipts_have_told_and_tells_nothing_older(
     store: Store, wire: Wire
 ) -> None:
-    before = tick_at(time.time(), 1)
+    now = tick_at(NOW, 1)
     store.put(entry(0))
     depositor(store, wire).send_due()  # no receipt yet: nothing that a check may still be as of
     store.wait()
     (item,) = store.due()
-    recent = replace(RECEIPT, tick=before - 3)
+    recent = replace(RECEIPT, tick=now - 3)
     store.outbox.record([Attempt(item, {0: recent}, made=True, complete=True)])
     store.put(entry(1))
     depositor(store, wire).send_due()
-    after = tick_at(time.time(), 1)
     first, second = (facts_in(body) for body in wire.bodies)
-    assert before - MAX_AS_OF_AGE <= first.not_before <= after - MAX_AS_OF_AGE
-    assert second.not_before == before - 3
+    assert first.not_before == now - MAX_AS_OF_AGE
+    assert second.not_before == now - 3
 
 
 def facts_in(body: bytes) -> DepositFacts:

@@ -15,6 +15,7 @@ from insurer_agent.store.locks import Lock
 from insurer_agent.store.vault import Vault
 from protocol import kdf
 from protocol.custody import (
+    AHEAD_DAYS,
     KEPT_DAYS,
     PENDING_SECONDS,
     BaseRow,
@@ -124,11 +125,10 @@ class CustodyDeposits:
 
         return self._in_turn("prepare deposits", depositor, transaction)
 
-    @staticmethod
-    def _record(connection: Rows, attempt: RangeAttempt) -> None:
+    def _record(self, connection: Rows, attempt: RangeAttempt) -> None:
         new = connection.execute(
-            "INSERT INTO range_attempt (header_hash, day) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-            (attempt.header_hash, dt.date.fromordinal(attempt.today)),
+            "INSERT INTO range_attempt (header_key, day) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            (self._vault.index("range header", attempt.header_hash), dt.date.fromordinal(attempt.today)),
         ).rowcount
         if not new:
             raise replayed_range()
@@ -142,6 +142,7 @@ class CustodyDeposits:
         pending = self._pending(connection, depositor, [*keys, *corrected])
         committed = self._committed(connection, depositor, [*keys, *corrected])
         nevers = self._nevers(connection, depositor, keys)
+        standing = {key: one.facts for key, one in pending.items()} | {key: one.facts for key, one in committed.items()}
         kept: list[Refusable] = []
         new: dict[bytes, tuple[Facts, Proposed]] = {}
         again: dict[bytes, bytes] = {}
@@ -156,10 +157,11 @@ class CustodyDeposits:
                 kept.append(repeated(self._state(depositor, key, known), item.envelope_hash))
                 if isinstance(known, _Pending) and not isinstance(kept[-1], ProtocolError):
                     again[key] = self._seal(depositor, key, own, item)
-            elif item.kind != ISSUE and not _corrects(own, pending.get(own.chain_key) or committed.get(own.chain_key)):
+            elif item.kind != ISSUE and not _corrects(own, standing.get(own.chain_key)):
                 kept.append(wrong_earlier())
             else:
                 new[key] = (own, item)
+                standing[key] = own
                 kept.append(Kept(None, never=False, envelope_hash=item.envelope_hash))
         if new:
             columns = f"COPY custody_pending (depositor, id_key, {FACTS}, sealed, prepared_at) FROM STDIN"
@@ -225,13 +227,13 @@ class CustodyDeposits:
             facts = read_facts(values)
             row = self.open_row(depositor, bytes(id_key), facts, sealed)
             rows.setdefault(facts.token, {})[bytes(id_key)] = (facts.kind, facts.chain_key, row)
-        pending: dict[bytes, set[bytes]] = {}
-        for id_key, token in connection.execute(
-            "SELECT id_key, token FROM custody_pending WHERE token = ANY(%s) AND depositor = %s AND shard = %s"
-            " AND NOT never AND prepared_at > %s",
+        pending: dict[bytes, dict[bytes, int]] = {}
+        for id_key, token, excluded in connection.execute(
+            "SELECT id_key, token, excluded FROM custody_pending"
+            " WHERE token = ANY(%s) AND depositor = %s AND shard = %s AND NOT never AND prepared_at > %s",
             (tokens, depositor, shard, now - PENDING_SECONDS),
         ):
-            pending.setdefault(bytes(token), set()).add(bytes(id_key))
+            pending.setdefault(bytes(token), {})[bytes(id_key)] = excluded
         bases = []
         for item, key in zip(proposed, keys, strict=True):
             token, chain_key = bytes(item.index), self.id_key(depositor, item.chain)
@@ -239,7 +241,8 @@ class CustodyDeposits:
             if item.row.day >= attempt.first_day:
                 judged.setdefault(key, (item.kind, chain_key, item.row))
             base = tuple(BaseRow(kind, chain == chain_key, row) for kind, chain, row in judged.values())
-            bases.append(DepositBase(base, alone=not pending.get(token, set()) - {key}))
+            others = (slot for other, slot in pending.get(token, {}).items() if other != key)
+            bases.append(DepositBase(base, tuple(others)))
         return RangeBase(tuple(bases), custody_stamps.own_sums(connection, depositor, shard))
 
     # --- commit
@@ -278,8 +281,9 @@ class CustodyDeposits:
             with connection.cursor() as cursor:
                 cursor.executemany(
                     "INSERT INTO custody_pending (depositor, id_key, shard, envelope_hash, prepared_at, never)"
-                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (depositor, id_key) DO UPDATE SET never = true,"
-                    " token = NULL, sealed = NULL, envelope_hash = ''",
+                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (id_key) DO UPDATE SET never = true,"
+                    " token = NULL, product = NULL, day = NULL, chain_key = NULL, sealed = NULL, envelope_hash = '',"
+                    " prepared_at = EXCLUDED.prepared_at",
                     [(depositor, key, shard, now) for key in keys if key not in committed],
                 )
             return [
@@ -292,12 +296,17 @@ class CustodyDeposits:
         return self._in_turn("abandon deposits", depositor, transaction)
 
     def forget_old(self, today: dt.date, now: float) -> None:
-        """Drop what nothing is asked of any more: records of range checks, and what was pending for too long."""
+        """Drop what nothing is asked of any more: records of range checks, what was pending for too long, and ids that
+        were given up so long ago that no day of a deposit that bore them is accepted any more.
+        """
 
         def transaction(connection: Rows) -> None:
             limit = today - dt.timedelta(days=KEEP_ATTEMPTS_DAYS)
             connection.execute("DELETE FROM range_attempt WHERE day < %s", (limit,))
-            connection.execute("DELETE FROM custody_pending WHERE prepared_at < %s", (now - KEPT_DAYS * 86_400,))
+            connection.execute(
+                "DELETE FROM custody_pending WHERE prepared_at < %s AND (NOT never OR prepared_at < %s)",
+                (now - KEPT_DAYS * 86_400, now - (KEPT_DAYS + AHEAD_DAYS) * 86_400),
+            )
 
         self._database.run("forget old deposits", transaction)
 
@@ -326,7 +335,7 @@ class CustodyDeposits:
             " WHERE depositor = %s AND id_key = ANY(%s) AND NOT never",
             (depositor, list(keys)),
         )
-        return {bytes(key): _Pending(read_facts(values), bytes(sealed)) for key, *values, sealed in found}
+        return {bytes(key): _Pending(read_facts(values), bytes(sealed or b"")) for key, *values, sealed in found}
 
     @staticmethod
     def _committed(connection: Rows, depositor: str, keys: Iterable[bytes]) -> dict[bytes, _Committed]:
@@ -391,7 +400,8 @@ class _Commits:
             self._stamp(commit, known.facts.excluded, known.tick, -1)
             self._committed[key] = _Committed(known.facts, tick, known.proof)
             self._lowered.add(key)
-        return Kept(tick, never=False, envelope_hash=known.facts.envelope_hash)
+        proof = decode(RangeProof, self._vault.open(self._place(b"proof", key, known.facts), known.proof))
+        return Kept(tick, never=False, envelope_hash=known.facts.envelope_hash, proof=proof)
 
     def _stamp(self, commit: Commit, excluded: int, tick: int, sign: int) -> None:
         stamp = deposit_stamp(self._depositor, commit.deposit_id, tick)
@@ -421,12 +431,12 @@ class _Commits:
             )
 
 
-def _corrects(own: Facts, issue: _Pending | _Committed | None) -> bool:
+def _corrects(own: Facts, issue: Facts | None) -> bool:
     """Tell whether a correction fits the issue that it names, or that one is not here (yet)."""
     return issue is None or (
-        issue.facts.kind == ISSUE
-        and (own.shard, own.epoch, own.token) == (issue.facts.shard, issue.facts.epoch, issue.facts.token)
-        and (own.product, own.day, own.excluded) == (issue.facts.product, issue.facts.day, issue.facts.excluded)
+        issue.kind == ISSUE
+        and (own.shard, own.epoch, own.token) == (issue.shard, issue.epoch, issue.token)
+        and (own.product, own.day, own.excluded) == (issue.product, issue.day, issue.excluded)
     )
 
 

@@ -2,10 +2,15 @@
 
 A check reads the partitions from its window's first day on; what is older than any window is dropped a month at a
 time, whole, by its day alone: a policy's issue and corrections share their day, so none goes without the others.
+
+Changing them takes the whole table for a moment, before anything is moved: a statement that was planned before a move
+and runs after it would find the rows neither where they were nor where they are.
 """
 
 import datetime as dt
+from collections.abc import Iterable
 
+import psycopg
 from psycopg import sql
 
 from insurer_agent.store.database import Rows
@@ -15,12 +20,18 @@ from protocol.custody import KEPT_DAYS
 _PREFIX = "custody_row_"
 _MONTHS_AHEAD = 2
 """For later days there is one partition: rows of such days are few, and move when their month comes near."""
+_PATIENCE = "250ms"
+"""How long the table is waited for, while whoever comes later waits behind: a check has two seconds in all."""
+
+
+class PartitionsBusyError(Exception):
+    """Some transaction has been using the table for longer than others can be kept waiting; try again later."""
 
 
 def arrange_partitions(connection: Rows, today: dt.date) -> list[str]:
     """Have a partition for every month that counts, and drop those in which no day does; return the dropped ones.
 
-    Safe to run again and from several processes at once.
+    Safe to run again and from several processes at once. Raises `PartitionsBusyError`.
     """
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (Lock.PARTITIONS,))
     have = {
@@ -30,16 +41,27 @@ def arrange_partitions(connection: Rows, today: dt.date) -> list[str]:
             " WHERE inhparent = 'custody_row'::regclass"
         )
     }
-    oldest = today - dt.timedelta(days=KEPT_DAYS)
-    wanted = _months(oldest, today)
-    for first in wanted:
-        if _name(first) not in have:
-            _create(connection, first)
+    wanted = _months(today - dt.timedelta(days=KEPT_DAYS), today)
+    missing = [first for first in wanted if _name(first) not in have]
     named = {name for name in have if name.removeprefix(_PREFIX).replace("_", "").isdigit()}
     old = sorted(name for name in named if name < _name(wanted[0]))
+    if missing or old:
+        try:
+            _arrange(connection, missing, old, wanted[0])
+        except psycopg.errors.LockNotAvailable:
+            raise PartitionsBusyError from None
+    return old
+
+
+def _arrange(connection: Rows, missing: Iterable[dt.date], old: Iterable[str], oldest: dt.date) -> None:
+    connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
+    connection.execute("LOCK TABLE ONLY custody_row IN ACCESS EXCLUSIVE MODE")
+    # What was committed so late that its month was gone.
+    connection.execute("DELETE FROM custody_row_later WHERE day < %s", (oldest,))
+    for first in missing:
+        _create(connection, first)
     for name in old:
         connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
-    return old
 
 
 def _months(oldest: dt.date, today: dt.date) -> list[dt.date]:

@@ -7,7 +7,7 @@ together with the deposit that it calls for, in one transaction, so that neither
 import datetime as dt
 import enum
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -25,6 +25,7 @@ from protocol.party import Party, RandomBytes
 
 _BY_NUMBER = "SELECT policy_key, sealed FROM policy WHERE policy_number = %s ORDER BY policy_key"
 _BY_NUMBER_LOCKED = "SELECT policy_key, sealed FROM policy WHERE policy_number = %s ORDER BY policy_key FOR UPDATE"
+_FETCHED_ROWS = 2_000
 POLICY_UNKNOWN = "policy-unknown"
 POLICY_AMBIGUOUS = "policy-ambiguous"
 
@@ -102,7 +103,15 @@ class PolicyState:
 class Register:
     """Applies events to the register and puts the deposits they call for into the outbox."""
 
-    def __init__(self, database: Database, vault: Vault, party: Party, random: RandomBytes) -> None:
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        party: Party,
+        random: RandomBytes,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._database = database
         self._vault = vault
         self._party = party
@@ -198,6 +207,24 @@ class Register:
         """Return the key of an event's policy: an HMAC of its number, insured and product."""
         return self._vault.index("policy", *event.policy())
 
+    def each(self, connection: Rows) -> Iterator[tuple[bytes, Record]]:
+        """Yield every policy that was ever issued with its key, as it stands, in constant memory.
+
+        All are of one snapshot where the transaction is.
+        """
+        with connection.cursor(name="register") as cursor:
+            cursor.itersize = _FETCHED_ROWS
+            for key, sealed in cursor.execute("SELECT policy_key, sealed FROM policy"):
+                yield bytes(key), self._opened(key, sealed)
+
+    def peek(self, connection: Rows, keys: Collection[bytes]) -> dict[bytes, Record]:
+        """Return those policies that were ever issued, as they stand now."""
+        rows = connection.execute("SELECT policy_key, sealed FROM policy WHERE policy_key = ANY(%s)", (list(keys),))
+        return {bytes(key): self._opened(key, sealed) for key, sealed in rows}
+
+    def _opened(self, key: bytes, sealed: bytes) -> Record:
+        return decode(Record, self._vault.open(bytes(key), sealed))
+
     def records(self, connection: Rows, keys: Collection[bytes]) -> dict[bytes, Record]:
         """Return those policies that were ever issued, as they stand, and keep them from changing until the end."""
         query = "SELECT policy_key, sealed FROM policy WHERE policy_key = ANY(%s) ORDER BY policy_key FOR UPDATE"
@@ -232,7 +259,7 @@ class Register:
                 self._vault.seal(policy_key, encode(changed)),
             ),
         )
-        if counts_still(entry, time.time()):
+        if counts_still(entry, self._clock()):
             enqueue(connection, self._vault, self._party, entry, deposit_id)
 
 

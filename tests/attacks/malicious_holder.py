@@ -10,7 +10,7 @@ from malicious_custodian import LIMIT, Malicious, Stage
 from malicious_custodian_says import flipped
 
 from insurer_agent.custodian import Custodian
-from protocol.custody import Kept
+from protocol.custody import Kept, Preparation
 from protocol.deposit import (
     Entry,
     accept_prepare,
@@ -40,7 +40,7 @@ class Policy:
     def __post_init__(self) -> None:
         party = self.stage.insiders[self.depositor].party
         identity = Identity(DocumentType(self.person[0]), self.person[1])
-        entry = Entry(identity, ISSUE, "accident", china_day(time.time()), LIMIT, 1)
+        entry = Entry(identity, ISSUE, "accident", china_day(time.time()), LIMIT)
         self.party, self.made = party, make_deposit(party, entry, secrets.token_bytes(16), secrets.token_bytes)
 
     def send(self) -> tuple[str | None, dict[int, Kept]]:
@@ -67,11 +67,11 @@ class Holder:
 
     def confirm_unkept(self, call: PrepareCall) -> PrepareAnswer:
         party = self.custodian._party
-        accepted = accept_prepare(party, call, time.time())
-        self.hashes |= {item.proposed.deposit_id: item.proposed.envelope_hash for item in accepted}
-        kept = [Kept(None, never=False, envelope_hash=item.proposed.envelope_hash) for item in accepted]
         key = self.custodian._key(call.shard, party.manifest.slot_of_group(call.shard, call.depositor))
-        return confirm(accepted, kept, key)
+        accepted = accept_prepare(party, call, key, time.time())
+        self.hashes |= {item.deposit_id: item.envelope_hash for item in accepted.proposed}
+        kept = [Kept(None, never=False, envelope_hash=item.envelope_hash) for item in accepted.proposed]
+        return confirm(party, accepted, Preparation(list(kept), None))
 
     def receipt_unkept(self, call: CommitCall) -> HolderReceipts:
         states = [Kept(one.tick, never=False, envelope_hash=self.hashes[one.deposit_id]) for one in call.commits]
@@ -97,8 +97,7 @@ class Holder:
     def receipts_of(self, call: CommitCall, state: Callable[[Kept], Kept], ids: Callable[[bytes], bytes]) -> Any:  # noqa: ANN401  receipts
         """Commit, and MAC a receipt for another state or id."""
         custodian = self.custodian
-        commits = [(one.deposit_id, one.tick) for one in call.commits]
-        kept = [state(one) for one in custodian._custody.commit(call.depositor, call.shard, commits)]
+        kept = [state(one) for one in custodian._custody.commit(call.depositor, call.shard, call.commits)]
         names = [ids(one.deposit_id) for one in call.commits]
         return give_receipts(custodian._party, call.depositor, call.shard, names, kept)
 
@@ -142,7 +141,7 @@ HOLDING: dict[str, tuple[Callable[[Holder], Any], Callable[[Holder], Any], tuple
         lambda _: None,
         ("refused", "unmade"),
     ),
-    "confirms nothing": (lambda _: lambda _: PrepareAnswer(answers=()), lambda _: None, (None, "made")),
+    "confirms nothing": (lambda _: lambda _: PrepareAnswer(answers=(), garbled=None), lambda _: None, (None, "made")),
     "says that it was committed long ago": (
         lambda h: lambda call: h.prepared(call, tick=1),
         lambda _: None,
