@@ -26,6 +26,7 @@ from transport.settings import SettingsError
 REPEATS = 3
 """Of a part that fails, while the database is away, say; a worker that is lost is the engine's to replace."""
 SOME_ROWS_REJECTED = 3
+MOST = 1000
 
 
 def cluster_import(
@@ -100,6 +101,12 @@ def _is_private(address: str) -> bool:
         return False
 
 
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to {MOST}")
+    return int(text)
+
+
 def _run(args: argparse.Namespace) -> int:
     profile = Profile() if args.profile is None else Profile.load(args.profile)
     with _client(args) as client:
@@ -125,8 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, required=True)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--scheduler", metavar="ADDRESS")
-    where.add_argument("--local", type=int, metavar="WORKERS")
-    parser.add_argument("--parts", type=int, metavar="N", help="one for each thread of the workers, unless given")
+    where.add_argument("--local", type=_number, metavar="WORKERS")
+    parser.add_argument("--parts", type=_number, metavar="N", help="one for each thread of the workers, unless given")
     parser.add_argument("--profile", type=Path, metavar="FILE")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return run_command(parser, argv)

@@ -38,9 +38,9 @@ class Depositor:
 
     def send_due(self) -> int:
         """Send one round of what is due, and what holders that can be reached still lack; return how many were sent."""
-        due = self._outbox.due(ROUND)
+        lacking, due = self._outbox.lacking(self._party.manifest), self._outbox.due(ROUND)
         self._send(due)
-        return len(due) + sum(map(self._repeat, self._outbox.lacking(self._party.manifest)))
+        return len(due) + sum(map(self._repeat, lacking))
 
     def _repeat(self, lacking: Lacking) -> int:
         """Send again what counts already to whom it is lacking at: a batch to try, all where a receipt comes."""

@@ -6,13 +6,15 @@ Both databases stand on one server, and every call to one is followed by the sam
 `PostgresCustody.view`, warm, for one person at a time, with a rule of 30 days and one of 366: persons with 1 to 5
 policies over the last 400 days, kept by `prepare` and `commit`, and persons with none. The other rows are synthetic:
 random bytes of the sizes that sealed values have. Prints one JSON object, also to build/custody_lookup.json; `ratio`
-is that of the medians, the last database to the first.
+is that of the medians, the last database to the first. `core_ms` is the processor time of the server's process a call,
+which a busy machine does not blur (on Linux, with a server of its own).
 """
 
 import argparse
 import contextlib
 import datetime as dt
 import json
+import os
 import random
 import secrets
 import statistics
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,21 @@ COPIED = (
 POSTGRES_EPOCH = dt.date(2000, 1, 1).toordinal()
 
 
+@dataclass(frozen=True)
+class Store:
+    """A seeded database, and the server's process that answers its one connection, if it is on this machine."""
+
+    custody: PostgresCustody
+    process: Path | None
+
+    def core_seconds(self) -> float | None:
+        """Return the processor time that the process has used."""
+        if self.process is None:
+            return None
+        fields = self.process.read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> int:
     """Seed the databases, measure, print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,7 +105,7 @@ def main() -> int:
         for rows in args.rows:
             dsn = stack.enter_context(_database(server))
             began = time.monotonic()
-            stores.append(stack.enter_context(_seeded(dsn, rows, seed)))
+            stores.append(stack.enter_context(_seeded(dsn, rows, seed, own=args.dsn is None)))
             _say(f"{rows} rows in {time.monotonic() - began:.0f} s")
         measured = _measure(stores, args.calls, args.rounds)
     result = {"rows": args.rows, "rounds": args.rounds, "calls": args.calls, "lookups": measured}
@@ -118,8 +136,8 @@ def _database(server: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _seeded(dsn: str, rows: int, seed: bytes) -> Iterator[PostgresCustody]:
-    database = Database(dsn, size=2)
+def _seeded(dsn: str, rows: int, seed: bytes, *, own: bool) -> Iterator[Store]:
+    database = Database(dsn, size=1)
     try:
         database.migrate()
         custody = PostgresCustody(database, Vault(Secret(seed), "custody", secrets.token_bytes), TICK_SECONDS, EPOCH)
@@ -130,7 +148,10 @@ def _seeded(dsn: str, rows: int, seed: bytes) -> Iterator[PostgresCustody]:
             _fill(connection, rows - real)
             connection.execute("VACUUM (ANALYZE) custody_row")
             connection.execute("CHECKPOINT")
-        yield custody
+        found = database.run("pid", lambda connection: connection.execute("SELECT pg_backend_pid()").fetchone())
+        assert found is not None
+        process = Path(f"/proc/{found[0]}/stat")
+        yield Store(custody, process if own and process.exists() else None)
     finally:
         database.close()
 
@@ -222,21 +243,29 @@ def _kind(what: bytes | int | str | np.dtype[Any], sizes: dict[str, int]) -> str
 # --- measure -------------------------------------------------------------------------------------------------------
 
 
-def _measure(stores: list[PostgresCustody], calls: int, rounds: int) -> list[dict[str, Any]]:
+def _measure(stores: list[Store], calls: int, rounds: int) -> list[dict[str, Any]]:
     found = []
     for window in WINDOWS:
         for present in (True, False):
             _round(stores, window, calls, present=present)  # warm
+            used = [store.core_seconds() for store in stores]
             times = [_round(stores, window, calls, present=present) for _ in range(rounds)]
+            cores = [
+                None if before is None or after is None else round(1000 * (after - before) / calls / rounds, 3)
+                for before, after in zip(used, [store.core_seconds() for store in stores], strict=True)
+            ]
             each = [[one[place] for one in times] for place in range(len(stores))]
+            medians, p95 = ([_milliseconds(of, share) for of in each] for share in (0.5, 0.95))
             found.append(
                 {
                     "window_days": window,
                     "person": "present" if present else "absent",
-                    "median_ms": [_milliseconds(of, 0.5) for of in each],
-                    "p95_ms": [_milliseconds(of, 0.95) for of in each],
-                    "ratio": round(_milliseconds(each[-1], 0.5) / _milliseconds(each[0], 0.5), 2),
-                    "p95_ratio": round(_milliseconds(each[-1], 0.95) / _milliseconds(each[0], 0.95), 2),
+                    "median_ms": medians,
+                    "p95_ms": p95,
+                    "core_ms": cores,
+                    "ratio": round(medians[-1] / medians[0], 2),
+                    "p95_ratio": round(p95[-1] / p95[0], 2),
+                    "core_ratio": round(cores[-1] / cores[0], 2) if cores[0] and cores[-1] else None,
                     "ratio_by_round": [
                         round(statistics.median(one[-1]) / statistics.median(one[0]), 2) for one in times
                     ],
@@ -246,7 +275,7 @@ def _measure(stores: list[PostgresCustody], calls: int, rounds: int) -> list[dic
     return found
 
 
-def _round(stores: list[PostgresCustody], window: int, calls: int, *, present: bool) -> list[list[float]]:
+def _round(stores: list[Store], window: int, calls: int, *, present: bool) -> list[list[float]]:
     """Return seconds a call, for each store."""
     times: list[list[float]] = [[] for _ in stores]
     for _ in range(calls):
@@ -254,7 +283,7 @@ def _round(stores: list[PostgresCustody], window: int, calls: int, *, present: b
         reading = Reading(0, EPOCH, TICK, ((index, TODAY - window + 1),))
         for store, had in zip(stores, times, strict=True):
             began = time.perf_counter()
-            view = store.view(reading)
+            view = store.custody.view(reading)
             had.append(time.perf_counter() - began)
             if view.lanes[0].rows and not present:
                 raise RuntimeError("rows of a person who has none")

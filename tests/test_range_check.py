@@ -849,10 +849,14 @@ def test_what_does_not_fit_in_clear_gets_lanes_that_cannot_be_good() -> None:
     chosen = range_check.choice(committee.manifest, prepare_call(round_.evaluated, 0, round_.order), round_.chosen)
     for rows in unfit:
         assert not fits(replace(one, rows=rows))
-        floor, ceiling, alone = range_check.lane_inputs(replace(one, rows=rows), chosen, 0, CAP)
-        assert floor == ceiling == alone
-        assert floor.limit < 0
-        assert set(floor.groups) == {0, None}
+        objected = range_check.objection(round_.accept(0).proposed[0].range_key, bytes(32))
+        values: set[tuple[int, int]] = set()
+        for slot in chosen.slots:
+            floor, ceiling, _ = range_check.lane_inputs(replace(one, rows=rows), objected, chosen, slot, CAP)
+            assert floor == ceiling
+            values |= {(place, value) for place, value in enumerate(floor.groups) if value is not None}
+            assert (sum(objected) - floor.limit) % RING == 1
+        assert values == set(enumerate(objected))  # of all of A the same, and none that its depositor foresees
 
 
 def test_each_other_pending_deposit_is_counted_by_the_pairs_that_both_hold_it() -> None:
@@ -862,7 +866,7 @@ def test_each_other_pending_deposit_is_counted_by_the_pairs_that_both_hold_it() 
     assert base is not None
     pending = replace(base.deposits[0], pending=(1, 4, 4))
     chosen = range_check.choice(committee.manifest, prepare_call(round_.evaluated, 0, round_.order), round_.chosen)
-    counted = [range_check.lane_inputs(pending, chosen, slot, CAP)[2].groups for slot in chosen.slots]
+    counted = [range_check.lane_inputs(pending, (0,) * 6, chosen, slot, CAP)[2].groups for slot in chosen.slots]
     both = [2, 3, 3, 2, 2, 3]  # (0,1), (0,2), (0,3), (1,2), (1,3), (2,3); one of the three excludes slot 1
     for slot, groups in enumerate(counted):
         for pair, expected, value in zip(GROUPS, both, groups, strict=True):
@@ -876,10 +880,12 @@ def test_without_one_of_the_lanes_what_it_keeps_out_would_be_committed(monkeypat
         assert committee.make(committee.deposit(amount)) == [set()]
 
         def without(
-            base: DepositBase, chosen: Chosen, slot: int, cap: int, place: int = place
+            base: DepositBase, objected: tuple[int, ...], chosen: Chosen, slot: int, cap: int, place: int = place
         ) -> tuple[LaneInput, ...]:
             empty = LaneInput(tuple(group_sums(chosen, slot, {})), 0)
-            return tuple(empty if at == place else lane for at, lane in enumerate(lanes(base, chosen, slot, cap)))
+            return tuple(
+                empty if at == place else lane for at, lane in enumerate(lanes(base, objected, chosen, slot, cap))
+            )
 
         with monkeypatch.context() as patch:
             patch.setattr(range_check, "lane_inputs", without)

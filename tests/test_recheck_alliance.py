@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -200,6 +201,18 @@ def test_one_recheck_of_an_agent_runs_at_a_time(alliance: LiveAlliance, tmp_path
         second = recheck(alliance, 1, "--out", str(tmp_path / "list.csv"))
     assert (second.returncode, second.stdout) == (2, "")
     assert "another recheck" in second.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recheck_that_is_stopped_leaves_no_list(alliance: LiveAlliance, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "insurer_agent.cli", "recheck", "--state", str(alliance.member_state(1))]
+    with alliance.database(1) as connection:
+        connection.execute("LOCK TABLE recheck_lane")  # it waits here, with its list begun
+        process = subprocess.Popen([*command, "--out", str(tmp_path / "list.csv")], stderr=subprocess.DEVNULL)
+        wait_until((tmp_path / "list.csv.partial").exists)
+        process.terminate()
+        connection.rollback()
+    assert process.wait(30) == 1
     assert list(tmp_path.iterdir()) == []
 
 

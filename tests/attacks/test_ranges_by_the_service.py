@@ -23,11 +23,17 @@ from ranges import (
 )
 from world import LIMIT, World, person
 
+from protocol.committee_keys import CommitteeKey
 from protocol.comparison import Disagreement
-from protocol.deposit import Entry, commit_call
+from protocol.deposit import Entry, accept_prepare, commit_call
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import CommitCall, PrepareCall, RangeOrder, RangeProof
+from protocol.range_check import range_key
+from protocol.range_tags import is_good
+from protocol.secret import Secret
+from protocol.token import Pseudonym, hash_identity
+from protocol.voprf import blind_evaluate
 
 BOTH = pytest.mark.parametrize("who", [an_insider, an_outsider])
 
@@ -251,6 +257,35 @@ def test_every_bit_of_a_proof_flipped_is_not_shown(who: Callable[[World], int]) 
         ends.add(state.code if isinstance(state, ProtocolError) else "committed")
     assert ends == {"range-not-shown"}
     assert ranged.counted() == set()
+
+
+def test_tags_of_a_range_check_name_nobody_unless_the_committee_key_is_known() -> None:
+    """The service has the alliance's salt here, ks, all facts and all that it was sent."""
+    world = one_shard()
+    ranged = Ranged.start(world, an_outsider(world), entry(7))
+    order = ranged.order()
+    answers = ranged.prepare(order)
+    (proof,) = ranged.opened(order, answers) or []
+    key = ranged.holder(ranged.slots[0]).committee_keys[0, None]
+    facts = accept_prepare(ranged.holder(0).party, ranged.call(0, None), key, BEFORE).good[0].facts
+    salt, ks = world.party(1).keys.salt, world.service.keys.blinding
+    persons = {number: blind_evaluate(ks, hash_identity(salt, person(number))) for number in range(1, 20)}
+
+    def named(secrets: set[bytes]) -> set[int]:
+        return {
+            number
+            for number, pseudonym in persons.items()
+            for secret in secrets
+            if is_good(range_key(CommitteeKey(key.name, Secret(secret)), facts, Pseudonym(pseudonym)), proof)
+        }
+
+    parts = [answer.garbled.part for answer in answers.values() if answer.garbled is not None]
+    seen = {encode(order), proof.header_hash, salt.reveal(), ks.reveal(), world.service.keys.signing.reveal()}
+    seen |= {part.session_check for part in parts} | {part.garbled_digest for part in parts}
+    seen |= {item.confirmation for answer in answers.values() for item in answer.answers} | {bytes(32)}
+    assert len(seen) > 8
+    assert named(seen) == set()
+    assert named(seen | {key.secret.reveal()}) == {7}
 
 
 # --- a commit that is held back from one holder ----------------------------------------------------------------------
