@@ -563,7 +563,7 @@ def proofs_of(answers: Mapping[int, PrepareAnswer]) -> Sequence[RangeProof | Non
         opened = opened_proofs(MANIFEST, EVALUATED, ORDER, answers)
     except Disagreement:
         opened = None
-    return claimed_proofs(EVALUATED, answers) if opened is None else opened
+    return claimed_proofs(MANIFEST, EVALUATED, answers) if opened is None else opened
 
 
 PROOFS = proofs_of(TOLD)
