@@ -32,7 +32,7 @@ AHEAD_DAYS = 800
 """How far ahead the day of a deposit may be: beyond the longest window it would count for ever."""
 PENDING_SECONDS = 86_400
 """After how long without a repeat a pending deposit no longer keeps others of its depositor and person from being
-judged: its depositor may have lost it.
+judged: its depositor may have lost it. Once another stands that was judged so, it is given up for good.
 """
 
 
@@ -236,6 +236,9 @@ class Custody(Protocol):
     def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
         """Make deposits visible from a tick on, each with its stamp, in one transaction.
 
+        What a range check of the deposit passed over here, as pending for too long, is given up for good: else it could
+        come back beside it.
+
         Refused: an id that is not prepared (`not-prepared`), a tick before the deposit's `not_before` (`early-tick`),
         and one whose proof does not hold (`range-not-shown`). A deposit that is committed already keeps its first
         proof and the lower of the two ticks: two relays that raced named different ones, and every holder comes to the
@@ -255,7 +258,7 @@ class MemoryCustody:
         self._charges: dict[tuple[str, IndexKey, str, int, int], int] = {}
         self._deposits: dict[tuple[str, bytes], tuple[Proposed | None, Kept]] = {}
         self._prepared_at: dict[tuple[str, bytes], float] = {}
-        self._ranges: set[bytes] = set()
+        self._ranges: dict[bytes, set[tuple[str, bytes]]] = {}
         self._epoch: int | None = None
 
     def admit(self, admission: Admission) -> None:
@@ -312,11 +315,11 @@ class MemoryCustody:
         if attempt is not None:
             if attempt.header_hash in self._ranges:
                 raise replayed_range()
-            self._ranges.add(attempt.header_hash)
+            self._ranges[attempt.header_hash] = set()
         kept = [self._prepare(item, now) for item in proposed]
         if attempt is None or any(isinstance(item, ProtocolError) for item in kept):
             return Preparation(kept, None)
-        bases = tuple(self._base(item, now, attempt.first_day) for item in proposed)
+        bases = tuple(self._base(item, now, attempt) for item in proposed)
         own = [item for item in self._committed() if item[0].depositor == proposed[0].depositor]
         return Preparation(kept, RangeBase(bases, _stamp_sums(own, proposed[0].shard)))
 
@@ -337,7 +340,7 @@ class MemoryCustody:
             self._prepared_at[key] = now
         return kept
 
-    def _base(self, item: Proposed, now: float, first_day: int) -> DepositBase:
+    def _base(self, item: Proposed, now: float, attempt: RangeAttempt) -> DepositBase:
         own = (item.depositor, item.deposit_id)
         same = {
             key: (other, kept)
@@ -348,13 +351,12 @@ class MemoryCustody:
         rows = (
             BaseRow(other.kind, other.chain == item.chain, other.row)
             for key, (other, kept) in same.items()
-            if (kept.tick is not None or key == own) and other.row.day >= first_day
+            if (kept.tick is not None or key == own) and other.row.day >= attempt.first_day
         )
-        pending = (
-            other.row.excluded
-            for key, (other, kept) in same.items()
-            if kept.tick is None and key != own and self._prepared_at[key] > now - PENDING_SECONDS
-        )
+        others = {key: other for key, (other, kept) in same.items() if kept.tick is None and key != own}
+        passed = {key for key in others if self._prepared_at[key] <= now - PENDING_SECONDS}
+        self._ranges[attempt.header_hash] |= passed
+        pending = (other.row.excluded for key, other in others.items() if key not in passed)
         return DepositBase(tuple(rows), tuple(pending))
 
     def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
@@ -369,11 +371,19 @@ class MemoryCustody:
             if refusal is not None:
                 results.append(refusal)
                 continue
+            if kept.tick is None:
+                self._give_up_passed(proposed, commit.range_proof.header_hash)
             lower = commit.tick if kept.tick is None else min(commit.tick, kept.tick)
             kept = replace(kept, tick=lower, proof=kept.proof or commit.range_proof)
             self._deposits[depositor, commit.deposit_id] = (proposed, kept)
             results.append(kept)
         return results
+
+    def _give_up_passed(self, committed: Proposed, header_hash: bytes) -> None:
+        for key in self._ranges.get(header_hash, set()):
+            other, kept = self._deposits[key]
+            if other is not None and kept.tick is None and other.index == committed.index:
+                self._deposits[key] = (None, Kept(None, never=True, envelope_hash=b""))
 
     def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes], now: float) -> list[Refusable]:
         """See `Custody`."""

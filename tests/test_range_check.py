@@ -444,15 +444,46 @@ def test_whenever_two_deposits_come_and_commits_are_passed_on_no_holder_shows_bo
 
 def test_a_pending_deposit_holds_up_others_of_its_person_for_a_day_after_its_last_repeat() -> None:
     committee, now = RangeCommittee(6, 5), NOW
-    lost = committee.round(committee.deposit(1))
-    lost.prepare_all()
+    lost = committee.deposit(1)
+    committee.round(lost).prepare_all()
+    committee.round(lost, now=now + PENDING_SECONDS - 1).prepare_all()
     for wait, good in ((PENDING_SECONDS - 1, False), (PENDING_SECONDS, True)):
         item = committee.deposit(5)
-        assert committee.make(item, now=now + wait) == [{0, 1, 2, 3, 4} if good else set()]
+        assert committee.make(item, now=now + PENDING_SECONDS - 1 + wait) == [{0, 1, 2, 3, 4} if good else set()]
         for slot in range(5):
             committee.stores[slot].abandon(committee.depositor, 0, [item.id], now)
-    committee.round(*lost.items, now=now + PENDING_SECONDS).prepare_all()
-    assert committee.make(committee.deposit(5), now=now + 2 * PENDING_SECONDS - 1) == [set()]
+
+
+def test_what_was_passed_over_as_lost_does_not_come_back_beside_what_was_judged_without_it() -> None:
+    # Two holders have committed it, which is what it takes for a kept proof to be used, and no other did.
+    committee, later = RangeCommittee(6), NOW + PENDING_SECONDS
+    lost = committee.deposit(CAP, excluded=5)
+    round_ = committee.round(lost)
+    decisions = round_.prepare_all().decisions()
+    for slot in (0, 1):
+        round_.commit(slot, decisions)
+    # A day later four judge another, of whom none is of those two; it excludes another slot than the first.
+    other = committee.deposit(CAP, excluded=0)
+    assert committee.make(other, chosen=(2, 3, 4, 5), now=later) == [{1, 2, 3, 4, 5}]
+    again = committee.round(lost, now=later, order=False).prepare_all()
+    assert claimed_proofs(committee.manifest, again.evaluated, again.answers) == [decisions[0].proof]
+    refusals = {slot: answer.answers[0].refusal for slot, answer in again.answers.items()}
+    assert refusals == {0: None, 1: None} | dict.fromkeys((2, 3, 4), "deposit-abandoned")
+    assert again.run() == [{0, 1}]
+    assert [code(state) for slot in (2, 3, 4) for state in round_.commit(slot, decisions)] == ["not-prepared"] * 3
+
+
+def test_a_holder_that_lacks_a_commit_gives_up_nothing_of_what_others_have() -> None:
+    committee, later = RangeCommittee(6, 5), NOW + PENDING_SECONDS
+    made, last = committee.deposit(CAP - 5), committee.deposit(5)
+    round_ = committee.round(made)
+    decisions = round_.prepare_all().decisions()
+    for slot in (1, 2, 3, 4):
+        round_.commit(slot, decisions)
+    assert committee.make(last, chosen=(0, 1, 2, 3), now=later) == [set()]
+    assert committee.make(last, chosen=(1, 2, 3, 4), now=later) == [{0, 1, 2, 3, 4}]
+    assert committee.round(made, now=later, order=False).run() == [{0, 1, 2, 3, 4}]
+    assert committee.total(1, now=later) == CAP
 
 
 def test_two_deposits_of_one_person_in_one_call_are_neither_good() -> None:

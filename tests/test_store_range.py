@@ -24,6 +24,7 @@ from test_store_custody import (
     judged,
     plain,
     prepare,
+    proof_of,
     proposed,
 )
 
@@ -31,7 +32,7 @@ from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.custody_deposits import KEEP_ATTEMPTS_DAYS
 from insurer_agent.store.database import Database, Rows
 from protocol.custody import AHEAD_DAYS, KEPT_DAYS, PENDING_SECONDS, Custody, MemoryCustody, RangeAttempt
-from protocol.messages import AMENDMENT
+from protocol.messages import AMENDMENT, Commit
 from transport.problems import Problem
 
 T = TypeVar("T")
@@ -281,3 +282,22 @@ def test_a_pending_deposit_keeps_others_from_being_judged_for_a_day_after_it_was
         base = stored.prepare([proposed(2)], 50.0 + later, attempt(1)).base
         assert base is not None
         assert base.deposits[0].alone == (later == PENDING_SECONDS)
+
+
+def test_what_a_range_check_passed_over_is_given_up_once_what_it_judged_is_committed_under_its_header(
+    custody: PostgresCustody,
+) -> None:
+    lost, of_another, judged_now = proposed(1), proposed(2, whom=1), proposed(3)
+    for stored in (MemoryCustody(), custody):
+        stored.prepare([lost, of_another], 0.0)
+        stored.prepare([judged_now, proposed(4, whom=1)], float(PENDING_SECONDS), attempt(1))
+        stored.prepare([judged_now], float(PENDING_SECONDS), attempt(2))
+        number = judged_now.deposit_id
+        # Under a header that this holder did not judge: it may lack what the others have.
+        stored.prepare([proposed(5, whom=2)], 0.0)
+        stored.commit("insurer-01", 0, [Commit(deposit_id(5), 1, proof_of(deposit_id(5), header=bytes([9] * 32)))])
+        assert plain(stored.prepare([lost], float(PENDING_SECONDS)).kept) == plain(stored.prepare([lost], 0.0).kept)
+        stored.commit("insurer-01", 0, [Commit(number, 1, proof_of(number, header=attempt(1).header_hash))])
+        assert plain(stored.prepare([lost, of_another], 0.0).kept)[0] == "deposit-abandoned"
+        assert plain(stored.prepare([of_another], 0.0).kept) != ["deposit-abandoned"]
+        assert plain(stored.commit("insurer-01", 0, [commit_of(lost, 2)])) == ["not-prepared"]

@@ -82,6 +82,12 @@ class Facts:
 FACTS = "shard, epoch, kind, token, product, day, excluded, chain_key, envelope_hash, not_before"
 
 
+_GIVEN_UP = (
+    "never = true, token = NULL, product = NULL, day = NULL, chain_key = NULL, sealed = NULL, envelope_hash = ''"
+)
+"""What becomes of a pending row whose id is given up for good."""
+
+
 @dataclass(frozen=True)
 class _Pending:
     facts: Facts
@@ -127,8 +133,8 @@ class CustodyDeposits:
 
     def _record(self, connection: Rows, attempt: RangeAttempt) -> None:
         new = connection.execute(
-            "INSERT INTO range_attempt (header_key, day) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-            (self._vault.index("range header", attempt.header_hash), dt.date.fromordinal(attempt.today)),
+            "INSERT INTO range_attempt (header_key, day, passed) VALUES (%s, %s, '{}') ON CONFLICT DO NOTHING",
+            (self._header_key(attempt.header_hash), dt.date.fromordinal(attempt.today)),
         ).rowcount
         if not new:
             raise replayed_range()
@@ -228,12 +234,21 @@ class CustodyDeposits:
             row = self.open_row(depositor, bytes(id_key), facts, sealed)
             rows.setdefault(facts.token, {})[bytes(id_key)] = (facts.kind, facts.chain_key, row)
         pending: dict[bytes, dict[bytes, int]] = {}
-        for id_key, token, excluded in connection.execute(
-            "SELECT id_key, token, excluded FROM custody_pending"
-            " WHERE token = ANY(%s) AND depositor = %s AND shard = %s AND NOT never AND prepared_at > %s",
-            (tokens, depositor, shard, now - PENDING_SECONDS),
+        passed: list[bytes] = []
+        for id_key, token, excluded, prepared_at in connection.execute(
+            "SELECT id_key, token, excluded, prepared_at FROM custody_pending"
+            " WHERE token = ANY(%s) AND depositor = %s AND shard = %s AND NOT never",
+            (tokens, depositor, shard),
         ):
-            pending.setdefault(bytes(token), {})[bytes(id_key)] = excluded
+            if prepared_at > now - PENDING_SECONDS:
+                pending.setdefault(bytes(token), {})[bytes(id_key)] = excluded
+            else:
+                passed.append(bytes(id_key))
+        if passed:
+            connection.execute(
+                "UPDATE range_attempt SET passed = %s WHERE header_key = %s",
+                (passed, self._header_key(attempt.header_hash)),
+            )
         bases = []
         for item, key in zip(proposed, keys, strict=True):
             token, chain_key = bytes(item.index), self.id_key(depositor, item.chain)
@@ -264,11 +279,25 @@ class CustodyDeposits:
             )
             results = [work.commit(shard, commit, key) for commit, key in zip(commits, keys, strict=True)]
             work.write(connection)
+            self._give_up_passed(connection, work.moved)
             custody_stamps.apply_changes(connection, depositor, shard, work.changes)
             custody_stamps.fold(connection, shard, max(commit.tick for commit in commits) - self._fold_after)
             return results
 
         return self._in_turn("commit deposits", depositor, transaction)
+
+    def _give_up_passed(self, connection: Rows, moved: Mapping[bytes, set[bytes]]) -> None:
+        """Give up what this holder passed over when it judged what now stands: else it could come back beside it.
+
+        `moved` has the tokens of what was committed by the hash of the header that its proof names. A holder that lacks
+        a commit passes nothing over for good: under its header nothing opens.
+        """
+        for header_hash, tokens in moved.items():
+            connection.execute(
+                f"UPDATE custody_pending SET {_GIVEN_UP} FROM range_attempt"  # noqa: S608  names of columns
+                " WHERE header_key = %s AND id_key = ANY(passed) AND token = ANY(%s)",
+                (self._header_key(header_hash), list(tokens)),
+            )
 
     # --- give up, forget
 
@@ -280,9 +309,8 @@ class CustodyDeposits:
             committed = self._committed(connection, depositor, keys)
             with connection.cursor() as cursor:
                 cursor.executemany(
-                    "INSERT INTO custody_pending (depositor, id_key, shard, envelope_hash, prepared_at, never)"
-                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (id_key) DO UPDATE SET never = true,"
-                    " token = NULL, product = NULL, day = NULL, chain_key = NULL, sealed = NULL, envelope_hash = '',"
+                    "INSERT INTO custody_pending (depositor, id_key, shard, envelope_hash, prepared_at, never)"  # noqa: S608  names of columns
+                    f" VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (id_key) DO UPDATE SET {_GIVEN_UP},"
                     " prepared_at = EXCLUDED.prepared_at",
                     [(depositor, key, shard, now) for key in keys if key not in committed],
                 )
@@ -318,6 +346,9 @@ class CustodyDeposits:
             return transaction(connection)
 
         return self._database.run(name, locked)
+
+    def _header_key(self, header_hash: bytes) -> bytes:
+        return self._vault.index("range header", header_hash)
 
     def id_key(self, depositor: str, deposit_id: bytes) -> bytes:
         """Return the HMAC by which a deposit id is known."""
@@ -371,6 +402,7 @@ class _Commits:
         self._committed = dict(committed)
         self._shares: dict[bytes, bytes] = {}
         self._lowered: set[bytes] = set()
+        self.moved: dict[bytes, set[bytes]] = {}
         self.changes: custody_stamps.Changes = {}
 
     def commit(self, shard: int, commit: Commit, key: bytes) -> Refusable:
@@ -391,6 +423,7 @@ class _Commits:
         proof = self._vault.seal(self._place(b"proof", key, facts), encode(commit.range_proof))
         self._committed[key] = _Committed(facts, commit.tick, proof)
         self._stamp(commit, facts.excluded, commit.tick, +1)
+        self.moved.setdefault(commit.range_proof.header_hash, set()).add(facts.token)
         return Kept(commit.tick, never=False, envelope_hash=facts.envelope_hash, proof=commit.range_proof)
 
     def _lower(self, commit: Commit, key: bytes, known: _Committed) -> Kept:

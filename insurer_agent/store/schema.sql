@@ -143,7 +143,8 @@ CREATE TABLE IF NOT EXISTS custody_row_later PARTITION OF custody_row DEFAULT;
 -- Range checks that were answered: one header is garbled once.
 CREATE TABLE IF NOT EXISTS range_attempt (
     header_key bytea PRIMARY KEY,  -- HMAC of the header's hash, which others of the four have too
-    day        date NOT NULL
+    day        date NOT NULL,
+    passed     bytea[] NOT NULL    -- ids of what was pending for too long to be counted: given up if it stands
 );
 CREATE INDEX IF NOT EXISTS range_attempt_age ON range_attempt (day);
 
