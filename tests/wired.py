@@ -38,7 +38,20 @@ from service.config import save_keys
 MEMBERS = 6
 Past = psycopg.Connection[tuple[Any, ...]]
 SEALED = frozenset(
-    {"sealed", "shares", "made", "entry", "claim", "answer", "hash", "deposit_id", "value", "next_attempt_at", "seq"}
+    {
+        "sealed",
+        "shares",
+        "proof",
+        "made",
+        "entry",
+        "claim",
+        "answer",
+        "hash",
+        "deposit_id",
+        "value",
+        "next_attempt_at",
+        "seq",
+    }
 )
 """Columns of which only is compared whether they are empty: random, or times."""
 NOT_COMPARED = frozenset({"attempts", "refusals", "last_reason"})

@@ -114,11 +114,10 @@ class Killer:
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'insurer-agent'"
             " ORDER BY xact_start IS NULL, random() LIMIT 1"
         )
+        found: list[int] = []
         with psycopg.connect(self._postgres.dsn(), autocommit=True) as connection:
-            found = connection.execute(query).fetchone()
-        if found is not None:
-            os.kill(found[0], signal.SIGKILL)
-            self.counts["backends killed"] += 1
+            wait_until(lambda: found.extend(pid for (pid,) in connection.execute(query)) or found)
+        os.kill(found[0], signal.SIGKILL)
 
     def _kill_postgres(self) -> None:
         process = self._postgres._process

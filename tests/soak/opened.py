@@ -9,13 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from books import EMPTY, Person, Place
 
 from insurer_agent.keys import AgentKeys
-from insurer_agent.store.custody import KeptShares, _place
+from insurer_agent.store.custody_deposits import FACTS, KeptShares, _place, read_facts
 from insurer_agent.store.vault import Vault
 from protocol.encoding import decode
 from protocol.identity import DocumentType, Identity
@@ -25,7 +24,8 @@ from protocol.token import Pseudonym, hash_identity, index_key
 from protocol.voprf import blind_evaluate
 from service.config import load_keys
 
-_ROWS = "SELECT depositor, id_key, shard, token, product, day, excluded, shares, tick, never FROM custody_deposit"
+_ROWS = f"SELECT depositor, id_key, tick, shares, {FACTS} FROM custody_row"  # noqa: S608  names of columns
+_OTHERS = "SELECT depositor, never FROM custody_pending"
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,24 @@ def _rows(
     faults: list[str],
 ) -> Iterator[tuple[str, bytes, _Row]]:
     vault = Vault(keys.storage, "custody", secrets.token_bytes)
-    for depositor, id_key, shard, token, product, day, excluded, shares, tick, never in _stored(state):
-        if never or tick is None:
+    with psycopg.connect(_database(state)) as connection:
+        for depositor, never in connection.execute(_OTHERS):
             faults.append(f"{name} holds a deposit of {depositor} that is {'given up' if never else 'not committed'}")
-            continue
-        place = _place(depositor, id_key, shard, token, product, day, excluded)
-        kept = decode(KeptShares, vault.open(place, shares))
-        slot = manifest.own_slot(shard, name)
-        names = held_labels(len(manifest.committee(shard).slots), excluded, slot)
-        person = indices.get((name, bytes(token)), ("unknown", ""))
+        rows = connection.execute(_ROWS.encode()).fetchall()
+    for depositor, id_key, tick, shares, *values in rows:
+        facts = read_facts(values)
+        kept = decode(KeptShares, vault.open(_place(b"row", depositor, id_key, facts), shares))
+        slot = manifest.own_slot(facts.shard, name)
+        names = held_labels(len(manifest.committee(facts.shard).slots), facts.excluded, slot)
+        person = indices.get((name, facts.token), ("unknown", ""))
         yield (
             depositor,
             kept.deposit_id,
             _Row(
                 slot,
-                (depositor, person, product, day),
-                excluded,
-                shard,
+                (depositor, person, facts.product, facts.day),
+                facts.excluded,
+                facts.shard,
                 tick,
                 dict(zip(names, kept.amounts, strict=True)),
                 dict(zip(names, kept.counts, strict=True)),
@@ -122,10 +123,10 @@ def _rows(
         )
 
 
-def _stored(state: Path) -> list[tuple[Any, ...]]:
+def _database(state: Path) -> str:
     settings = tomllib.loads((state / "config.toml").read_text(encoding="utf-8"))
-    with psycopg.connect(settings["database"]) as connection:
-        return connection.execute(_ROWS).fetchall()
+    dsn: str = settings["database"]
+    return dsn
 
 
 def _fault(manifest: Manifest, rows: list[_Row]) -> str | None:
