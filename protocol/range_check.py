@@ -107,9 +107,7 @@ def answer_range(manifest: Manifest, lanes: Lanes, key: CommitteeKey, slot: int)
     header, size = lanes.header, len(manifest.committee(lanes.header.shard).slots)
     chosen = Chosen((header.chosen[0], header.chosen[1], header.chosen[2], header.chosen[3]), size)
     encoded, digest = encode(header), header_hash(header)
-    # Not every holder's shares are an input, and a depositor may make some of them nothing: all four must agree here.
-    fitting = bytes(fits(base) for base in lanes.base.deposits)
-    context = hashlib.sha512(kdf.join(encoded, fitting, *lanes.pseudonyms)).digest()
+    context = hashlib.sha512(kdf.join(encoded, *lanes.pseudonyms)).digest()
     secret = kdf.derive(header.nonce, "range label seed", context, salt=key.secret.reveal())
     tags = [pair for one in lanes.range_keys for pair in range_tags(one, digest)]
     inputs = [

@@ -83,10 +83,8 @@ class Plain:
         named = [one for one in self.known if one.item.id == new.item.facts.earlier]
         return any(one.item.facts.kind != ISSUE or one.place != new.place for one in named)
 
-    def may_stand(self, new: Known, now: float, chosen: tuple[int, ...]) -> bool | None:
-        """Tell whether a deposit is in range; None where A must disagree, as a slot that another pending deposit of
-        the person excludes does not know of that one.
-        """
+    def may_stand(self, new: Known, now: float) -> bool:
+        """Tell whether a deposit is in range, and no other of its person pending."""
         since, whom = china_day(now) - SUMMED_DAYS, new.item.person
         rest = [one for one in self.known if one is not new and one.item.person == whom]
         chain = [one for one in self.standing(since, chain=new.chain) if one is not new]
@@ -94,12 +92,9 @@ class Plain:
         kinds = [one.item.facts.kind for one in chain]
         if kinds.count(ISSUE) != 1 or kinds.count(CANCELLATION) > 1:
             return False
-        pending = [one for one in rest if not one.committed and one.prepared_at > now - PENDING_SECONDS]
-        held_up = {any(one.item.facts.excluded != slot for one in pending) for slot in chosen}
-        if len(held_up) > 1:
-            return None
+        pending = any(not one.committed and one.prepared_at > now - PENDING_SECONDS for one in rest)
         total = sum(one.amount for one in self.standing(since, whom=whom) if one is not new) + new.amount
-        return held_up == {False} and sum(one.amount for one in chain) >= 0 and total <= CAP
+        return not pending and sum(one.amount for one in chain) >= 0 and total <= CAP
 
 
 places = st.tuples(
@@ -194,11 +189,8 @@ def take(step: Step, new: Known, committee: RangeCommittee, plain: Plain, now: f
         plain.known.append(new)
     assert refusals == {None}
     new.prepared_at = now
-    good = plain.may_stand(new, now, round_.chosen)
+    good = plain.may_stand(new, now)
     (decision,) = decisions = round_.decisions()
-    if good is None and not new.committed:
-        assert decision is UNPROVEN
-        return
     assert decision.proof is not None  # it opens, whatever it says
     if step.lost:
         return
@@ -208,7 +200,7 @@ def take(step: Step, new: Known, committee: RangeCommittee, plain: Plain, now: f
             assert isinstance(state, Kept)
         else:
             assert code(state) == "range-not-shown"
-    new.committed |= good is True
+    new.committed |= good
 
 
 def everything_in_range(committee: RangeCommittee, plain: Plain, now: float) -> None:
@@ -362,7 +354,8 @@ def test_of_two_deposits_of_one_person_at_once_never_both_are_committed_at_any_h
 
 
 def test_without_the_rule_of_one_pending_deposit_both_would_be_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(range_check, "fits", lambda base: fits(replace(base, alone=True)))
+    lanes = range_check.lane_inputs
+    monkeypatch.setattr(range_check, "lane_inputs", lambda base, *rest: lanes(replace(base, pending=()), *rest))
     committee, shown = two_at_once((True,) * 5)
     assert shown == [{0, 1, 2, 3, 4}] * 2
     assert committee.total(1) == CAP + 1
@@ -394,7 +387,7 @@ def test_shares_that_leave_a_holder_without_say_do_not_let_two_at_once_through(
         for slot in round_.evaluated.slots:
             round_.commit(slot, decisions)
     assert not committee.committed(one.items[0]) or not committee.committed(two.items[0])
-    with pytest.raises(Disagreement, match="session"):
+    with pytest.raises(Disagreement, match="shares or stamps"):
         one.opened()
 
 
@@ -628,7 +621,8 @@ def test_one_of_a_that_garbles_nothing_leaves_the_deposit_to_four_others() -> No
     item = committee.deposit(5)
     round_ = committee.round(item).prepare_all()
     round_.answers[0] = replace(round_.answers[0], garbled=None)
-    assert round_.opened() is None
+    with pytest.raises(Disagreement, match="no garbling"):
+        round_.opened()
     assert round_.decisions() == [UNPROVEN]
     del round_.answers[0]
     assert round_.decisions() == [UNPROVEN]
@@ -652,20 +646,21 @@ def test_a_proof_that_is_bent_in_any_bit_or_of_something_else_convinces_no_holde
     (proof, others), (second, _) = round_.opened() or (), again.opened() or ()
     bent = [
         replace(proof, **{name: bytes(byte ^ (1 << bit if at == place else 0) for at, byte in enumerate(data))})
-        for name in ("header_hash", "floor", "ceiling")
+        for name in ("header_hash", "floor", "ceiling", "alone")
         for data in (getattr(proof, name),)
         for place in range(len(data))
         for bit in range(8)
     ]
-    assert len(bent) == 512
+    assert len(bent) == 640
     key = committee.accepted(item, 0).proposed.range_key
-    (_, bad_floor), (_, bad_ceiling) = range_tags(key, proof.header_hash)
+    (_, bad_floor), (_, bad_ceiling), (_, not_alone) = range_tags(key, proof.header_hash)
     bent += [
         replace(proof, floor=proof.ceiling, ceiling=proof.floor),
         replace(proof, ceiling=proof.floor),
         replace(proof, floor=proof.ceiling),
         replace(proof, floor=bad_floor),
         replace(proof, ceiling=bad_ceiling),
+        replace(proof, alone=not_alone),
         replace(proof, floor=bad_floor, ceiling=bad_ceiling),
         replace(proof, floor=bytes(16), ceiling=bytes(16)),
         replace(proof, header_hash=second.header_hash),  # the tags of one header under another
@@ -835,14 +830,30 @@ def test_what_does_not_fit_in_clear_gets_lanes_that_cannot_be_good() -> None:
     unfit += [(issue, row) for row in elsewhere]
     for rows in fitting:
         assert fits(replace(one, rows=rows))
-        assert not fits(replace(one, rows=rows, alone=False))
     chosen = range_check.choice(committee.manifest, prepare_call(round_.evaluated, 0, round_.order), round_.chosen)
     for rows in unfit:
         assert not fits(replace(one, rows=rows))
-        floor, ceiling = range_check.lane_inputs(replace(one, rows=rows), chosen, 0, CAP)
-        assert floor == ceiling
+        floor, ceiling, alone = range_check.lane_inputs(replace(one, rows=rows), chosen, 0, CAP)
+        assert floor == ceiling == alone
         assert floor.limit < 0
         assert set(floor.groups) == {0, None}
+
+
+def test_what_else_is_pending_is_counted_by_those_pairs_of_slots_that_both_hold_it() -> None:
+    committee = RangeCommittee(6, 5)
+    round_ = committee.round(committee.deposit(5))
+    base = committee.stores[0].prepare(round_.accept(0).proposed, NOW, round_.accept(0).attempt()).base
+    assert base is not None
+    chosen = range_check.choice(committee.manifest, prepare_call(round_.evaluated, 0, round_.order), (0, 1, 2, 3))
+    for slot, pending, groups in (
+        (0, (), (0, 0, 0, None, None, None)),
+        (0, (5,), (1, 1, 1, None, None, None)),
+        (0, (1,), (0, 1, 1, None, None, None)),
+        (0, (0,), (0, 0, 0, None, None, None)),
+        (3, (1, 5, 5), (None, None, 3, None, 2, 3)),
+    ):
+        *_, alone = range_check.lane_inputs(replace(base.deposits[0], pending=pending), chosen, slot, CAP)
+        assert alone == LaneInput(groups, 0)
 
 
 def test_without_the_floor_or_the_ceiling_what_it_keeps_out_would_be_committed(
@@ -854,10 +865,10 @@ def test_without_the_floor_or_the_ceiling_what_it_keeps_out_would_be_committed(
         assert committee.make(committee.deposit(amount)) == [set()]
         within = LaneInput((0,) * 6, 0)
 
-        def without(*args: object, place: int = place, within: LaneInput = within) -> tuple[LaneInput, LaneInput]:
-            floor, ceiling = lanes(*args)
-            empty = replace(within, groups=tuple(None if piece is None else 0 for piece in floor.groups))
-            return (empty, ceiling) if place == 0 else (floor, empty)
+        def without(*args: object, place: int = place, within: LaneInput = within) -> tuple[LaneInput, ...]:
+            found = list(lanes(*args))
+            found[place] = replace(within, groups=tuple(None if piece is None else 0 for piece in found[0].groups))
+            return tuple(found)
 
         monkeypatch.setattr(range_check, "lane_inputs", without)
         assert committee.make(committee.deposit(amount, whom=2)) == [{0, 1, 2, 3, 4}]
