@@ -17,6 +17,7 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import china_day
 from protocol.messages import (
+    RECHECK,
     RELAY_PURPOSE,
     CheckAnswer,
     CheckCall,
@@ -32,6 +33,7 @@ from protocol.messages import (
 from protocol.party import Party, RandomBytes
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
+from transport.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +44,32 @@ class Custodian:
     """The member as a holder of others' deposits."""
 
     def __init__(
-        self, party: Party, custody: PostgresCustody, keyring: Keyring, peers: Peers, random: RandomBytes
+        self,
+        party: Party,
+        custody: PostgresCustody,
+        keyring: Keyring,
+        peers: Peers,
+        random: RandomBytes,
+        *,
+        threads: int,
     ) -> None:
         self._party = party
         self._custody = custody
         self._keyring = keyring
         self._peers = peers
         self._random = random
+        self._recheck_places = Places(threads)
 
     # --- checks
 
     def check(self, call: CheckCall) -> CheckAnswer:
-        """Answer one attempt of a check."""
+        """Answer one attempt of a check; refuses (`busy`) a recheck while many are under way."""
+        if call.signed.statement.occasion != RECHECK:
+            return self._check(call)
+        with self._recheck_places.taken():
+            return self._check(call)
+
+    def _check(self, call: CheckCall) -> CheckAnswer:
         # 3a. Signature, envelope, freshness, manifest, A, both proofs, equal fields.
         accepted = accept_call(self._party, call, time.time())
         key = self._key(accepted.statement.shard, accepted.omitted)

@@ -38,10 +38,11 @@ judged: its depositor may have lost it.
 
 @dataclass(frozen=True)
 class Charge:
-    """One lane's charge to the budget of (requester's group, person, rule)."""
+    """One lane's charge to the budget of (requester's group, person, rule, occasion)."""
 
     index: IndexKey = field(repr=False)
     rule_id: str
+    occasion: int
     budget: int
     budget_days: int
 
@@ -251,7 +252,7 @@ class MemoryCustody:
     def __init__(self) -> None:
         self._checks: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._attempts: set[tuple[str, bytes, int]] = set()
-        self._charges: dict[tuple[str, IndexKey, str, int], int] = {}
+        self._charges: dict[tuple[str, IndexKey, str, int, int], int] = {}
         self._deposits: dict[tuple[str, bytes], tuple[Proposed | None, Kept]] = {}
         self._prepared_at: dict[tuple[str, bytes], float] = {}
         self._ranges: set[bytes] = set()
@@ -273,7 +274,7 @@ class MemoryCustody:
     def _charge(self, admission: Admission) -> None:
         charges = dict(self._charges)
         for charge in admission.charges:
-            key = (admission.requester_group, charge.index, charge.rule_id)
+            key = (admission.requester_group, charge.index, charge.rule_id, charge.occasion)
             first = admission.today - charge.budget_days + 1
             spent = sum(count for (*at, day), count in charges.items() if tuple(at) == key and day >= first)
             if spent >= charge.budget:

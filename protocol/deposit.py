@@ -62,8 +62,8 @@ from protocol.messages import (
     require_fresh,
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
-from protocol.range_check import JUDGES, Lanes, answer_range, header_hash, open_range, range_header, range_key
-from protocol.sharing import SHARE_BYTES, Label, held_labels, labels_of_sharing, plain_share, share
+from protocol.range_check import Lanes, answer_range, header_hash, open_range, range_header, range_key
+from protocol.sharing import CHOSEN, SHARE_BYTES, Label, held_labels, labels_of_sharing, plain_share, share
 from protocol.stamps import tick_at
 from protocol.token import Pseudonym, Token, blind, index_key, unblind, verify_unblinder
 
@@ -498,15 +498,19 @@ def opened_proofs(
     return open_range(manifest, prepare_call(evaluated, order.chosen[0], order), parts)
 
 
-def claimed_proofs(evaluated: EvaluatedBatch, answers: Mapping[int, PrepareAnswer]) -> list[RangeProof | None]:
-    """Step 4: return the proofs that holders have kept of what they committed before, as most of them say.
+def claimed_proofs(
+    manifest: Manifest, evaluated: EvaluatedBatch, answers: Mapping[int, PrepareAnswer]
+) -> list[RangeProof | None]:
+    """Step 4: return the proofs that holders have kept of what they committed before, where n-4 of them say the same.
 
-    A holder alone could only keep an honest depositor's deposit from counting, as by refusing it.
+    Any four holders have one of these among them, so nothing of the depositor has been judged without the deposit
+    since. If fewer have committed it, four others are left to judge it anew.
     """
+    enough = len(manifest.committee(evaluated.batch.shard).slots) - CHOSEN
     found: list[RangeProof | None] = []
     for place in range(len(evaluated.batch.deposits)):
         claims = [answer.answers[place].range_proof for answer in _whole(evaluated, answers).values()]
-        proofs = [claim for claim in claims if claim is not None]
+        proofs = [claim for claim in claims if claim is not None and claims.count(claim) >= enough]
         found.append(max(proofs, key=proofs.count) if proofs else None)
     return found
 
@@ -738,7 +742,7 @@ def run_deposit(
     evaluated = accept_batch(service, signed, now, random)
     manifest, holders = service.manifest, service.manifest.committee(made.shard).slots
     reached = [slot for slot in evaluated.slots if holders[slot] in members]
-    chosen = preferred_choice(deposit_id, {slot: 0.0 for slot in reached if slot < JUDGES})
+    chosen = preferred_choice(deposit_id, dict.fromkeys(reached, 0.0))
     order = None if chosen is None else RangeOrder(nonce=random(16), chosen=chosen, issued_at=int(now))
 
     # 3. Each holder verifies both proofs, keeps the deposit pending, confirms to the service alone; those of A garble.
@@ -755,7 +759,7 @@ def run_deposit(
         opened = opened_proofs(manifest, evaluated, order, answers) if order is not None else None
     except Disagreement:
         opened = None
-    proofs = opened if opened is not None else claimed_proofs(evaluated, answers)
+    proofs = opened if opened is not None else claimed_proofs(manifest, evaluated, answers)
     decisions = decide(manifest, evaluated, answers, proofs, tick_at(now, manifest.terms.tick_seconds))
 
     # 5. Each holder that the proof convinces makes the deposit visible in one transaction and gives a receipt.

@@ -23,6 +23,9 @@ SHARD = UInt(32)
 SLOT = UInt(8, most=MAX_SLOTS - 1)
 TIME = UInt(64)
 TICK = UInt(64, most=(1 << 63) - 1)
+UNDERWRITING, RECHECK = 1, 2
+OCCASION = UInt(8, least=UNDERWRITING, most=RECHECK)
+"""Why a check is made. A recheck is of persons as they stand, has no proposal, and has a budget of its own."""
 SHARES = Seq(UInt(RING_BITS), most=MAX_SLOTS)
 SALTS = Seq(Fixed(32), most=MAX_SLOTS)
 ENVELOPE = Blob(1 << 20)
@@ -67,6 +70,7 @@ class CheckStatement:
 
     requester: Annotated[str, NAME]
     check_id: Annotated[bytes, ID]
+    occasion: Annotated[int, OCCASION]
     lanes: Annotated[tuple[Lane, ...], Seq(Nested(Lane), least=1, most=MAX_LANES)]
     shard: Annotated[int, SHARD]
     manifest_hash: Annotated[bytes, HASH]
@@ -137,6 +141,7 @@ class Header:
     attempt: Annotated[int, UInt(8, least=1, most=MAX_ATTEMPTS)]
     chosen: Annotated[tuple[int, ...], Seq(SLOT, least=CHOSEN, most=CHOSEN)]
     requester: Annotated[str, NAME]
+    occasion: Annotated[int, OCCASION]
     shard: Annotated[int, SHARD]
     manifest_hash: Annotated[bytes, HASH]
     epoch: Annotated[int, UInt(32)]

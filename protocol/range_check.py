@@ -11,7 +11,8 @@ deposit, and of each lane the tag of `within` is the good one::
 So every policy stays between 0 and the cap, and so does the depositor's sum: a step changes one policy, the others are
 not negative, and no sum leaves the ring's half; and of two that come at once, each of which by itself could fit, none
 stands. Counts need no garbling: they follow from the kinds, which holders see, and a deposit whose policy was not
-issued once, or is cancelled twice, gets lanes that cannot be good.
+issued once, or is cancelled twice, gets lanes that cannot be good: inputs that its depositor cannot foresee, so that
+one custodian's objection is heard, whatever the shares are that it holds.
 
 What is pending is counted in the groups of those pairs of slots that both hold it, as stamps are: a holder from which
 the service keeps a commit disagrees with the same others, whoever the next deposit is for. (Did it give a bad lane by
@@ -34,16 +35,8 @@ from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import COUNT_OF_KIND, ISSUE, DepositFacts, PrepareCall, RangeAnswer, RangeHeader, RangeProof
 from protocol.range_tags import LANES, range_tags
-from protocol.sharing import CHOSEN, GROUPS, RING, Chosen, add_shares, group_sums, held_labels
+from protocol.sharing import CHOSEN, GROUPS, RING, SHARE_BYTES, Chosen, add_shares, group_sums, held_labels
 from protocol.token import Pseudonym
-
-JUDGES = 7
-"""A range check is garbled by four of the lowest seven slots: any two such fours have a holder in common, that knows of
-two deposits of one person at once whichever of them exclude which slots.
-"""
-
-_NEVER_GOOD = -1
-"""Nothing is not above this limit: the lane of a deposit that does not fit opens the other tag."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +76,12 @@ def range_header(manifest: Manifest, call: PrepareCall, key_name: KeyName) -> Ra
 
 
 def choice(manifest: Manifest, call: PrepareCall, slots: Sequence[int]) -> Chosen:
-    """Return A of a range check: four holders, sorted, of the lowest seven slots, outside the depositor's group."""
+    """Return A of a range check: four holders, sorted, outside the depositor's group."""
     if len(slots) != CHOSEN:
         raise ProtocolError("bad-choice", "a range check takes four custodians")
     chosen = Chosen((slots[0], slots[1], slots[2], slots[3]), len(manifest.committee(call.shard).slots))
     if {call.excluded, manifest.slot_of_group(call.shard, call.depositor)} & set(chosen.slots):
         raise ProtocolError("bad-choice", "the excluded slot, and the depositor's group, judge nothing of a deposit")
-    if chosen.slots[-1] >= JUDGES:
-        raise ProtocolError("bad-choice", "a range check takes four of the lowest seven slots")
     return chosen
 
 
@@ -111,21 +102,37 @@ def answer_range(manifest: Manifest, lanes: Lanes, key: CommitteeKey, slot: int)
     secret = kdf.derive(header.nonce, "range label seed", context, salt=key.secret.reveal())
     tags = [pair for one in lanes.range_keys for pair in range_tags(one, digest)]
     inputs = [
-        lane for base in lanes.base.deposits for lane in lane_inputs(base, chosen, slot, manifest.terms.deposit_cap)
+        lane
+        for base, one in zip(lanes.base.deposits, lanes.range_keys, strict=True)
+        for lane in lane_inputs(base, objection(one, digest), chosen, slot, manifest.terms.deposit_cap)
     ]
     part = garble(Seed(secret, encoded), tags, inputs, chosen, slot, lanes.base.stamp_sums)
     return RangeAnswer(committee_key=key.name, part=part)
 
 
-def lane_inputs(base: DepositBase, chosen: Chosen, slot: int, cap: int) -> tuple[LaneInput, LaneInput, LaneInput]:
+def objection(key: bytes, digest: bytes) -> tuple[int, ...]:
+    """Return, in group order, what a holder puts in for a deposit that does not fit; `key` is the deposit's range key.
+
+    Were it nothing, a depositor could make nothing of the shares that one custodian garbles, and the others would not
+    notice that this one objects.
+    """
+    data = kdf.derive(key, "range objection", digest, size=len(GROUPS) * SHARE_BYTES)
+    return tuple(int.from_bytes(data[at : at + SHARE_BYTES], "big") for at in range(0, len(data), SHARE_BYTES))
+
+
+def lane_inputs(
+    base: DepositBase, objected: Sequence[int], chosen: Chosen, slot: int, cap: int
+) -> tuple[LaneInput, LaneInput, LaneInput]:
     """Return one deposit's lanes at a holder: floor, ceiling, alone."""
+    alone = LaneInput(tuple(_pending(base, chosen, slot)), 0)
     if not fits(base):
-        bad = LaneInput(tuple(group_sums(chosen, slot, {})), _NEVER_GOOD)
-        return bad, bad, bad
+        pairs = (tuple(chosen.slots[position] for position in pair) for pair in GROUPS)
+        values = (value if slot in pair else None for pair, value in zip(pairs, objected, strict=True))
+        bad = LaneInput(tuple(values), (sum(objected) - 1) % RING)  # the sum is one above the limit
+        return bad, bad, alone
     policy = _sums([row for row in base.rows if row.in_chain], chosen, slot)
     floor = LaneInput(tuple(None if total is None else -total % RING for total in policy), 0)
-    ceiling = LaneInput(tuple(_sums(base.rows, chosen, slot)), cap)
-    return floor, ceiling, LaneInput(tuple(_pending(base, chosen, slot)), 0)
+    return floor, LaneInput(tuple(_sums(base.rows, chosen, slot)), cap), alone
 
 
 def _pending(base: DepositBase, chosen: Chosen, slot: int) -> list[int | None]:

@@ -18,7 +18,8 @@ RING = 1 << RING_BITS
 HALF_RING = RING >> 1
 SHARE_BYTES = RING_BITS // 8
 MIN_SLOTS = 5
-MAX_SLOTS = 16
+MAX_SLOTS = 7
+"""Any two sets of four slots have a custodian in common."""
 CHOSEN = 4
 """How many custodians answer a check: always four."""
 

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from threading import Lock
 from typing import TypeVar
 
 from protocol import signing
@@ -34,6 +33,7 @@ from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError, is_code
 from protocol.messages import (
     MAX_ATTEMPTS,
+    RECHECK,
     RELAY_PURPOSE,
     BatchOutcome,
     CheckAnswer,
@@ -52,12 +52,13 @@ from protocol.messages import (
     require_fresh,
 )
 from protocol.party import RandomBytes, ServiceParty
-from protocol.range_check import JUDGES
 from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
 from service.config import Settings
-from service.custodians import Custodians
+from service.custodians import Custodians, Trouble
+from service.limits import RateLimit, rate_limits
 from transport import internal
+from transport.places import Places
 
 M = TypeVar("M")
 
@@ -67,28 +68,38 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
-NO_ANSWER = {"unreachable", "timeout", "not-ready", "database-unavailable", "internal-error", "malformed"}
+NO_ANSWER = {"unreachable", "timeout", "not-ready", "busy", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
 
 class Relay:
-    """The service at work. Keeps nothing but a short memory of custodians in trouble."""
+    """The service at work. Keeps nothing but a short memory of custodians in trouble and of members' rates."""
 
     def __init__(self, service: ServiceParty, custodians: Custodians, settings: Settings, random: RandomBytes) -> None:
         self._service = service
         self._custodians = custodians
         self._settings = settings
         self._random = random
-        self._checks = RateLimit(settings.checks_a_second)
-        self._deposits = RateLimit(settings.deposits_a_second)
+        self._checks, self._rechecks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
+        self._recheck_places = Places(settings.threads)
 
     # --- a check
 
     def check(self, request: CheckRequest) -> CheckOutcome:
-        """Relay a check: up to three attempts, each with four custodians, within the deadline."""
-        deadline = time.monotonic() + self._settings.check_seconds
+        """Relay a check: up to three attempts, each with four custodians, within the deadline.
+
+        Rechecks have times, a rate and places of their own: underwriters' checks go on beside them.
+        """
+        settings = self._settings
+        if request.signed.statement.occasion != RECHECK:
+            return self._check(request, self._checks, settings.check_seconds, settings.attempt_seconds)
+        with self._recheck_places.taken():
+            return self._check(request, self._rechecks, settings.recheck_seconds, settings.recheck_attempt_seconds)
+
+    def _check(self, request: CheckRequest, rate: RateLimit, most: float, most_an_attempt: float) -> CheckOutcome:
+        deadline = time.monotonic() + most
         # 2. Authenticate, evaluate the blinded persons, prove it.
-        evaluation = accept_request(self._service, request, time.time(), self._random, self._checks.take)
+        evaluation = accept_request(self._service, request, time.time(), self._random, rate.take)
         statement = request.signed.statement
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
@@ -100,7 +111,7 @@ class Relay:
             if chosen is None or chosen in tried or left <= 0:  # another attempt takes another A
                 break
             tried.add(chosen)
-            seconds = min(left, self._settings.attempt_seconds)
+            seconds = min(left, most_an_attempt)
             outcome = self._attempt(evaluation, (attempt, chosen, tick), seconds, scores)
             if isinstance(outcome, CheckOutcome):
                 return outcome
@@ -167,8 +178,7 @@ class Relay:
     def _order(self, scores: dict[int, float]) -> RangeOrder | None:
         """Name four holders for a range check; None where there are no four."""
         nonce = self._random(16)
-        judges = {slot: score for slot, score in scores.items() if slot < JUDGES}
-        chosen = preferred_choice(nonce, judges, refused=_OUT)
+        chosen = preferred_choice(nonce, scores, refused=_OUT)
         return None if chosen is None else RangeOrder(nonce=nonce, chosen=chosen, issued_at=int(time.time()))
 
     def _round(
@@ -209,7 +219,7 @@ class Relay:
                 opened = opened_proofs(self._service.manifest, evaluated, order, answers)
             except Disagreement as disagreement:
                 self._note_disagreement(evaluated.batch.shard, disagreement, scores)
-        return claimed_proofs(evaluated, answers) if opened is None else opened
+        return claimed_proofs(self._service.manifest, evaluated, answers) if opened is None else opened
 
     def _note_disagreement(self, shard: int, disagreement: Disagreement, scores: dict[int, float]) -> None:
         """Name the custodians of an alarm, and ask them last from now on."""
@@ -217,7 +227,7 @@ class Relay:
             scores[slot] += _ODD
             if len(disagreement.slots) < CHOSEN:
                 member = self._service.manifest.committee(shard).slots[slot]
-                self._custodians.remember(member, shard, _ODD)
+                self._custodians.remember(member, shard, Trouble.LAGS)
             self._note(shard, slot, f"disagrees about: {disagreement.what}")
 
     def _commit(self, evaluated: EvaluatedBatch, decisions: list[Decision], seconds: float) -> BatchOutcome:
@@ -231,8 +241,9 @@ class Relay:
                 self._note(shard, slot, f"did not commit deposits: {answer.code}")
         for slot in evaluated.slots:
             if commits and slot not in receipts:
-                # It lacks what the others now show: left out of A until it has caught up.
-                self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, _ODD)
+                # It lacks what the others now show: left out of A, from here on by the depositors' reports, until it
+                # has caught up. A later commit that it takes does not show that.
+                self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, Trouble.LAGS)
         if not receipts:
             decisions = [replace(decision, reason=decision.reason or TOO_FEW) for decision in decisions]
         return batch_outcome(decisions, receipts)
@@ -288,22 +299,3 @@ def _refused(evaluated: EvaluatedBatch, codes: set[str]) -> BatchOutcome:
     (code,) = codes if len(codes) == 1 else (REFUSED,)
     reason = code if code in PUBLIC_REFUSALS else REFUSED
     return BatchOutcome(outcomes=tuple(DepositOutcome(receipts=(), reason=reason) for _ in evaluated.batch.deposits))
-
-
-class RateLimit:
-    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once. Per process."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._lock = Lock()
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, member: str, persons: int) -> None:
-        """Count lanes or deposits; refuse (`rate-limited`) when the member's bucket has fewer left."""
-        now, most = time.monotonic(), max(1.0, self._rate * 10)
-        with self._lock:
-            left, at = self._buckets.get(member, (most, now))
-            left = min(most, left + (now - at) * self._rate)
-            if left < persons:
-                raise ProtocolError("rate-limited", "too much at once; slow down")
-            self._buckets[member] = (left - persons, now)

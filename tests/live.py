@@ -11,7 +11,8 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -31,6 +32,8 @@ class Answer:
     status: int
     body: Any
     content_type: str
+    headers: Message = field(compare=False, repr=False)
+    """Those that are not there are None."""
 
 
 class LiveAlliance:
@@ -181,11 +184,13 @@ class LiveAlliance:
 def call(request: Request) -> Answer:
     try:
         with urlopen(request, timeout=10) as response:
-            return Answer(response.status, json.load(response), response.headers.get_content_type())
+            headers = response.headers
+            return Answer(response.status, json.load(response), headers.get_content_type(), headers)
     except HTTPError as error:
         with error:
             data = error.read()
-            return Answer(error.code, json.loads(data) if data else None, error.headers.get_content_type())
+            body = json.loads(data) if data else None
+            return Answer(error.code, body, error.headers.get_content_type(), error.headers)
 
 
 def wait_until(condition: Any, seconds: float = 60) -> None:  # noqa: ANN401  any predicate

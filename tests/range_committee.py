@@ -234,7 +234,7 @@ class Round:
             with contextlib.suppress(Disagreement):
                 proofs = self.opened()
         if proofs is None:
-            proofs = claimed_proofs(self.evaluated, self.answers)
+            proofs = claimed_proofs(self.committee.manifest, self.evaluated, self.answers)
         return decide(self.committee.manifest, self.evaluated, self.answers, proofs, tick_at(self.now, 1))
 
     def commit(self, slot: int, decisions: Sequence[Decision]) -> list[Refusable]:

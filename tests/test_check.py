@@ -45,6 +45,7 @@ from protocol.messages import (
     AMENDMENT,
     CANCELLATION,
     ISSUE,
+    UNDERWRITING,
     CheckAnswer,
     CheckCall,
     CheckEnvelope,
@@ -905,7 +906,7 @@ def test_two_attempts_of_a_check_have_no_label_or_session_in_common(made: Attemp
 def admission(
     *, attempt: int = 1, check: int = 1, statement: int = 1, today: int = TODAY, lanes: int = 1, budget: int = 3
 ) -> Admission:
-    charges = tuple(Charge(IndexKey(bytes([lane]) * 32), "rule", budget, 30) for lane in range(lanes))
+    charges = tuple(Charge(IndexKey(bytes([lane]) * 32), "rule", UNDERWRITING, budget, 30) for lane in range(lanes))
     ids = (bytes([check]) * 16, bytes([statement]) * 32)
     return Admission("insurer-01", "a group", *ids, attempt, today, charges, 100)
 

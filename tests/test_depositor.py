@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 from test_store_outbox import Store, entry
-from world import NOW, TODAY, World, make_world
+from world import NOW, TODAY, World, make_world, person
 
 import insurer_agent.depositor
-from insurer_agent.depositor import Depositor
+from insurer_agent.depositor import BATCH, Depositor
 from insurer_agent.store.outbox import SPARE_DAYS, Backlog
+from protocol.check import shard_of_person
 from protocol.committee import preferred_choice
 from protocol.comparison import Disagreement
 from protocol.deposit import (
@@ -46,6 +47,8 @@ class Alliance:
     world: World
     depositor_now: float = NOW
     others_now: float = NOW
+    passed: float = 0.0
+    """The seconds that have passed by the depositor's other clock."""
     down: frozenset[int] = frozenset()
     """Slots that do not answer commits."""
     first_ticks: list[int] = field(default_factory=list)
@@ -61,9 +64,8 @@ class Alliance:
         slots = world.manifest.committee(batch.shard).slots
         self.repeats.append(bool(batch.made))
         answers: dict[int, PrepareAnswer] = {}
-        chosen = (
-            None if batch.made else preferred_choice(batch.deposits[0].deposit_id, dict.fromkeys(evaluated.slots, 0.0))
-        )
+        scores = {slot: float(slot in self.down) for slot in evaluated.slots}
+        chosen = None if batch.made else preferred_choice(batch.deposits[0].deposit_id, scores)
         order = None if chosen is None else RangeOrder(world.random(16), chosen, int(now))
         for slot in evaluated.slots:
             holder = world.members[slots[slot]]
@@ -76,7 +78,7 @@ class Alliance:
             opened = None if order is None else opened_proofs(world.manifest, evaluated, order, answers)
         except Disagreement:
             opened = None
-        proofs = claimed_proofs(evaluated, answers) if opened is None else opened
+        proofs = claimed_proofs(world.manifest, evaluated, answers) if opened is None else opened
         decisions = decide(world.manifest, evaluated, answers, proofs, tick_at(now, TICK_SECONDS))
         receipts = {}
         for slot in evaluated.slots:
@@ -111,7 +113,7 @@ def alliance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Alliance]:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         url = f"http://127.0.0.1:{server.server_port}"
         there = Alliance(make_world(tick_seconds=TICK_SECONDS, service_url=url))
-        clock = SimpleNamespace(time=lambda: there.depositor_now)
+        clock = SimpleNamespace(time=lambda: there.depositor_now, monotonic=lambda: there.passed)
         monkeypatch.setattr(insurer_agent.depositor, "time", clock)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -201,3 +203,33 @@ def test_what_has_waited_until_no_window_reaches_its_day_is_not_sent(alliance: A
     assert depositor(alliance, store).send_due() == 2
     assert store.outbox.backlog() == Backlog(0, 0)
     assert len(alliance.first_ticks) == 1
+
+
+def test_a_holder_that_is_down_is_tried_with_one_batch_longer_and_longer_apart_and_gets_all_once_it_answers(
+    alliance: Alliance, store: Store
+) -> None:
+    party = alliance.world.party(1)
+    shard = next(number for number in (0, 1) if alliance.world.manifest.slot_of_group(number, party.id) is not None)
+    whom = [number for number in range(4 * BATCH) if shard_of_person(party, person(number)) == shard][: BATCH + 3]
+    store.put(*map(entry, whom))
+    one = depositor(alliance, store)
+    (excluded,) = {item.excluded for item in store.due()}
+    alliance.down = frozenset({(excluded + 1) % 6})
+    one.send_due()
+    assert store.outbox.backlog() == Backlog(0, len(whom))
+    assert one.send_due() == len(whom)  # nothing was known of it: all are tried
+    sent = []
+    for _ in range(12):
+        assert one.send_due() == 0
+        assert not one.anything_due()
+        waited = 0
+        while not one.anything_due():
+            alliance.passed, waited = alliance.passed + 1, waited + 1
+        sent.append((one.send_due(), waited))
+    assert {count for count, _ in sent} == {BATCH}
+    assert [waited for _, waited in sent] == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60]
+    alliance.down = frozenset()
+    alliance.passed += 60
+    assert one.send_due() == BATCH
+    assert one.send_due() == len(whom) - BATCH
+    assert store.outbox.backlog() == Backlog(0, 0)

@@ -1,6 +1,5 @@
 """No deposit makes a policy or a depositor's sum negative or greater than the cap, whatever the depositor sends."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
@@ -14,7 +13,7 @@ from world import NOW, RULE, TODAY
 
 from protocol import comparison, range_check
 from protocol.comparison import Disagreement, LaneInput
-from protocol.custody import PENDING_SECONDS, SUMMED_DAYS, Kept
+from protocol.custody import PENDING_SECONDS, SUMMED_DAYS, DepositBase, Kept
 from protocol.deposit import REFUSED, UNPROVEN, batch_outcome, claimed_proofs, give_receipts, prepare_call
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
@@ -22,7 +21,7 @@ from protocol.manifest import MAX_WINDOW_DAYS, POLICY_COUNT, china_day
 from protocol.messages import AMENDMENT, CANCELLATION, ISSUE, Commit, HolderReceipts, RangeProof
 from protocol.range_check import Lanes, answer_range, fits, header_hash
 from protocol.range_tags import is_good, range_tags
-from protocol.sharing import HALF_RING, RING, Share, label
+from protocol.sharing import GROUPS, HALF_RING, MAX_SLOTS, RING, Chosen, Share, group_sums, label
 
 CAP = RangeCommittee().cap
 DAY_SECONDS = 86_400
@@ -84,17 +83,20 @@ class Plain:
         return any(one.item.facts.kind != ISSUE or one.place != new.place for one in named)
 
     def may_stand(self, new: Known, now: float) -> bool:
-        """Tell whether a deposit is in range, and no other of its person pending."""
         since, whom = china_day(now) - SUMMED_DAYS, new.item.person
         rest = [one for one in self.known if one is not new and one.item.person == whom]
+        if any(not one.committed and one.prepared_at > now - PENDING_SECONDS for one in rest):
+            return False
         chain = [one for one in self.standing(since, chain=new.chain) if one is not new]
         chain += [new] if new.item.facts.day >= since else []
         kinds = [one.item.facts.kind for one in chain]
-        if kinds.count(ISSUE) != 1 or kinds.count(CANCELLATION) > 1:
-            return False
-        pending = any(not one.committed and one.prepared_at > now - PENDING_SECONDS for one in rest)
         total = sum(one.amount for one in self.standing(since, whom=whom) if one is not new) + new.amount
-        return not pending and sum(one.amount for one in chain) >= 0 and total <= CAP
+        return (
+            kinds.count(ISSUE) == 1
+            and kinds.count(CANCELLATION) <= 1
+            and sum(one.amount for one in chain) >= 0
+            and total <= CAP
+        )
 
 
 places = st.tuples(
@@ -354,8 +356,7 @@ def test_of_two_deposits_of_one_person_at_once_never_both_are_committed_at_any_h
 
 
 def test_without_the_rule_of_one_pending_deposit_both_would_be_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes = range_check.lane_inputs
-    monkeypatch.setattr(range_check, "lane_inputs", lambda base, *rest: lanes(replace(base, pending=()), *rest))
+    monkeypatch.setattr(range_check, "_pending", lambda _, chosen, slot: group_sums(chosen, slot, {}))
     committee, shown = two_at_once((True,) * 5)
     assert shown == [{0, 1, 2, 3, 4}] * 2
     assert committee.total(1) == CAP + 1
@@ -391,17 +392,30 @@ def test_shares_that_leave_a_holder_without_say_do_not_let_two_at_once_through(
         one.opened()
 
 
-def test_any_two_fours_that_may_judge_have_a_holder_in_common_in_the_largest_committee() -> None:
-    committee = RangeCommittee(16)
-    item = committee.deposit(1, excluded=9)
-    fours = [four for four in combinations(range(16), 4) if 9 not in four]
-    judging = set()
-    for four in fours:
-        with contextlib.suppress(ProtocolError):
-            committee.round(item, chosen=four).accept(0)
-            judging.add(four)
-    assert judging == set(combinations(range(7), 4))
-    assert all(set(one) & set(other) for one, other in combinations(judging, 2))
+@pytest.mark.parametrize("common_first", [True, False])
+def test_two_at_once_in_the_largest_committee_meet_in_the_one_holder_that_both_fours_have(
+    *, common_first: bool
+) -> None:
+    committee = RangeCommittee(MAX_SLOTS)
+    fours, places = ((0, 1, 2, 3), (3, 4, 5, 6)), (6, 0)  # that they exclude different slots lets all slots judge
+    items = [committee.deposit(amount, excluded=slot) for amount, slot in zip((CAP - 5, 6), places, strict=True)]
+    one, two = (committee.round(item, chosen=four) for item, four in zip(items, fours, strict=True))
+    for slot in range(MAX_SLOTS):
+        for round_ in (one, two) if slot < 3 or (slot == 3 and common_first) else (two, one):
+            if slot in round_.evaluated.slots:
+                round_.prepare(slot)
+    for round_ in (one, two):
+        decisions = round_.decisions()
+        for slot in round_.evaluated.slots:
+            round_.commit(slot, decisions)
+    assert bool(committee.committed(items[0])) is common_first
+    assert bool(committee.committed(items[1])) is not common_first
+    assert committee.total(1) <= CAP
+
+
+def test_any_two_fours_of_the_slots_of_a_committee_have_one_in_common() -> None:
+    fours = [set(four) for four in combinations(range(MAX_SLOTS), 4)]
+    assert all(one & other for one, other in combinations(fours, 2))
 
 
 @deterministic(40)
@@ -621,8 +635,9 @@ def test_one_of_a_that_garbles_nothing_leaves_the_deposit_to_four_others() -> No
     item = committee.deposit(5)
     round_ = committee.round(item).prepare_all()
     round_.answers[0] = replace(round_.answers[0], garbled=None)
-    with pytest.raises(Disagreement, match="no garbling"):
+    with pytest.raises(Disagreement, match="no garbling") as alarm:
         round_.opened()
+    assert alarm.value.slots == (0,)
     assert round_.decisions() == [UNPROVEN]
     del round_.answers[0]
     assert round_.decisions() == [UNPROVEN]
@@ -653,15 +668,16 @@ def test_a_proof_that_is_bent_in_any_bit_or_of_something_else_convinces_no_holde
     ]
     assert len(bent) == 640
     key = committee.accepted(item, 0).proposed.range_key
-    (_, bad_floor), (_, bad_ceiling), (_, not_alone) = range_tags(key, proof.header_hash)
+    (_, bad_floor), (_, bad_ceiling), (_, bad_alone) = range_tags(key, proof.header_hash)
     bent += [
         replace(proof, floor=proof.ceiling, ceiling=proof.floor),
         replace(proof, ceiling=proof.floor),
         replace(proof, floor=proof.ceiling),
         replace(proof, floor=bad_floor),
         replace(proof, ceiling=bad_ceiling),
-        replace(proof, alone=not_alone),
-        replace(proof, floor=bad_floor, ceiling=bad_ceiling),
+        replace(proof, alone=bad_alone),
+        replace(proof, alone=proof.floor),
+        replace(proof, floor=bad_floor, ceiling=bad_ceiling, alone=bad_alone),
         replace(proof, floor=bytes(16), ceiling=bytes(16)),
         replace(proof, header_hash=second.header_hash),  # the tags of one header under another
         replace(second, header_hash=proof.header_hash),
@@ -691,7 +707,7 @@ def test_what_a_sends_has_neither_tag_in_it_and_what_is_opened_is_never_alike() 
     for _ in range(3):
         round_ = proven(*items, committee=committee)
         for item, proof in zip(items, round_.opened() or (), strict=True):
-            seen |= {proof.floor, proof.ceiling}
+            seen |= {proof.floor, proof.ceiling, proof.alone}
             key = committee.accepted(item, 0).proposed.range_key
             for answer in round_.answers.values():
                 assert answer.garbled is None or all(
@@ -699,7 +715,7 @@ def test_what_a_sends_has_neither_tag_in_it_and_what_is_opened_is_never_alike() 
                     for pair in range_tags(key, proof.header_hash)
                     for tag in pair
                 )
-    assert len(seen) == 12
+    assert len(seen) == 18
 
 
 def test_a_holder_outside_a_and_one_that_was_down_verify_the_same_proof() -> None:
@@ -709,7 +725,7 @@ def test_a_holder_outside_a_and_one_that_was_down_verify_the_same_proof() -> Non
     round_.run([0, 1, 2, 3])
     late = committee.round(item, order=False).prepare_all()
     assert late.answers[4].answers[0].range_proof is None
-    (claimed,) = claimed_proofs(late.evaluated, late.answers)
+    (claimed,) = claimed_proofs(committee.manifest, late.evaluated, late.answers)
     assert claimed == (round_.opened() or [None])[0]
     # A service that tells it something else tells it nothing; a holder that claims another is outvoted.
     assert claimed is not None
@@ -720,7 +736,7 @@ def test_a_holder_outside_a_and_one_that_was_down_verify_the_same_proof() -> Non
     assert code(state) == "range-not-shown"
     answer = late.answers[0]
     late.answers[0] = replace(answer, answers=(replace(answer.answers[0], range_proof=lie),))
-    assert claimed_proofs(late.evaluated, late.answers) == [claimed]
+    assert claimed_proofs(committee.manifest, late.evaluated, late.answers) == [claimed]
     (decision,) = late.decisions()
     assert (decision.tick, decision.slots) == (int(NOW), (0, 1, 2, 3, 4))
     late.commit(4, [decision])
@@ -833,43 +849,44 @@ def test_what_does_not_fit_in_clear_gets_lanes_that_cannot_be_good() -> None:
     chosen = range_check.choice(committee.manifest, prepare_call(round_.evaluated, 0, round_.order), round_.chosen)
     for rows in unfit:
         assert not fits(replace(one, rows=rows))
-        floor, ceiling, alone = range_check.lane_inputs(replace(one, rows=rows), chosen, 0, CAP)
-        assert floor == ceiling == alone
-        assert floor.limit < 0
-        assert set(floor.groups) == {0, None}
+        objected = range_check.objection(round_.accept(0).proposed[0].range_key, bytes(32))
+        values: set[tuple[int, int]] = set()
+        for slot in chosen.slots:
+            floor, ceiling, _ = range_check.lane_inputs(replace(one, rows=rows), objected, chosen, slot, CAP)
+            assert floor == ceiling
+            values |= {(place, value) for place, value in enumerate(floor.groups) if value is not None}
+            assert (sum(objected) - floor.limit) % RING == 1
+        assert values == set(enumerate(objected))  # of all of A the same, and none that its depositor foresees
 
 
-def test_what_else_is_pending_is_counted_by_those_pairs_of_slots_that_both_hold_it() -> None:
-    committee = RangeCommittee(6, 5)
-    round_ = committee.round(committee.deposit(5))
+def test_each_other_pending_deposit_is_counted_by_the_pairs_that_both_hold_it() -> None:
+    committee = RangeCommittee(6)
+    round_ = committee.round(committee.deposit(5, excluded=5))
     base = committee.stores[0].prepare(round_.accept(0).proposed, NOW, round_.accept(0).attempt()).base
     assert base is not None
-    chosen = range_check.choice(committee.manifest, prepare_call(round_.evaluated, 0, round_.order), (0, 1, 2, 3))
-    for slot, pending, groups in (
-        (0, (), (0, 0, 0, None, None, None)),
-        (0, (5,), (1, 1, 1, None, None, None)),
-        (0, (1,), (0, 1, 1, None, None, None)),
-        (0, (0,), (0, 0, 0, None, None, None)),
-        (3, (1, 5, 5), (None, None, 3, None, 2, 3)),
-    ):
-        *_, alone = range_check.lane_inputs(replace(base.deposits[0], pending=pending), chosen, slot, CAP)
-        assert alone == LaneInput(groups, 0)
+    pending = replace(base.deposits[0], pending=(1, 4, 4))
+    chosen = range_check.choice(committee.manifest, prepare_call(round_.evaluated, 0, round_.order), round_.chosen)
+    counted = [range_check.lane_inputs(pending, (0,) * 6, chosen, slot, CAP)[2].groups for slot in chosen.slots]
+    both = [2, 3, 3, 2, 2, 3]  # (0,1), (0,2), (0,3), (1,2), (1,3), (2,3); one of the three excludes slot 1
+    for slot, groups in enumerate(counted):
+        for pair, expected, value in zip(GROUPS, both, groups, strict=True):
+            assert value == (expected if slot in pair else None)
 
 
-def test_without_the_floor_or_the_ceiling_what_it_keeps_out_would_be_committed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_one_of_the_lanes_what_it_keeps_out_would_be_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     lanes = range_check.lane_inputs
     for place, amount in ((0, -1), (1, CAP + 1)):
         committee = RangeCommittee(6, 5)
         assert committee.make(committee.deposit(amount)) == [set()]
-        within = LaneInput((0,) * 6, 0)
 
-        def without(*args: object, place: int = place, within: LaneInput = within) -> tuple[LaneInput, ...]:
-            found = list(lanes(*args))
-            found[place] = replace(within, groups=tuple(None if piece is None else 0 for piece in found[0].groups))
-            return tuple(found)
+        def without(
+            base: DepositBase, objected: tuple[int, ...], chosen: Chosen, slot: int, cap: int, place: int = place
+        ) -> tuple[LaneInput, ...]:
+            empty = LaneInput(tuple(group_sums(chosen, slot, {})), 0)
+            return tuple(
+                empty if at == place else lane for at, lane in enumerate(lanes(base, objected, chosen, slot, cap))
+            )
 
-        monkeypatch.setattr(range_check, "lane_inputs", without)
-        assert committee.make(committee.deposit(amount, whom=2)) == [{0, 1, 2, 3, 4}]
-        monkeypatch.setattr(range_check, "lane_inputs", lanes)
+        with monkeypatch.context() as patch:
+            patch.setattr(range_check, "lane_inputs", without)
+            assert committee.make(committee.deposit(amount, whom=2)) == [{0, 1, 2, 3, 4}]

@@ -44,7 +44,7 @@ from protocol.custody import (
 )
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
-from protocol.messages import AMENDMENT, CANCELLATION, ISSUE, Commit, RangeProof
+from protocol.messages import AMENDMENT, CANCELLATION, ISSUE, RECHECK, UNDERWRITING, Commit, RangeProof
 from protocol.range_tags import range_tags
 from protocol.secret import Secret
 from protocol.sharing import SHARE_BYTES
@@ -127,7 +127,7 @@ def given_up(custody: Custody, depositor: str, number: int) -> list[Kept | str]:
 
 
 def admission(check: int = 0, *, attempt: int = 1, today: int = A_DAY, **fields: Any) -> Admission:  # noqa: ANN401  of several types
-    charges = (Charge(index(0), "rule", budget=3, budget_days=30),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, budget=3, budget_days=30),)
     item = Admission("insurer-02", "group-02", check.to_bytes(16, "big"), bytes(32), attempt, today, charges, 100)
     return replace(item, **fields)
 
@@ -198,8 +198,9 @@ FIRST_TICK = 1_000
 CHARGES = st.builds(
     Charge,
     st.integers(0, 1).map(index),
-    st.sampled_from(["sum", "number"]),
-    budget=st.integers(1, 3),
+    st.sampled_from(["sum", "sum", "sum", "number"]),
+    st.sampled_from([UNDERWRITING, UNDERWRITING, UNDERWRITING, RECHECK]),
+    budget=st.sampled_from([1, 1, 2, 3]),
     budget_days=st.sampled_from([1, 2, 30]),
 )
 # Two of a kind in one admission, too: a person may stand in two lanes under one rule.
@@ -499,7 +500,7 @@ def recorded(store: Database) -> dict[str, int]:
 def test_exactly_the_budget_passes_however_many_ask_at_once(
     store: Database, custody: PostgresCustody, budget: int
 ) -> None:
-    charges = (Charge(index(0), "rule", budget, 30),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, budget, 30),)
 
     def ask(first: int) -> list[str | None]:
         mine = [admission(first * 100 + number, charges=charges) for number in range(4)]
@@ -510,10 +511,33 @@ def test_exactly_the_budget_passes_however_many_ask_at_once(
     assert recorded(store) == {"requests": budget, "attempts": budget, "charges": budget}
 
 
+def test_a_budget_of_each_occasion_is_spent_by_itself_however_many_ask_at_once(
+    store: Database, custody: PostgresCustody
+) -> None:
+    memory, budgets = MemoryCustody(), {UNDERWRITING: 2, RECHECK: 5}
+
+    def asked(number: int) -> Admission:
+        occasion = (UNDERWRITING, RECHECK)[number % 2]
+        return admission(number, charges=(Charge(index(0), "rule", occasion, budgets[occasion], 30),))
+
+    every = [asked(number) for number in range(4 * THREADS)]
+    expected = Counter(code_of(lambda item=item: memory.admit(item)) for item in every)
+    assert expected == Counter({None: 7, "budget-exhausted": 4 * THREADS - 7})
+    parts = [every[place::THREADS] for place in range(THREADS)]
+    had = at_once(
+        [lambda part=part: [code_of(lambda item=item: custody.admit(item)) for item in part] for part in parts]
+    )
+    assert Counter(itertools.chain(*had)) == expected
+    spent = store.run(
+        "read", lambda connection: connection.execute("SELECT occasion, sum(answers) FROM budget GROUP BY 1").fetchall()
+    )
+    assert dict(spent) == budgets
+
+
 def test_checks_of_the_same_persons_in_any_order_do_not_lock_each_other_up(
     store: Database, custody: PostgresCustody
 ) -> None:
-    charges = [Charge(index(number), "rule", 1_000, 30) for number in range(6)]
+    charges = [Charge(index(number), "rule", UNDERWRITING, 1_000, 30) for number in range(6)]
 
     def ask(first: int) -> None:
         for number in range(4):
@@ -527,7 +551,7 @@ def test_checks_of_the_same_persons_in_any_order_do_not_lock_each_other_up(
 def test_a_check_refused_for_one_lane_leaves_the_budget_of_the_others(
     store: Database, custody: PostgresCustody
 ) -> None:
-    spent, other = (Charge(index(number), "rule", budget, 30) for number, budget in ((0, 1), (1, 5)))
+    spent, other = (Charge(index(number), "rule", UNDERWRITING, budget, 30) for number, budget in ((0, 1), (1, 5)))
     custody.admit(admission(1, charges=(spent,)))
     before = recorded(store)
     for charges in ((other, spent), (spent, other)):
@@ -539,7 +563,7 @@ def test_a_check_refused_for_one_lane_leaves_the_budget_of_the_others(
 def test_one_attempt_asked_for_by_many_at_once_passes_once(store: Database, custody: PostgresCustody) -> None:
     for check in range(5):
         for attempt in (1, 2, 3):
-            asked = admission(check, attempt=attempt, charges=(Charge(index(check), "rule", 1, 30),))
+            asked = admission(check, attempt=attempt, charges=(Charge(index(check), "rule", UNDERWRITING, 1, 30),))
             codes = at_once([lambda asked=asked: code_of(lambda: custody.admit(asked))] * THREADS)
             assert Counter(codes) == Counter({None: 1, "replayed": THREADS - 1})
     assert recorded(store) == {"requests": 5, "attempts": 15, "charges": 5}
@@ -561,7 +585,7 @@ def test_all_attempts_of_a_check_at_once_are_charged_once(store: Database, custo
 
 def test_a_check_that_is_recorded_after_the_first_of_the_next_day_counts_that_one_too(custody: PostgresCustody) -> None:
     memory = MemoryCustody()
-    charges = (Charge(index(0), "rule", 1, 30),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, 1, 30),)
     late, early = admission(1, today=A_DAY + 1, charges=charges), admission(2, today=A_DAY, charges=charges)
     for stored in (memory, custody):
         stored.admit(late)
@@ -582,7 +606,9 @@ def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database
             assert go_on.wait(20)
 
     slow = Slow(store, VAULT, TICK_SECONDS, EPOCH)
-    before, after = (admission(day, today=A_DAY + day, charges=(Charge(index(0), "rule", 1, 30),)) for day in (0, 1))
+    before, after = (
+        admission(day, today=A_DAY + day, charges=(Charge(index(0), "rule", UNDERWRITING, 1, 30),)) for day in (0, 1)
+    )
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lambda: code_of(lambda: slow.admit(before)))
         assert charged.wait(20)
@@ -593,7 +619,7 @@ def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database
 
 
 def test_old_replay_records_go_and_what_can_still_matter_stays(store: Database, custody: PostgresCustody) -> None:
-    charges = (Charge(index(0), "rule", 2, 366),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, 2, 366),)
     custody.admit(admission(1, today=A_DAY, charges=charges))
     custody.admit(admission(2, today=A_DAY + KEEP_CHECK_RECORDS_DAYS, charges=charges))
     custody.admit(admission(2, today=A_DAY + KEEP_CHECK_RECORDS_DAYS, attempt=2, charges=charges))

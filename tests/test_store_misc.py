@@ -42,7 +42,7 @@ from protocol.custody import Admission, Charge, CustodyRow, Kept, Preparation, P
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import AdminSignature, SignedManifest, Terms, sign_terms
-from protocol.messages import ISSUE, Commit, RangeProof
+from protocol.messages import ISSUE, UNDERWRITING, Commit, RangeProof
 from protocol.range_tags import range_tags
 from protocol.secret import Secret
 from protocol.token import IndexKey
@@ -588,7 +588,7 @@ def custody_on(store: Database) -> PostgresCustody:
 
 
 def admission(budget: int = 1) -> Admission:
-    charges = (Charge(IndexKey(bytes(32)), "rule", budget, 30),)
+    charges = (Charge(IndexKey(bytes(32)), "rule", UNDERWRITING, budget, 30),)
     return Admission("insurer-02", "group-02", bytes(16), bytes(32), 1, 739_000, charges, 100)
 
 
@@ -832,6 +832,12 @@ def configured(tmp_path: Path) -> Settings:
         check_seconds=2,
         deposit_seconds=10,
         deposit_jitter_seconds=0,
+        redis=None,
+        redis_seconds=1,
+        checks_a_second=1,
+        checks_at_once=1,
+        policies_a_second=1,
+        policies_at_once=1,
         capture=None,
     )
 

@@ -37,6 +37,7 @@ RULE = Rule(
     limit=LIMIT,
     currency="CNY",
     budget=50,
+    recheck_budget=60,
     budget_days=30,
     valid_from=TODAY - 1000,
     min_current=0,

@@ -5,7 +5,9 @@
 
 import datetime as dt
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from insurer_agent.store import custody_stamps
 from insurer_agent.store.custody_deposits import FACTS, CustodyDeposits, read_facts
@@ -82,24 +84,37 @@ class PostgresCustody:
         self._database.run("admit check", transaction)
 
     def _charge(self, connection: Rows, admission: Admission) -> None:
-        # In order of the index, so that two checks with the same persons wait for each other and never lock up.
-        for charge in sorted(admission.charges, key=lambda charge: (charge.index, charge.rule_id)):
-            key = (admission.requester_group, charge.index, charge.rule_id)
-            # One budget is spread over days, a row each: checks on both sides of midnight must wait for each other.
-            lock = self._vault.index("budget", key[0].encode(), key[1], key[2].encode())
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (int.from_bytes(lock[:8], "big", signed=True),))
-            connection.execute(
-                "INSERT INTO budget (requester_group, token, rule_id, day, answers) VALUES (%s, %s, %s, %s, 1)"
-                " ON CONFLICT (requester_group, token, rule_id, day) DO UPDATE SET answers = budget.answers + 1",
-                (*key, _day(admission.today)),
-            )
-            row = connection.execute(
-                "SELECT sum(answers) FROM budget"
-                " WHERE requester_group = %s AND token = %s AND rule_id = %s AND day >= %s",
-                (*key, _day(admission.today - charge.budget_days + 1)),
-            ).fetchone()
-            if row is None or row[0] > charge.budget:
+        # A statement for all lanes, not one a lane: a recheck has many. One budget is spread over days, a row each, so
+        # checks on both sides of midnight must wait for each other: by locks, in order, so that none locks another up.
+        group, keys = admission.requester_group, [(one.index, one.rule_id, one.occasion) for one in admission.charges]
+        locks = {self._budget_lock(group, *key) for key in keys}
+        connection.execute("SELECT pg_advisory_xact_lock(one) FROM unnest(%s::bigint[]) AS one", (sorted(locks),))
+        first_days = [_day(admission.today - charge.budget_days + 1) for charge in admission.charges]
+        rows = connection.execute(
+            "SELECT (SELECT coalesce(sum(answers), 0) FROM budget WHERE requester_group = %s AND token = lane.token"
+            " AND rule_id = lane.rule_id AND occasion = lane.occasion AND day >= lane.first_day)"
+            " FROM unnest(%s::bytea[], %s::text[], %s::smallint[], %s::date[]) WITH ORDINALITY"
+            " AS lane (token, rule_id, occasion, first_day, place) ORDER BY place",
+            (group, *_columns(keys), first_days),
+        )
+        charged: Counter[tuple[bytes, str, int]] = Counter()
+        for key, charge, (spent,) in zip(keys, admission.charges, rows, strict=True):
+            if spent + charged[key] >= charge.budget:
                 raise ProtocolError("budget-exhausted", "the query budget for this person and rule is spent")
+            charged[key] += 1
+        connection.execute(
+            "INSERT INTO budget (requester_group, token, rule_id, occasion, day, answers)"
+            " SELECT %s, token, rule_id, occasion, %s, answers"
+            " FROM unnest(%s::bytea[], %s::text[], %s::smallint[], %s::integer[])"
+            " AS lane (token, rule_id, occasion, answers)"
+            " ON CONFLICT (requester_group, token, rule_id, occasion, day)"
+            " DO UPDATE SET answers = budget.answers + EXCLUDED.answers",
+            (group, _day(admission.today), *_columns(charged), [*charged.values()]),
+        )
+
+    def _budget_lock(self, group: str, token: bytes, rule_id: str, occasion: int) -> int:
+        index = self._vault.index("budget", group.encode(), token, rule_id.encode(), bytes([occasion]))
+        return int.from_bytes(index[:8], "big", signed=True)
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody.view`: one snapshot of rows and stamps."""
@@ -170,3 +185,8 @@ class PostgresCustody:
         except PartitionsBusyError:
             log.info("the months of deposits are arranged another time: the table is in use")
             return []
+
+
+def _columns(keys: Iterable[tuple[bytes, str, int]]) -> tuple[list[Any], ...]:
+    """Return the keys' tokens, rule ids and occasions, each as a list."""
+    return tuple([*column] for column in zip(*keys, strict=True))

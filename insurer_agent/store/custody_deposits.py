@@ -281,7 +281,7 @@ class CustodyDeposits:
             with connection.cursor() as cursor:
                 cursor.executemany(
                     "INSERT INTO custody_pending (depositor, id_key, shard, envelope_hash, prepared_at, never)"
-                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (depositor, id_key) DO UPDATE SET never = true,"
+                    " VALUES (%s, %s, %s, '', %s, true) ON CONFLICT (id_key) DO UPDATE SET never = true,"
                     " token = NULL, product = NULL, day = NULL, chain_key = NULL, sealed = NULL, envelope_hash = '',"
                     " prepared_at = EXCLUDED.prepared_at",
                     [(depositor, key, shard, now) for key in keys if key not in committed],

@@ -51,6 +51,16 @@ CREATE TABLE IF NOT EXISTS snapshot_seen (
     PRIMARY KEY (snapshot, policy_key)
 );
 
+-- What a recheck has not settled yet, a row a person and rule. Unlogged: the next recheck begins anew.
+CREATE UNLOGGED TABLE IF NOT EXISTS recheck_lane (
+    shard       integer NOT NULL,
+    person_key  bytea NOT NULL,  -- HMAC of the insured and a random number of the run, so in another order each night
+    rule_id     text NOT NULL,
+    policy_keys bytea[] NOT NULL,
+    reason      text,            -- why there was no answer, once it was asked
+    PRIMARY KEY (shard, person_key, rule_id)
+);
+
 -- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
 -- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.
 CREATE TABLE IF NOT EXISTS deposit (
@@ -72,8 +82,10 @@ CREATE TABLE IF NOT EXISTS deposit (
     made_at         timestamptz,
     completed_at    timestamptz
 );
-CREATE INDEX IF NOT EXISTS deposit_due ON deposit ((made_at IS NOT NULL), next_attempt_at, seq)
-    WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_due ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL AND made_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_behind ON deposit
+    (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'), next_attempt_at)
+    WHERE made_at IS NOT NULL AND completed_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_made ON deposit (made_at) WHERE made_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
 CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;
@@ -86,7 +98,7 @@ CREATE INDEX IF NOT EXISTS deposit_tick ON deposit (tick);
 -- A deposit of another member that is pending, seen by no check; or an id that was given up for good.
 CREATE TABLE IF NOT EXISTS custody_pending (
     depositor     text NOT NULL,
-    id_key        bytea NOT NULL,    -- HMAC of the deposit id
+    id_key        bytea NOT NULL,    -- HMAC of depositor and deposit id
     shard         integer NOT NULL,
     epoch         integer,
     kind          smallint,
@@ -100,11 +112,10 @@ CREATE TABLE IF NOT EXISTS custody_pending (
     not_before    bigint,            -- the least tick that it may be committed at
     prepared_at   double precision NOT NULL,  -- when it was last asked for, Unix seconds
     never         boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (depositor, id_key),
+    PRIMARY KEY (id_key),
     CHECK (never OR token IS NOT NULL)
 );
 CREATE INDEX IF NOT EXISTS custody_pending_person ON custody_pending (token) WHERE NOT never;
-CREATE INDEX IF NOT EXISTS custody_pending_age ON custody_pending (prepared_at);
 
 -- Committed deposits, a partition a calendar month of days (see partitions.py): a window is read by one index, and what
 -- no window reaches any more is dropped a whole partition at a time.
@@ -124,7 +135,7 @@ CREATE TABLE IF NOT EXISTS custody_row (
     envelope_hash bytea NOT NULL,
     not_before    bigint NOT NULL,
     tick          bigint NOT NULL,
-    PRIMARY KEY (depositor, id_key, day)
+    PRIMARY KEY (id_key, day)
 ) PARTITION BY RANGE (day);
 CREATE INDEX IF NOT EXISTS custody_row_person ON custody_row (token, day);
 CREATE TABLE IF NOT EXISTS custody_row_later PARTITION OF custody_row DEFAULT;
@@ -174,9 +185,10 @@ CREATE TABLE IF NOT EXISTS budget (
     requester_group text NOT NULL,
     token           bytea NOT NULL,
     rule_id         text NOT NULL,
+    occasion        smallint NOT NULL,
     day             date NOT NULL,
     answers         integer NOT NULL,
-    PRIMARY KEY (requester_group, token, rule_id, day)
+    PRIMARY KEY (requester_group, token, rule_id, occasion, day)
 );
 
 CREATE TABLE IF NOT EXISTS committee_key (

@@ -158,6 +158,7 @@ def test_a_prepare_with_any_bit_flipped_is_refused(relay: Relay) -> None:
     assert codes == {
         "bad-envelope",
         "bad-evaluation",
+        "other-key",  # that of another depositor
         "other-manifest",
         "unequal-fields",
         "unknown-member",

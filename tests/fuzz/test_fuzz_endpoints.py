@@ -38,6 +38,7 @@ from protocol.messages import (
     SignedBatch,
     SignedRelay,
 )
+from protocol.progress import SignedReport
 from service.config import load_keys
 from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE, signed_headers
 from transport.server import MAX_BODY
@@ -49,7 +50,12 @@ MEMBERS = 6
 PERSON = ("passport", "E10000001")
 AT_LIMIT, ABOVE = "20000000.00", "20000000.01"
 """Beside 6 x 5 million yuan deposited."""
-SERVICE = {"/v1/checks": CheckRequest, "/v1/deposits": SignedBatch, "/v1/relay": SignedRelay}
+SERVICE = {
+    "/v1/checks": CheckRequest,
+    "/v1/deposits": SignedBatch,
+    "/v1/relay": SignedRelay,
+    "/v1/watermarks": SignedReport,
+}
 AGENT = {CHECK: CheckCall, PREPARE: PrepareCall, COMMIT: CommitCall, COMMITTEE_KEY: Relayed}
 CANARY = "kanarienvogel77421"
 """Stands in every request that can hold it; no log may."""
@@ -235,6 +241,8 @@ BODY_CODES = {
     "other-manifest",
     "bad-batch",
     "bad-envelopes",
+    "bad-watermark",
+    "bad-report",
 }
 
 

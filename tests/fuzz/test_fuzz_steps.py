@@ -103,6 +103,7 @@ from protocol.secret import Secret
 from protocol.sharing import held_labels, plain_share
 from service.config import Settings
 from service.custodians import Custodians
+from service.directory import DataDirectory
 from service.relay import Relay as ServiceRelay
 from transport.peers import Peers
 
@@ -562,7 +563,7 @@ def proofs_of(answers: Mapping[int, PrepareAnswer]) -> Sequence[RangeProof | Non
         opened = opened_proofs(MANIFEST, EVALUATED, ORDER, answers)
     except Disagreement:
         opened = None
-    return claimed_proofs(EVALUATED, answers) if opened is None else opened
+    return claimed_proofs(MANIFEST, EVALUATED, answers) if opened is None else opened
 
 
 PROOFS = proofs_of(TOLD)
@@ -624,17 +625,23 @@ SETTINGS = Settings(
     threads=2,
     check_seconds=1.0,
     attempt_seconds=1.0,
+    recheck_seconds=1.0,
+    recheck_attempt_seconds=1.0,
     deposit_seconds=1.0,
     checks_a_second=1.0,
+    rechecks_a_second=1.0,
     deposits_a_second=1.0,
+    redis=None,
+    redis_seconds=1.0,
     capture=None,
 )
 
 
 def test_no_holder_writes_lines_of_its_own_into_the_services_log(
-    caplog: pytest.LogCaptureFixture, tally: Tally
+    caplog: pytest.LogCaptureFixture, tally: Tally, tmp_path: Path
 ) -> None:
-    relay = ServiceRelay(WORLD.service, Custodians(WORLD.service, Peers()), SETTINGS, some)
+    line = Custodians(WORLD.service, Peers(), DataDirectory(MANIFEST, tmp_path / "directory"))
+    relay = ServiceRelay(WORLD.service, line, SETTINGS, some)
     texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=16)
 
     @fuzzed(2)
