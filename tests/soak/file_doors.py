@@ -11,6 +11,9 @@ from pathlib import Path
 from doors import PAUSE_SECONDS, Door, Work, row
 from live import COLUMNS
 
+COLLECT_SECONDS = (0.2, 1.5)
+"""How long more is waited for, as each import is a process."""
+
 
 class Files(Door):
     """`insurer-agent import` of a file of all that is waiting, run again until it ends well; some files come twice."""
@@ -50,6 +53,7 @@ class Files(Door):
         first = self._next()
         if first is None:
             return
+        self._stop.wait(self._chance.uniform(*COLLECT_SECONDS))
         works = [first, *self._waiting()]
         self._files += 1
         file = self._folder / f"{self.name}-{self.member:02d}-{self._files}.csv"

@@ -44,8 +44,9 @@ SETTLE_SECONDS = 300
 class Storm:
     """The alliance, its doors, the books, the killer and the judge. Use it as a context, and from the main thread."""
 
-    def __init__(self, root: Path, members: int, seed: int) -> None:
+    def __init__(self, root: Path, members: int, seed: int, tell: Callable[[str], None]) -> None:
         self.seed = seed
+        self.tell = tell
         self.books = Books()
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -190,6 +191,7 @@ class Storm:
                 step.counts_from = min(now, step.counts_from or now)
         self._compare_custody()
         self._compare_verdicts()
+        self.tell(f"compared {self.counts['deposits opened']} deposits and the verdicts with the plain sum")
         for stream in self._streams():
             if letters := stream.rejected():
                 self.fail(f"dead letters of member {stream.member}: {letters[:3]}")
@@ -205,6 +207,7 @@ class Storm:
                 return
             self._tend()
             threading.Event().wait(0.3)
+        self.tell(f"waited for {what}")
 
     def _where(self) -> dict[str, object]:
         """Return what is still on its way, for whoever reads a failure."""
