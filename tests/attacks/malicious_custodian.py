@@ -127,7 +127,8 @@ class Malicious(Custodian):
 
     def __init__(self, agent: Agent) -> None:
         honest = agent.custodian
-        super().__init__(honest._party, honest._custody, honest._keyring, honest._peers, honest._random)
+        peers, random, threads = honest._peers, honest._random, agent.settings.threads
+        super().__init__(honest._party, honest._custody, honest._keyring, peers, random, threads=threads)
         self.told: dict[Key, tuple[int, bool]] = {}
         """Where in A it stood, and whether what it said was another thing than the truth."""
         self.positions: set[int] = set()

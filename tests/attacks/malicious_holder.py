@@ -8,6 +8,7 @@ from typing import Any
 
 from malicious_custodian import LIMIT, Malicious, Stage
 from malicious_custodian_says import flipped
+from malicious_service import NO_PROOF
 
 from insurer_agent.custodian import Custodian
 from protocol.custody import Kept, Preparation
@@ -83,6 +84,13 @@ class Holder:
         answer = Custodian.prepare(self.custodian, call)
         return replace(answer, answers=tuple(replace(one, **changes) for one in answer.answers))
 
+    def judged(self, call: PrepareCall, **changes: object) -> PrepareAnswer:
+        """Keep it, and where it is of the four that judge, garble something else."""
+        answer = Custodian.prepare(self.custodian, call)
+        if answer.garbled is None:
+            return answer
+        return replace(answer, garbled=replace(answer.garbled, part=replace(answer.garbled.part, **changes)))
+
     def other_digests(self, call: PrepareCall) -> PrepareAnswer:
         answer = Custodian.prepare(self.custodian, call)
         return replace(
@@ -149,6 +157,26 @@ HOLDING: dict[str, tuple[Callable[[Holder], Any], Callable[[Holder], Any], tuple
     ),
     "says that it was committed in the future": (
         lambda h: lambda call: h.prepared(call, tick=1 << 60),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "garbles nothing": (
+        lambda h: lambda call: replace(Custodian.prepare(h.custodian, call), garbled=None),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "garbles under another session": (
+        lambda h: lambda call: h.judged(call, session_check=bytes(32)),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "garbles no group": (
+        lambda h: lambda call: h.judged(call, sent=(), vouched=()),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "claims a proof of its own making": (
+        lambda h: lambda call: h.prepared(call, tick=1, range_proof=NO_PROOF),
         lambda _: None,
         (None, "complete"),
     ),

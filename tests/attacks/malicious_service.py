@@ -229,7 +229,7 @@ class Batch:
         if order is not None:
             with contextlib.suppress(Disagreement):
                 opened = opened_proofs(self.service._service.manifest, self.evaluated, order, told)
-        found = claimed_proofs(self.evaluated, told) if opened is None else opened
+        found = claimed_proofs(self.service._service.manifest, self.evaluated, told) if opened is None else opened
         if any(proof is not None for proof in found):
             self.proofs = list(found)
         return answers

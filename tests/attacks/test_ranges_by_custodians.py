@@ -17,7 +17,7 @@ from world import World
 from protocol.committee_keys import CommitteeKey
 from protocol.comparison import Disagreement, Garbled, Part
 from protocol.custody import Preparation, RangeBase
-from protocol.deposit import AcceptedCall, accept_prepare, claimed_proofs, confirm
+from protocol.deposit import UNPROVEN, AcceptedCall, accept_prepare, claimed_proofs, confirm
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import AMENDMENT, PrepareAnswer, RangeProof
@@ -253,12 +253,9 @@ def test_a_proof_or_tick_that_one_claims_for_what_is_not_made_lets_nothing_count
             bad = RangeProof(header_hash=bytes(32), floor=bytes(16), ceiling=bytes(16), alone=bytes(16))
             told = replace(answers[liar], answers=(replace(said, tick=1, range_proof=bad),), garbled=None)
             mixed = {**answers, liar: told}
-            proofs = claimed_proofs(one.evaluated, mixed)
-            assert proofs == [bad]  # nobody else claims one
-            done = one.commit(one.decide(mixed, proofs))
-            assert {state.code for states in done.values() for state in states if isinstance(state, ProtocolError)} == {
-                "range-not-shown"
-            }
+            assert claimed_proofs(one.world.manifest, one.evaluated, mixed) == [None]  # one alone is not heard
+            assert one.decide(mixed, [None]) == [UNPROVEN]
+            assert one.commit_with([bad]) == NOT_SHOWN  # nor believed
             assert one.counted() == set()
             # Beside what the four have opened its claim is not heard; the tick is, where it is lower.
             opened = one.opened(order, answers)
@@ -269,7 +266,7 @@ def test_a_proof_or_tick_that_one_claims_for_what_is_not_made_lets_nothing_count
 
 
 def test_a_claim_against_those_who_have_it_is_outvoted() -> None:
-    world, ranged = stories()
+    _, ranged = stories()
     good = ranged["good"]
     order = good.order()
     answers = good.prepare(order)
@@ -282,10 +279,9 @@ def test_a_claim_against_those_who_have_it_is_outvoted() -> None:
         (said,) = again[liar].answers
         for lie in (RangeProof(bytes(32), bytes(16), bytes(16), bytes(16)), None):
             mixed = {**again, liar: replace(again[liar], answers=(replace(said, range_proof=lie),))}
-            assert claimed_proofs(good.evaluated, mixed) == proofs
+            assert claimed_proofs(good.world.manifest, good.evaluated, mixed) == proofs
     # The late one verifies for itself what the others have kept, and counts from their tick on.
     assert good.commit_with(proofs, [late], tick=TICK) == MADE[:1]
-    del world
 
 
 def test_a_holder_that_lacks_earlier_deposits_voids_the_fours_that_it_is_of_and_no_other() -> None:

@@ -28,7 +28,7 @@ from protocol.comparison import Disagreement
 from protocol.deposit import Entry, accept_prepare, commit_call
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
-from protocol.messages import CommitCall, PrepareCall, RangeOrder, RangeProof
+from protocol.messages import AMENDMENT, CANCELLATION, CommitCall, PrepareCall, RangeOrder, RangeProof
 from protocol.range_check import range_key
 from protocol.range_tags import is_good
 from protocol.secret import Secret
@@ -299,30 +299,35 @@ class HeldBack:
     depositor: int
     held: Ranged
     lagging: int
+    known: dict[int, Ranged]
+    """By person, an issue that all holders have."""
 
-    def next_is(self, item: Entry, excluded: int | None) -> tuple[Ranged, set[tuple[int, int, int]], list[str]]:
-        """Let the depositor's next deposit come; return what the service sees of a range check with the laggard."""
+    def next_is(self, item: Entry, excluded: int | None) -> tuple[set[tuple[int, int, int]], list[str]]:
+        """Let the depositor's next deposit come; return what the service sees of a range check with the laggard, and
+        what comes of one without.
+        """
         later = Ranged.start(self.world, self.depositor, item, excluded=excluded)
         others = [slot for slot in later.slots if slot not in (self.lagging, self.held.made[0].excluded)]
         # With the slot that the held one excludes, which has no stamp of it: there a holder that sees more would show.
         mine = [slot for slot in (self.lagging, self.held.made[0].excluded) if slot in later.slots]
         order = later.order(sorted([*mine, *others[: 4 - len(mine)]]))
         answers = later.prepare(order)
-        with pytest.raises(Disagreement):
+        with pytest.raises(Disagreement) as alarm:
             later.opened(order, answers)
+        assert alarm.value == Disagreement((self.lagging,), "shares or stamps")
         unequal = later.unequal(order, answers)
         assert later.commit_with(later.forced(order, answers)) == NOT_SHOWN
         # Without it, all holders commit, the laggard too: what it lacks of others it does not ask after.
         again = later.order([slot for slot in later.slots if slot != self.lagging][:4])
-        return later, unequal, later.honestly(again)
+        return unequal, later.honestly(again)
 
 
 def held_back(depositor: Callable[[World], int], excluded: int | None, lagging: int) -> HeldBack:
     world = one_shard()
     number = depositor(world)
-    for other in (1, 2, 3):  # of each person something is there already
-        known = Ranged.start(world, number, entry(other, 100), excluded=excluded)
-        assert known.honestly() == MADE
+    known = {other: Ranged.start(world, number, entry(other, 100), excluded=excluded) for other in (1, 2, 3)}
+    for issue in known.values():
+        assert issue.honestly() == MADE
     held = Ranged.start(world, number, entry(1, 7), excluded=excluded)
     order = held.order()
     answers = held.prepare(order)
@@ -330,7 +335,7 @@ def held_back(depositor: Callable[[World], int], excluded: int | None, lagging: 
     assert proofs is not None
     done = held.commit(held.decide(answers, proofs), [slot for slot in held.slots if slot != lagging])
     assert len(done) == 4
-    return HeldBack(world, number, held, lagging)
+    return HeldBack(world, number, held, lagging, known)
 
 
 PLACES = [
@@ -347,7 +352,7 @@ def test_by_a_commit_held_back_the_service_does_not_see_which_later_deposit_is_o
     seen = []
     for whom in (1, 2, 3, 4):  # 4 is new
         story = held_back(an_outsider, excluded, lagging)
-        _, unequal, done = story.next_is(entry(whom, 9), later)
+        unequal, done = story.next_is(entry(whom, 9), later)
         assert done == MADE
         seen.append(unequal)
     # Of every lane, the pairs of the laggard with each other slot that holds what it lacks.
@@ -355,3 +360,24 @@ def test_by_a_commit_held_back_the_service_does_not_see_which_later_deposit_is_o
     assert {lane for lane, _, _ in seen[0]} == {0, 1, 2}
     assert all(lagging in (one, two) for _, one, two in seen[0])
     assert not any(excluded in (one, two) for _, one, two in seen[0])
+
+
+@pytest.mark.parametrize("who", [an_insider, an_outsider])
+def test_nor_whether_it_corrects_what_was_held_back_or_something_else_or_nothing(who: Callable[[World], int]) -> None:
+    seen, own = [], who is an_insider
+    for number in range(6):
+        story = held_back(who, None if own else 1, 0)
+        held, known = story.held.ids[0], {whom: issue.ids[0] for whom, issue in story.known.items()}
+        item = (
+            entry(1, -7, kind=CANCELLATION, earlier=held),
+            entry(1, 5, kind=AMENDMENT, earlier=held),
+            entry(1, -1, kind=AMENDMENT, earlier=known[1]),
+            entry(2, -100, kind=CANCELLATION, earlier=known[2]),
+            entry(4, 9),
+            entry(1, 9),
+        )[number]
+        unequal, done = story.next_is(item, None if own else 1)
+        assert done == MADE
+        seen.append(unequal)
+    assert seen == [seen[0]] * 6
+    assert seen[0]
