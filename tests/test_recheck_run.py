@@ -47,6 +47,7 @@ from protocol.stamps import as_of_tick
 from protocol.watermark import Completeness
 from service.config import Settings
 from service.custodians import Custodians
+from service.directory import DataDirectory
 from service.relay import Relay
 from transport.peers import Peers
 from transport.settings import SettingsError
@@ -489,19 +490,22 @@ SERVICE = Settings(
     checks_a_second=0.1,
     rechecks_a_second=0.1,
     deposits_a_second=0.1,
+    redis=None,
+    redis_seconds=1.0,
     capture=None,
 )
 
 
-def a_relay(world: World) -> Relay:
-    return Relay(world.service, Custodians(world.service, Peers()), SERVICE, world.random)
+def a_relay(world: World, folder: Path) -> Relay:
+    line = Custodians(world.service, Peers(), DataDirectory(world.manifest, folder / "directory"))
+    return Relay(world.service, line, SERVICE, world.random)
 
 
 def test_while_all_places_for_rechecks_are_taken_service_and_custodians_take_underwriters_checks(
-    database: str,
+    database: str, tmp_path: Path
 ) -> None:
     world = make_world(7, shards=1)
-    relay = a_relay(world)
+    relay = a_relay(world, tmp_path)
     requests = {}
     for occasion in (RECHECK, UNDERWRITING):
         question = [Question(person(1), RULE, 0)]
@@ -532,9 +536,9 @@ def test_while_all_places_for_rechecks_are_taken_service_and_custodians_take_und
     store.close()
 
 
-def test_rechecks_have_a_rate_of_their_own_at_which_a_whole_check_always_fits() -> None:
+def test_rechecks_have_a_rate_of_their_own_at_which_a_whole_check_always_fits(tmp_path: Path) -> None:
     world = make_world(5, shards=1)
-    relay = a_relay(world)
+    relay = a_relay(world, tmp_path)
     relay._rechecks.take("insurer-01", 1024)
     assert code_of(lambda: relay._rechecks.take("insurer-01", 1024)) == "rate-limited"
     relay._checks.take("insurer-01", 1)
