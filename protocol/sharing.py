@@ -8,6 +8,7 @@ sharings. In any four slots at least two hold each label.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from typing import NewType
 
@@ -41,14 +42,16 @@ def labels(slots: int) -> list[Label]:
     return list(combinations(range(slots), 2))
 
 
-def labels_of_sharing(slots: int, excluded: int) -> list[Label]:
+@cache
+def labels_of_sharing(slots: int, excluded: int) -> tuple[Label, ...]:
     """Return the n-1 labels of a sharing that excludes a slot, in order of the other slot."""
-    return [label(excluded, other) for other in range(slots) if other != excluded]
+    return tuple(label(excluded, other) for other in range(slots) if other != excluded)
 
 
-def held_labels(slots: int, excluded: int, slot: int) -> list[Label]:
+@cache
+def held_labels(slots: int, excluded: int, slot: int) -> tuple[Label, ...]:
     """Return the n-2 labels of a sharing that a slot holds; none for the excluded slot."""
-    return [pair for pair in labels_of_sharing(slots, excluded) if slot not in pair]
+    return tuple(pair for pair in labels_of_sharing(slots, excluded) if slot not in pair)
 
 
 def share(value: int, slots: int, excluded: int, uniform: bytes) -> dict[Label, Share]:
@@ -123,9 +126,15 @@ def group_sums(chosen: Chosen, slot: int, sums: Mapping[Label, Share]) -> list[i
     """
     position = chosen.position(slot)
     totals: list[int | None] = [0 if position in pair else None for pair in GROUPS]
-    for name in labels(chosen.committee_size):
-        pair = chosen.group_of(name)
-        if position in pair:
-            place = GROUPS.index(pair)
-            totals[place] = ((totals[place] or 0) + sums.get(name, 0)) % RING
+    places = _places(chosen)
+    for name, value in sums.items():
+        before = totals[places[name]]
+        if before is not None:
+            totals[places[name]] = (before + value) % RING
     return totals
+
+
+@cache
+def _places(chosen: Chosen) -> dict[Label, int]:
+    """Return, by label, the place of its group."""
+    return {name: GROUPS.index(chosen.group_of(name)) for name in labels(chosen.committee_size)}
