@@ -232,7 +232,7 @@ class Watched(Relay):
         self._noted: list[tuple[str, str]] = []
 
     def check(self, request: CheckRequest) -> CheckOutcome:
-        self._custodians._troubles.clear()
+        self._custodians._until.clear()
         return super().check(request)
 
     def _attempt(self, evaluation: Evaluation, named: tuple[int, tuple[int, ...], int], *rest: Any) -> Any:  # noqa: ANN401  as in `Relay`
