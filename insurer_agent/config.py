@@ -25,7 +25,7 @@ class _SettingsSchema(Schema):
     workers = fields.Integer(load_default=1, validate=validate.Range(1, 64))
     threads = fields.Integer(load_default=16, validate=validate.Range(4, 256))
     check_seconds = fields.Float(load_default=2.0, validate=validate.Range(0.1, 60))
-    deposit_seconds = fields.Float(load_default=10.0, validate=validate.Range(1, 300))
+    deposit_seconds = fields.Float(load_default=20.0, validate=validate.Range(1, 300))
     deposit_jitter_seconds = fields.Float(load_default=20.0, validate=validate.Range(0, 3600))
     redis = fields.String(load_default=None, validate=is_redis_url)
     redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))

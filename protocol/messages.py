@@ -284,7 +284,7 @@ class RangeHeader:
     epoch: Annotated[int, UInt(32)]
     committee_key: Annotated[KeyName, Nested(KeyName)]
     deposits: Annotated[tuple[bytes, ...], Seq(ID, least=1, most=MAX_DEPOSITS)]
-    blinded: Annotated[tuple[bytes, ...], Seq(POINT, least=1, most=MAX_DEPOSITS)]
+    blinded: Annotated[tuple[bytes, ...], Seq(HASH, least=1, most=MAX_DEPOSITS)]  # points that the call has checked
 
 
 @message("range proof", version=1)

@@ -34,7 +34,7 @@ class _SettingsSchema(Schema):
     attempt_seconds = fields.Float(load_default=0.6, validate=validate.Range(0.05, 10))
     recheck_seconds = fields.Float(load_default=9.0, validate=validate.Range(0.1, 60))
     recheck_attempt_seconds = fields.Float(load_default=3.0, validate=validate.Range(0.05, 30))
-    deposit_seconds = fields.Float(load_default=4.0, validate=validate.Range(0.5, 60))
+    deposit_seconds = fields.Float(load_default=8.0, validate=validate.Range(0.5, 60))
     deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
     checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
     rechecks_a_second = fields.Float(load_default=100.0, validate=validate.Range(0.1, 1e6))

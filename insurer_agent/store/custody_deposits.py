@@ -101,6 +101,10 @@ class _Committed:
     proof: bytes = field(repr=False)
 
 
+_Asked = tuple[Proposed, bytes, Facts]
+"""A deposit that is asked for, with the HMAC of its id and the clear part of its row."""
+
+
 class CustodyDeposits:
     """Prepares, commits and gives up deposits; each a transaction, durable once it returns."""
 
@@ -120,14 +124,16 @@ class CustodyDeposits:
             require_epoch(self._epoch, item.epoch)
         depositor = proposed[0].depositor
         keys = [self.id_key(depositor, item.deposit_id) for item in proposed]
+        facts = [self._facts(item, key) for item, key in zip(proposed, keys, strict=True)]
+        asked = list(zip(proposed, keys, facts, strict=True))
 
         def transaction(connection: Rows) -> Preparation:
             if attempt is not None:
                 self._record(connection, attempt)
-            kept = self._keep(connection, proposed, keys, now)
+            kept = self._keep(connection, depositor, asked, now)
             if attempt is None or any(isinstance(item, ProtocolError) for item in kept):
                 return Preparation(kept, None)
-            return Preparation(kept, self._base(connection, proposed, keys, now, attempt))
+            return Preparation(kept, self._base(connection, depositor, asked, now, attempt))
 
         return self._in_turn("prepare deposits", depositor, transaction)
 
@@ -139,20 +145,15 @@ class CustodyDeposits:
         if not new:
             raise replayed_range()
 
-    def _keep(
-        self, connection: Rows, proposed: Sequence[Proposed], keys: Sequence[bytes], now: float
-    ) -> list[Refusable]:
-        depositor = proposed[0].depositor
-        facts = [self._facts(item) for item in proposed]
-        corrected = [one.chain_key for one, item in zip(facts, proposed, strict=True) if item.kind != ISSUE]
-        pending = self._pending(connection, depositor, [*keys, *corrected])
-        committed = self._committed(connection, depositor, [*keys, *corrected])
-        nevers = self._nevers(connection, depositor, keys)
+    def _keep(self, connection: Rows, depositor: str, asked: Sequence[_Asked], now: float) -> list[Refusable]:
+        keys = [key for _, key, _ in asked] + [own.chain_key for item, _, own in asked if item.kind != ISSUE]
+        pending, nevers = self._pending(connection, depositor, keys)
+        committed = self._committed(connection, depositor, keys)
         standing = {key: one.facts for key, one in pending.items()} | {key: one.facts for key, one in committed.items()}
         kept: list[Refusable] = []
         new: dict[bytes, tuple[Facts, Proposed]] = {}
         again: dict[bytes, bytes] = {}
-        for item, key, own in zip(proposed, keys, facts, strict=True):
+        for item, key, own in asked:
             known = pending.get(key) or committed.get(key)
             if key in nevers:
                 kept.append(repeated(Kept(None, never=True, envelope_hash=b""), item.envelope_hash))
@@ -183,7 +184,7 @@ class CustodyDeposits:
             )
         return kept
 
-    def _facts(self, item: Proposed) -> Facts:
+    def _facts(self, item: Proposed, key: bytes) -> Facts:
         return Facts(
             item.shard,
             item.epoch,
@@ -192,7 +193,7 @@ class CustodyDeposits:
             item.row.product,
             dt.date.fromordinal(item.row.day),
             item.row.excluded,
-            self.id_key(item.depositor, item.chain),
+            key if item.earlier is None else self.id_key(item.depositor, item.earlier),
             item.envelope_hash,
             item.not_before,
         )
@@ -213,16 +214,10 @@ class CustodyDeposits:
         return Kept(known.tick, never=False, envelope_hash=known.facts.envelope_hash, proof=proof)
 
     def _base(
-        self,
-        connection: Rows,
-        proposed: Sequence[Proposed],
-        keys: Sequence[bytes],
-        now: float,
-        attempt: RangeAttempt,
+        self, connection: Rows, depositor: str, asked: Sequence[_Asked], now: float, attempt: RangeAttempt
     ) -> RangeBase:
         """Return what these deposits are judged by: rows of their depositor and persons, and what else is pending."""
-        depositor, shard = proposed[0].depositor, proposed[0].shard
-        tokens = sorted({bytes(item.index) for item in proposed})
+        shard, tokens = asked[0][2].shard, sorted({own.token for _, _, own in asked})
         rows: dict[bytes, dict[bytes, tuple[int, bytes, CustodyRow]]] = {}
         found = connection.execute(
             f"SELECT id_key, {FACTS}, shares FROM custody_row"  # noqa: S608  names of columns
@@ -250,13 +245,12 @@ class CustodyDeposits:
                 (passed, self._header_key(attempt.header_hash)),
             )
         bases = []
-        for item, key in zip(proposed, keys, strict=True):
-            token, chain_key = bytes(item.index), self.id_key(depositor, item.chain)
-            judged = dict(rows.get(token, {}))
+        for item, key, own in asked:
+            judged = dict(rows.get(own.token, {}))
             if item.row.day >= attempt.first_day:
-                judged.setdefault(key, (item.kind, chain_key, item.row))
-            base = tuple(BaseRow(kind, chain == chain_key, row) for kind, chain, row in judged.values())
-            others = (slot for other, slot in pending.get(token, {}).items() if other != key)
+                judged.setdefault(key, (item.kind, own.chain_key, item.row))
+            base = tuple(BaseRow(kind, chain == own.chain_key, row) for kind, chain, row in judged.values())
+            others = (slot for other, slot in pending.get(own.token, {}).items() if other != key)
             bases.append(DepositBase(base, tuple(others)))
         return RangeBase(tuple(bases), custody_stamps.own_sums(connection, depositor, shard))
 
@@ -271,17 +265,14 @@ class CustodyDeposits:
         def transaction(connection: Rows) -> list[Refusable]:
             # The stamps of a shard are sums of group elements, which the database cannot add up: writers take turns.
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.STAMPS, shard))
-            work = _Commits(
-                self._vault,
-                depositor,
-                self._pending(connection, depositor, keys),
-                self._committed(connection, depositor, keys),
-            )
+            pending, _ = self._pending(connection, depositor, keys)
+            others = [key for key in keys if key not in pending]
+            work = _Commits(self._vault, depositor, pending, self._committed(connection, depositor, others))
             results = [work.commit(shard, commit, key) for commit, key in zip(commits, keys, strict=True)]
             work.write(connection)
             self._give_up_passed(connection, work.moved)
-            custody_stamps.apply_changes(connection, depositor, shard, work.changes)
-            custody_stamps.fold(connection, shard, max(commit.tick for commit in commits) - self._fold_after)
+            if custody_stamps.apply_changes(connection, depositor, shard, work.changes):
+                custody_stamps.fold(connection, shard, max(commit.tick for commit in commits) - self._fold_after)
             return results
 
         return self._in_turn("commit deposits", depositor, transaction)
@@ -360,30 +351,27 @@ class CustodyDeposits:
         return CustodyRow(facts.product, facts.day.toordinal(), facts.excluded, kept.amounts, kept.counts)
 
     @staticmethod
-    def _pending(connection: Rows, depositor: str, keys: Iterable[bytes]) -> dict[bytes, _Pending]:
+    def _pending(connection: Rows, depositor: str, keys: Iterable[bytes]) -> tuple[dict[bytes, _Pending], set[bytes]]:
+        """Return what is pending of these, and which of them were given up."""
         found = connection.execute(
-            f"SELECT id_key, {FACTS}, sealed FROM custody_pending"  # noqa: S608  names of columns
-            " WHERE depositor = %s AND id_key = ANY(%s) AND NOT never",
+            f"SELECT id_key, never, sealed, {FACTS} FROM custody_pending"  # noqa: S608  names of columns
+            " WHERE depositor = %s AND id_key = ANY(%s)",
             (depositor, list(keys)),
-        )
-        return {bytes(key): _Pending(read_facts(values), bytes(sealed or b"")) for key, *values, sealed in found}
+        ).fetchall()
+        nevers = {bytes(key) for key, never, *_ in found if never}
+        kept = (entry for entry in found if not entry[1])
+        return {bytes(key): _Pending(read_facts(values), sealed or b"") for key, _, sealed, *values in kept}, nevers
 
     @staticmethod
-    def _committed(connection: Rows, depositor: str, keys: Iterable[bytes]) -> dict[bytes, _Committed]:
+    def _committed(connection: Rows, depositor: str, keys: Sequence[bytes]) -> dict[bytes, _Committed]:
+        if not keys:
+            return {}
         found = connection.execute(
             f"SELECT id_key, {FACTS}, tick, proof FROM custody_row"  # noqa: S608  names of columns
             " WHERE depositor = %s AND id_key = ANY(%s)",
             (depositor, list(keys)),
         )
         return {bytes(key): _Committed(read_facts(values), tick, bytes(proof)) for key, *values, tick, proof in found}
-
-    @staticmethod
-    def _nevers(connection: Rows, depositor: str, keys: Sequence[bytes]) -> set[bytes]:
-        found = connection.execute(
-            "SELECT id_key FROM custody_pending WHERE depositor = %s AND id_key = ANY(%s) AND never",
-            (depositor, list(keys)),
-        )
-        return {bytes(key) for (key,) in found}
 
 
 class _Commits:

@@ -20,8 +20,12 @@ def change(changes: Changes, excluded: int, tick: int, stamp: Element, *, sign: 
     changes[excluded, tick] = group.accumulate(total, [stamp], sign=sign)
 
 
-def apply_changes(connection: Rows, depositor: str, shard: int, changes: Changes) -> None:
-    """Add what was noted to the sums of the shard and of the depositor; the caller's turn at both is taken."""
+def apply_changes(connection: Rows, depositor: str, shard: int, changes: Changes) -> bool:
+    """Add what was noted to the sums of the shard and of the depositor; the caller's turn at both is taken.
+
+    Tells whether the shard has had nothing of one of the ticks before.
+    """
+    fresh = False
     for (excluded, tick), amount in changes.items():
         key = (shard, excluded, tick)
         row = connection.execute(
@@ -32,6 +36,7 @@ def apply_changes(connection: Rows, depositor: str, shard: int, changes: Changes
             " ON CONFLICT (shard, excluded, tick) DO UPDATE SET sum = EXCLUDED.sum",
             (*key, _plus(row, amount)),
         )
+        fresh |= row is None
     for excluded, amount in totals((excluded, amount) for (excluded, _), amount in changes.items()).items():
         own = (depositor, shard, excluded)
         row = connection.execute(
@@ -42,6 +47,7 @@ def apply_changes(connection: Rows, depositor: str, shard: int, changes: Changes
             " ON CONFLICT (depositor, shard, excluded) DO UPDATE SET sum = EXCLUDED.sum",
             (*own, _plus(row, amount)),
         )
+    return fresh
 
 
 def _plus(row: tuple[bytes] | None, amount: bytes) -> bytes:
