@@ -167,7 +167,8 @@ def batches(
     """Group by shard and excluded slot, which a batch has in common, and cut to random sizes.
 
     Two deposits of one person never share a batch, as the later waits for the earlier. Were batches as large as can
-    be, one that follows by itself would tell the service that its person was in the one before.
+    be, one that follows by itself would tell the service that its person was in the one before. So a coin decides, each
+    time, whether as many go as can or any number of them: often enough whole, as a batch costs all holders something.
     """
 
     def place(entry: tuple[Outgoing, MadeDeposit]) -> tuple[int, int]:
@@ -176,6 +177,7 @@ def batches(
     for _, group in groupby(sorted(ready, key=place), key=place):
         items = list(group)
         while items:
-            size = 1 + int.from_bytes(random(8), "big") % min(BATCH, len(items))
+            most, drawn = min(BATCH, len(items)), random(9)
+            size = most if drawn[8] & 1 else 1 + int.from_bytes(drawn[:8], "big") % most
             yield items[:size]
             items = items[size:]

@@ -40,6 +40,8 @@ SERVICE = "service.cli"
 VALID_DAYS = 30
 START_SECONDS = 120
 DEPOSIT_SECONDS = 3600
+ROUND_SECONDS = 12
+"""For a batch of deposits: many processes share few cores."""
 _AT_ONCE = 4
 
 
@@ -257,6 +259,7 @@ class _Alliance:
         _write_settings(
             self._state / "service",
             port=_port(self._service_url),
+            deposit_seconds=ROUND_SECONDS,
             **redis,
             capture=capture and capture / "service.jsonl",
         )
@@ -268,6 +271,7 @@ class _Alliance:
                 database=make_conninfo(server, dbname=_database(name)),
                 allow_local=True,
                 deposit_jitter_seconds=self._options.jitter_seconds,
+                deposit_seconds=2 * ROUND_SECONDS,
                 **redis,
                 capture=capture and capture / f"{name}.jsonl",
             )
