@@ -2,9 +2,11 @@
 
 import csv
 import os
+import signal
 import subprocess
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,11 +88,26 @@ def messy(draw: st.DrawFn) -> list[str]:
     return row
 
 
+@contextmanager
+def default_interrupts() -> Iterator[None]:
+    """Have what is started within begin with SIGINT as a terminal gives it: a shell has what it puts in the background
+    ignore it, which every child inherits, but no handler is.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Running:
-    """A command, in a process group of its own."""
+    """A command, in a process group of its own, which an interrupt reaches even where the tests ignore theirs."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+        with default_interrupts():
+            self._process = subprocess.Popen(
+                command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+            )
         self.group = self._process.pid
 
     def processes(self) -> list[psutil.Process]:

@@ -1,5 +1,6 @@
 """A custodian that lags is left out of A for as long as it lacks a deposit, and no longer."""
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -14,6 +15,7 @@ from insiders import Insider, end, service_url
 from live import LiveAlliance, issue, wait_for_ticks, wait_until, write_policies
 from test_alliance_failures import settled
 
+from insurer_agent.store.locks import Lock
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.progress import Place, SignedReport, sign_report
@@ -89,22 +91,15 @@ class Scene:
             self.alliance.adopt(subprocess.Popen(command, stdout=log, stderr=log, env=many))
         wait_until(lambda: self.alliance.ready_at(service_url(self.alliance)))
 
-    def hold_repeats_back(self) -> None:
-        """Have the depositor wait for an hour before it repeats a deposit that is made."""
+    @contextlib.contextmanager
+    def repeats_held_back(self) -> Iterator[None]:
+        """Have the depositor send nothing for the block, but report: deposits are the work of whoever holds a lock."""
+        self.alliance.kill(self.depositor)
         with self.alliance.database(self.depositor) as connection:
-            connection.execute(
-                "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS"
-                " 'BEGIN NEW.next_attempt_at := now() + make_interval(hours => 1); RETURN NEW; END'"
-            )
-            connection.execute(
-                "CREATE TRIGGER held BEFORE UPDATE ON deposit FOR EACH ROW"
-                " WHEN (NEW.made_at IS NOT NULL AND NEW.completed_at IS NULL) EXECUTE FUNCTION hold()"
-            )
-
-    def let_repeats_go(self) -> None:
-        with self.alliance.database(self.depositor) as connection:
-            connection.execute("DROP TRIGGER held ON deposit")
-            connection.execute("UPDATE deposit SET next_attempt_at = now() WHERE completed_at IS NULL")
+            connection.autocommit = True
+            connection.execute("SELECT pg_advisory_lock(%s)", (Lock.DEPOSITS,))
+            self.alliance.restart(self.depositor)
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -135,38 +130,37 @@ def test_a_custodian_that_lacks_a_deposit_is_left_out_of_a_until_it_has_caught_u
     wait_until(scene.is_asked)
     assert scene.named() == set()
 
-    scene.hold_repeats_back()
     alliance.kill(scene.custodian)
     file = write_policies(tmp_path, scene.depositor, [issue("B-1", LATE, "50000000.00")])
     assert alliance.agent(scene.depositor, "import", str(file)).returncode == 0
     wait_until(lambda: alliance.request(scene.depositor, "GET", "/v1/status").body["deposits_unmade"] == 0)
-    missed = time.monotonic()
-    alliance.restart(scene.custodian)
-    wait_for_ticks()
+    with scene.repeats_held_back():
+        missed = time.monotonic()
+        alliance.restart(scene.custodian)
+        wait_for_ticks()
 
-    # Without reports, what the service noticed itself would now have been forgotten.
-    wait_until(lambda: time.monotonic() > missed + max(trouble.value[1] for trouble in Trouble))
-    assert scene.named() == {scene.slot}
-    voided = scene.disagreements()
-    assert not scene.is_asked()
-    assert settled(alliance, scene.requesters[0], LATE, "0.01") == ("exceeds", None)
-    assert settled(alliance, scene.requesters[0], PERSON, "15000000.00") == ("within", None)
-    assert scene.disagreements() == voided
-
-    # The twin: were it not reported, it would be asked, and an attempt be lost.
-    exchange(scene, scene.depositor, set(), time.time() + 5)
-    wait_until(scene.is_asked)
-    assert scene.disagreements() > voided
-
-    # The depositor's next report, and a service that remembers nothing else.
-    wait_until(lambda: scene.named() == {scene.slot})
-    scene.restart_the_service()
-    voided = scene.disagreements()
-    for _ in range(3):
+        # Without reports, what the service noticed itself would now have been forgotten.
+        wait_until(lambda: time.monotonic() > missed + max(trouble.value[1] for trouble in Trouble))
+        assert scene.named() == {scene.slot}
+        voided = scene.disagreements()
         assert not scene.is_asked()
-    assert scene.disagreements() == voided
+        assert settled(alliance, scene.requesters[0], LATE, "0.01") == ("exceeds", None)
+        assert settled(alliance, scene.requesters[0], PERSON, "15000000.00") == ("within", None)
+        assert scene.disagreements() == voided
 
-    scene.let_repeats_go()
+        # The twin: were it not reported, it would be asked, and an attempt be lost.
+        exchange(scene, scene.depositor, set(), time.time() + 5)
+        wait_until(scene.is_asked)
+        assert scene.disagreements() > voided
+
+        # The depositor's next report, and a service that remembers nothing else.
+        wait_until(lambda: scene.named() == {scene.slot})
+        scene.restart_the_service()
+        voided = scene.disagreements()
+        for _ in range(3):
+            assert not scene.is_asked()
+        assert scene.disagreements() == voided
+
     wait_until(lambda: alliance.is_delivered(scene.depositor))
     wait_until(scene.is_asked)
     assert scene.named() == set()

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from consuming import GROUP, QUICK, STREAM, policy
 from embedded_redis import EmbeddedRedis
 from live import wait_until
 from opened import open_custody
-from test_store_custody import admission
+from test_store_custody import A_DAY, admission, commit_of, judged, plain
 from test_store_custody import proposed as a_proposed
 from wired import MEMBERS, Wired, wired_alliance
 from wires import Fault, Wire, is_post, redis_answered, says_ok
@@ -38,14 +38,17 @@ from insurer_agent.intake.policy import Event
 from insurer_agent.intake.stream_entry import EntryMapping
 from insurer_agent.keys import AgentKeys
 from insurer_agent.policy_stream import PolicyStream
+from insurer_agent.store import redis_idempotency
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
-from insurer_agent.store.outbox import Attempt, Backlog
+from insurer_agent.store.outbox import Attempt, Backlog, Lacking
+from insurer_agent.store.rechecks import FIRST, OpenLane, Spool
+from insurer_agent.store.redis_idempotency import RedisIdempotency
 from insurer_agent.store.register import PolicyEvent, PolicyName
 from insurer_agent.stream_consumer import Consumer, lock_of
 from protocol.check import Verdict
 from protocol.committee_keys import CommitteeKey, holders, key_sets
-from protocol.custody import Kept, Reading
+from protocol.custody import PENDING_SECONDS, Kept, RangeAttempt, Reading
 from protocol.deposit import make_deposit
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
@@ -54,14 +57,19 @@ from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
 from transport import internal
 from transport.problems import Problem
+from transport.redis_link import RedisLink
 
 ROOT = Path(__file__).parent.parent
+AGENT = ("insurer_agent", "transport")
+SOURCES = (*AGENT, "service")
+"""What talks to anything; `protocol` does not, as tests/test_purity.py shows."""
 ONCE, UNTIL_MENDED = 1, 1_000
 DAY = dt.date.fromordinal(china_day(time.time()) - 3)
 SOMEONE = Identity(DocumentType.PASSPORT, "E10000001")
 ISSUED = PolicyEvent("A-1", SOMEONE, "accident", Event.ISSUE, 5_000, DAY)
 AMENDED = replace(ISSUED, event=Event.AMEND, amount=7_000, day=DAY + dt.timedelta(days=1))
 OTHER = replace(ISSUED, policy_number="A-2")
+AT_DAY = time.time() - 3 * 86_400
 OTHER_KEY = CommitteeKey.named(0, None, 99, 1_700_000_000, Secret(bytes(32)))
 """Of a version of the committee that is not in use."""
 
@@ -135,8 +143,36 @@ def with_aside(there: Wired) -> None:
     put(there, "UPDATE deposit SET set_aside_at = now(), next_attempt_at = now() + interval '1 hour'")
 
 
+def range_attempt(today: int = DAY.toordinal()) -> RangeAttempt:
+    """Return a range check under the header that the proofs of `commit_of` name."""
+    return RangeAttempt(bytes(32), today, A_DAY)
+
+
 def with_prepared(there: Wired) -> None:
-    custody(there).prepare([a_proposed(1), a_proposed(2)])
+    """Have deposits pending whose range check has passed a third over, as lost: their commit gives it up."""
+    custody(there).prepare([a_proposed(3)], 0.0)
+    custody(there).prepare([a_proposed(1), a_proposed(2)], PENDING_SECONDS + 1.0, range_attempt())
+
+
+def with_recorded(there: Wired) -> Lacking:
+    record(there, with_stored(there))
+    (lacking,) = there.one.outbox.lacking(there.one.party.manifest)
+    return lacking
+
+
+def spool(there: Wired) -> Spool:
+    """Return what a recheck has still to ask: each time of the same run."""
+    return Spool(there.database, there.one.register, there.one.vault, lambda _: 0, bytes)
+
+
+def collected(there: Wired) -> object:
+    return spool(there).collect(there.one.party.manifest.terms.rules, DAY.toordinal())
+
+
+def with_lanes(there: Wired) -> list[OpenLane]:
+    there.one.register.apply([ISSUED, replace(OTHER, insured=Identity(DocumentType.PASSPORT, "E10000002"))])
+    collected(there)
+    return spool(there).next(FIRST, 10)
 
 
 def with_snapshot(there: Wired) -> Any:  # noqa: ANN401  its type is the store's own
@@ -160,7 +196,26 @@ def without_tables(there: Wired) -> None:
 
 
 def with_old(there: Wired) -> None:
+    """Have what no check and no deposit is asked of any more, and no partition for the days of now."""
     custody(there).admit(admission(today=DAY.toordinal() - 500))
+    custody(there).prepare([a_proposed(1)], 0.0, range_attempt(DAY.toordinal() - 500))
+    put(there, f"DROP TABLE IF EXISTS custody_row_{DAY:%Y_%m}")
+    put(
+        there,
+        "CREATE TABLE IF NOT EXISTS custody_row_2001_01 PARTITION OF custody_row"
+        " FOR VALUES FROM ('2001-01-01') TO ('2001-02-01')",
+    )
+
+
+def forget_old(there: Wired, _: object) -> None:
+    there.one.custodian.forget_old(AT_DAY)
+
+
+def forgotten(there: Wired, given: object) -> None:
+    forget_old(there, given)
+    months, found = {f"custody_row_{DAY:%Y_%m}", "custody_row_2001_01"}, there.state()
+    assert months & found.keys() == {f"custody_row_{DAY:%Y_%m}"}
+    assert found["check_request"] == found["range_attempt"] == found["custody_pending"] == []
 
 
 def record(there: Wired, item: Any) -> None:  # noqa: ANN401  as above
@@ -228,23 +283,36 @@ TRANSACTIONS = {
     ),
     "record deposit attempts": Case(record, with_stored),
     "count backlog": Case(lambda there, _: there.one.outbox.backlog(), applied),
+    "find what is lacking": Case(lambda there, _: there.one.outbox.lacking(there.one.party.manifest), with_recorded),
+    "repeated deposits": Case(
+        lambda there, lacking: [item.receipts for item in there.one.outbox.repeats(lacking, 10)], with_recorded
+    ),
     "find watermark": Case(lambda there, _: there.one.outbox.complete_until(60) <= time.time() + 1, applied),
     # Custody
     "admit check": Case(lambda there, _: custody(there).admit(admission())),
     "read custody": Case(
         lambda there, _: custody(there).view(AT),
-        lambda there: (with_prepared(there), custody(there).commit("insurer-01", 0, [(a_proposed(1).deposit_id, 9)])),
+        lambda there: (with_prepared(there), custody(there).commit("insurer-01", 0, [commit_of(1, 9)])),
     ),
-    "prepare deposits": Case(lambda there, _: custody(there).prepare([a_proposed(1), a_proposed(2, whom=1)])),
+    "prepare deposits": Case(
+        lambda there, _: judged(
+            custody(there).prepare([a_proposed(1), a_proposed(2, whom=1)], PENDING_SECONDS + 1.0, range_attempt())
+        ),
+        lambda there: custody(there).prepare([a_proposed(1), a_proposed(3)], 0.0),
+    ),
     "commit deposits": Case(
-        lambda there, _: custody(there).commit("insurer-01", 0, [(a_proposed(n).deposit_id, 9) for n in (1, 2)]),
+        lambda there, _: plain(custody(there).commit("insurer-01", 0, [commit_of(n, 9) for n in (1, 2)])),
         with_prepared,
     ),
     "abandon deposits": Case(
-        lambda there, _: custody(there).abandon("insurer-01", 0, [a_proposed(n).deposit_id for n in (2, 3)]),
+        lambda there, _: plain(
+            custody(there).abandon("insurer-01", 0, [a_proposed(n).deposit_id for n in (2, 4)], AT_DAY)
+        ),
         with_prepared,
     ),
-    "forget old checks": Case(lambda there, _: there.one.custodian.forget_old_checks(DAY.toordinal()), with_old),
+    "forget old checks": Case(forget_old, with_old, forgotten),
+    "forget old deposits": Case(forget_old, with_old, forgotten),
+    "arrange partitions": Case(forget_old, with_old, forgotten),
     "find committee key": Case(
         lambda there, _: there.one.custodian._keyring.find(0, None, 99) is not None,
         lambda there: keyring(there).keep(OTHER_KEY),
@@ -254,6 +322,16 @@ TRANSACTIONS = {
         lambda there, _: there.one.custodian._keyring.confirm(OTHER_KEY, "insurer-02"),
         lambda there: keyring(there).keep(OTHER_KEY),
     ),
+    # Rechecks
+    "collect whom to check again": Case(lambda there, _: collected(there), with_lanes),
+    "count open lanes": Case(lambda there, _: spool(there).extent(), with_lanes),
+    "read open lanes": Case(
+        lambda there, _: [(lane.place, len(lane.policies)) for lane in spool(there).next(FIRST, 10)], with_lanes
+    ),
+    "close lanes": Case(
+        lambda there, lanes: spool(there).close(lanes[:1], [(lane, "no-answer") for lane in lanes[1:]]), with_lanes
+    ),
+    "forget a recheck": Case(lambda there, _: spool(there).forget(), with_lanes),
     # The agent's own
     "keep directory": Case(
         lambda there, _: there.one.directory.exchange(),
@@ -557,6 +635,54 @@ def consume(there: Wired, wire: Wire, until: Callable[[], bool]) -> None:
         stream.close()
 
 
+ASKED = ("an API key", "a key", b"a request")
+SCRIPTS: dict[str, Callable[[RedisIdempotency, Any], object]] = {
+    "_BEGIN": lambda keys, _: type(keys.begin(*ASKED)),
+    "_KEEP": lambda keys, place: keys.keep(place, b"an answer"),
+    "_RELEASE": lambda keys, place: keys.release(place),
+}
+"""What an agent has Redis do for Idempotency-Keys, by the name of the script."""
+LIMITS = {("transport/buckets.py", "_TAKE")}
+"""Has no row: a take that is lost is made good in the process, and may count twice against its holder; that no more is
+granted than flows in, with Redis there or away, is what tests/test_buckets.py shows.
+"""
+
+
+def keys_in_redis(there: Wired, url: str) -> RedisIdempotency:
+    return RedisIdempotency(RedisLink(url, "the fault table", 20.0), ("keys",), there.one.vault, secrets.token_bytes)
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("name", list(SCRIPTS))
+def test_a_script_in_redis_that_fails_is_told_and_the_same_once_repeated(
+    bench: Wired, redis_server: EmbeddedRedis, redis_wire: Wire, name: str, fault: Fault
+) -> None:
+    near, far = keys_in_redis(bench, redis_server.url), keys_in_redis(bench, f"redis://127.0.0.1:{redis_wire.port}")
+
+    def told(keys: RedisIdempotency) -> object:
+        try:
+            return SCRIPTS[name](keys, place)
+        except Problem as problem:
+            return Refused(problem.code)
+
+    with redis_server.client() as client, closing(near._link), closing(far._link):
+
+        def arrange() -> object:
+            client.flushall()
+            return None if name == "_BEGIN" else near.begin(*ASKED)
+
+        place = arrange()
+        first, second = told(near), told(near)
+        state = {key: client.strlen(key) for key in client.scan_iter()}
+        place = arrange()
+        script = str(getattr(redis_idempotency, name)).encode()
+        redis_wire.cut(fault, lambda data: script in data, ONCE, lambda _: True)
+        assert told(far) == Refused("idempotency-unavailable")
+        assert redis_wire.cuts == ONCE
+        assert told(near) == (first if fault is Fault.FAILED else second)
+        assert {key: client.strlen(key) for key in client.scan_iter()} == state
+
+
 # --- the table is whole -------------------------------------------------------------------------------------------
 
 
@@ -569,34 +695,39 @@ def calls(*folders: str) -> Iterator[tuple[str, ast.Call]]:
                     yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id, node
 
 
+NAMING = ("run", "_in_turn", "_outgoing")
+"""What is called with the name of a transaction first."""
+
+
 def test_every_transaction_has_a_row() -> None:
     named = set()
     for called, node in calls("insurer_agent"):
-        if called in ("run", "_in_turn") and node.args:
+        if called in NAMING and node.args:
             first = node.args[0]
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 named.add(first.value)
             elif called == "run" and "database" in ast.unparse(node.func):
-                assert ast.unparse(first) == "name", "a transaction's name stands where it is run, or in _in_turn"
+                assert ast.unparse(first) == "name", f"a transaction's name stands in {NAMING}"
     assert named == set(TRANSACTIONS), "a transaction without a row in TRANSACTIONS, or a row without one"
 
 
 def test_nothing_else_opens_a_connection_to_the_database() -> None:
-    opened = {ast.unparse(node.func) for called, node in calls("insurer_agent") if called == "connect"}
+    opened = {ast.unparse(node.func) for called, node in calls(*AGENT) if called == "connect"}
     assert opened <= {"psycopg.connect", "super().connect", "connection.connect"}
     files = {
         str(file.relative_to(ROOT))
-        for file in (ROOT / "insurer_agent").rglob("*.py")
+        for folder in AGENT
+        for file in (ROOT / folder).rglob("*.py")
         if re.search(r"psycopg\.connect\(|ConnectionPool\(", file.read_text(encoding="utf-8"))
     }
     # The server's own life and its look whether it answers, and queries of a policy system, in transactions that
     # cannot write; Redis has a pool of its own.
     assert files == {
         "insurer_agent/embedded_postgres.py",
-        "insurer_agent/policy_stream.py",
         "insurer_agent/sql_rows.py",
         "insurer_agent/store/database.py",
         "insurer_agent/store/server.py",
+        "transport/redis_link.py",
     }
 
 
@@ -617,3 +748,23 @@ def test_every_command_to_redis_has_a_row() -> None:
     found = {word for word in words if re.fullmatch(r"X[A-Z]+( [A-Z]+)?", word)}
     found |= {name.upper().replace("_", " ") for name in re.findall(r"\.(x[a-z_]+)\(", source)}
     assert found == set(COMMANDS) | READS
+
+
+def test_every_script_in_redis_has_a_row_and_nothing_else_writes_there() -> None:
+    scripts, talking, evaluating = set(), set(), set()
+    for folder in SOURCES:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            tree, name = ast.parse(file.read_text(encoding="utf-8")), str(file.relative_to(ROOT))
+            for node in ast.walk(tree):
+                match node:
+                    case ast.Assign(targets=[ast.Name(id=called)], value=ast.Constant(value=str(text))):
+                        scripts |= {(name, called)} if "redis.call" in text else set()
+                    case ast.ImportFrom(module="redis", names=names):
+                        talking |= {name} if "Redis" in {one.name for one in names} else set()
+                    case ast.Import(names=names):
+                        talking |= {name} if "redis" in {one.name.split(".")[0] for one in names} else set()
+                    case ast.Attribute(attr="eval" | "evalsha" | "register_script" | "execute_command"):
+                        evaluating.add(name)
+    assert scripts == {("insurer_agent/store/redis_idempotency.py", name) for name in SCRIPTS} | LIMITS
+    assert talking == {"insurer_agent/policy_stream.py", "transport/redis_link.py"}
+    assert evaluating == talking

@@ -107,7 +107,8 @@ class Wired:
             agent.custodian._keyring._cache.clear()
 
     def make_due(self) -> None:
-        """Have what is to be sent again be due now."""
+        """Have what is to be sent again be due now, and no holder that gave no receipt be waited for."""
+        self.one.depositor._holds._held.clear()
         self.aside.execute("UPDATE deposit SET next_attempt_at = now()")
 
     def clear(self) -> None:

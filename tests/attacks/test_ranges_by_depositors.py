@@ -15,6 +15,7 @@ from ranges import (
     MADE,
     NOT_SHOWN,
     TICK,
+    VOID,
     Ranged,
     an_insider,
     an_outsider,
@@ -252,7 +253,13 @@ def test_of_several_that_are_pending_for_one_person_none_stands_until_the_others
         later = replace(two, now=BEFORE + PENDING_SECONDS + 1)
         refreshed = Ranged.of(world, number, two.made, later.now)
         assert refreshed.honestly()[0].startswith("tick")  # its depositor has lost the other, or gave it up
-        assert one.honestly() == NOT_SHOWN
+        # What was passed over as lost is given up by those that judged so and hold it.
+        judged = [slot for slot in one.slots if slot in refreshed.slots[:4]]
+        states = {slot: one.state(slot, one.ids[0]) for slot in one.slots}
+        assert [slot for slot, state in states.items() if state is not None and state.never] == judged
+        assert {refusal_of(one, slot, one.call(slot, one.order())) for slot in judged} == {"deposit-abandoned"}
+        assert one.honestly() == [VOID]
+        assert not one.counted()
         given_up(one)
         off = entry(1, -(CAP - 1), kind=CANCELLATION, earlier=two.ids[0])
         assert Ranged.start(world, number, off).honestly() == MADE
