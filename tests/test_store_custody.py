@@ -277,7 +277,9 @@ class CustodyMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.fresh = itertools.count(1_000)
         self.headers = itertools.count(1_000)
+        self.asked: list[Admission] = []
         self.made: list[Proposed] = []
+        self.judged: dict[tuple[str, bytes], bytes] = {}
         self.flooded = False
 
     def both(self, action: Callable[[Custody], T]) -> T:
@@ -288,11 +290,29 @@ class CustodyMachine(RuleBasedStateMachine):
     @rule(admission=ADMISSIONS, days=st.sampled_from([0, 0, 0, 1, 2, 29]))
     def admit(self, admission: Admission, days: int) -> None:
         self.today += days
+        self.asked.append(admission)
+        self.admitted(admission)
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), change=st.sampled_from(["nothing", "tick", "statement_hash", "attempt", "check_id"]))
+    def ask_again(self, data: st.DataObject, change: str) -> None:
+        """Ask what was asked before, but for one thing."""
+        earlier = data.draw(st.sampled_from(self.asked))
+        fresh = next(self.fresh)
+        others = {
+            "tick": 102,
+            "statement_hash": bytes([2] * 32),
+            "attempt": fresh % 100,
+            "check_id": fresh.to_bytes(16),
+        }
+        self.admitted(replace(earlier, **{change: others[change]}) if change in others else earlier)
+
+    def admitted(self, admission: Admission) -> None:
         asked = replace(admission, today=self.today)
         refusal = self.both(lambda custody: code_of(lambda: custody.admit(asked)))
         self.seen[refusal or "admitted"] += 1
 
-    def prepared(self, items: Sequence[Proposed], attempt: RangeAttempt | None) -> None:
+    def prepared(self, items: Sequence[Proposed], attempt: RangeAttempt | None) -> list[Kept | str]:
         def prepare(custody: Custody) -> object:
             return judged(custody.prepare(items, self.now, attempt))
 
@@ -302,6 +322,9 @@ class CustodyMachine(RuleBasedStateMachine):
         for rows, pending in () if base is None else base[0]:
             self.seen["not alone" if pending else "alone"] += 1
             self.seen["judged with others"] += sum(rows.values()) > 1
+        if attempt is not None and base is not None:
+            self.judged |= {(item.depositor, item.deposit_id): attempt.header_hash for item in items}
+        return kept
 
     @rule(
         depositor=st.sampled_from(DEPOSITORS),
@@ -351,7 +374,71 @@ class CustodyMachine(RuleBasedStateMachine):
     def commit(self, depositor: str, shard: int, commits: list[tuple[bytes, int, bytes, str]], later: int) -> None:
         self.tick += later
         named = [shown(number, self.tick - ago, header, bad) for number, ago, header, bad in commits]
-        self.note(self.both(lambda custody: plain(custody.commit(depositor, shard, named))))
+        self.committed(depositor, shard, named)
+
+    def committed(self, depositor: str, shard: int, commits: Sequence[Commit]) -> None:
+        self.note(self.both(lambda custody: plain(custody.commit(depositor, shard, commits))))
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), most=st.integers(1, 3), ago=st.integers(0, 2), bad=BAD)
+    def finish(self, data: st.DataObject, most: int, ago: int, bad: str) -> None:
+        """Commit what was prepared, under the header of the check that judged it last."""
+        first = data.draw(st.sampled_from(self.made))
+        depositor, shard = first.depositor, first.shard
+        own = [item.deposit_id for item in self.made if (item.depositor, item.shard) == (depositor, shard)]
+        numbers = {first.deposit_id: 0} | dict.fromkeys(data.draw(st.lists(st.sampled_from(own), max_size=most)), 0)
+        headers = {number: self.judged.get((depositor, number), bytes(32)) for number in numbers}
+        self.committed(
+            depositor, shard, [shown(number, self.tick - ago, header, bad) for number, header in headers.items()]
+        )
+
+    @rule(
+        depositor=st.sampled_from(DEPOSITORS),
+        shard=st.integers(0, 1),
+        issues=st.tuples(ITEMS, ITEMS),
+        same=st.sampled_from([True, True, False]),
+        waited=st.sampled_from([PENDING_SECONDS - 1, PENDING_SECONDS, PENDING_SECONDS + 1]),
+        meanwhile=st.sampled_from(["nothing", "nothing", "repeat", "finish", "abandon"]),
+        under=st.sampled_from(["judged", "judged", "judged", "other"]),
+    )
+    def lose(
+        self,
+        depositor: str,
+        shard: int,
+        issues: tuple[Proposed, Proposed],
+        waited: int,
+        meanwhile: str,
+        under: str,
+        *,
+        same: bool,
+    ) -> None:
+        """Leave a deposit pending, judge and commit another of its person a day later; the first comes again."""
+        lost, other = (
+            sealed(
+                replace(
+                    item, deposit_id=deposit_id(next(self.fresh)), kind=ISSUE, earlier=None, not_before=0, range_key=b""
+                ),
+                depositor,
+                shard,
+            )
+            for item in (issues[0], replace(issues[1], index=issues[0].index if same else issues[1].index))
+        )
+        self.prepared([lost], None)
+        self.now += waited
+        attempt = self.attempt(b"", 0)
+        assert attempt is not None
+        self.prepared([other], attempt)
+        if meanwhile == "repeat":
+            self.prepared([lost], None)
+        elif meanwhile == "finish":
+            self.committed(depositor, shard, [shown(lost.deposit_id, self.tick, bytes(32), "")])
+        elif meanwhile == "abandon":
+            self.note(self.both(lambda custody: plain(custody.abandon(depositor, shard, [lost.deposit_id], self.now))))
+        header = attempt.header_hash if under == "judged" else bytes([7] * 32)
+        self.committed(depositor, shard, [shown(other.deposit_id, self.tick, header, "")])
+        (state,) = self.prepared([lost], self.attempt(b"", 0))
+        if meanwhile != "abandon":
+            self.seen["passed over" if state == "deposit-abandoned" else "not passed over"] += 1
 
     @rule(depositor=st.sampled_from(DEPOSITORS), shard=st.integers(0, 1), ids=st.lists(IDS, max_size=2))
     def abandon(self, depositor: str, shard: int, ids: list[int]) -> None:
@@ -413,7 +500,7 @@ def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> N
         "deposit-abandoned",
     }
     outcomes |= {"wrong-earlier", "not-prepared", "early-tick", "never", "kept", "rows seen", "folded"}
-    outcomes |= {"range-not-shown", "alone", "not alone", "judged with others"}
+    outcomes |= {"range-not-shown", "alone", "not alone", "judged with others", "passed over", "not passed over"}
     assert {outcome for outcome in outcomes if not seen[outcome]} == set()
 
 
