@@ -31,7 +31,7 @@ from protocol import kdf
 from protocol.check import shard_of_person
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.manifest import Manifest, china_day, open_manifest
+from protocol.manifest import Manifest, open_manifest
 from protocol.party import Party
 from transport.peers import Peers
 from transport.redis_link import RedisLink
@@ -78,7 +78,6 @@ class Agent:
         vault = Vault(keys.storage, "register", random)
         custody_vault = Vault(keys.storage, "custody", random)
         custody = PostgresCustody(database, custody_vault, manifest.terms.tick_seconds, manifest.terms.epoch)
-        custody.forget_old_deposits(china_day(time.time()), time.time())  # and has a place for those to come
         keyring = Keyring(database, custody_vault)
         outbox = Outbox(database, vault)
         directory = DirectoryView(party, peers, database, outbox, settings.deposit_seconds)
