@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -162,7 +163,7 @@ class LiveAlliance:
     def ready_at(url: str) -> bool:
         try:
             return call(Request(url + "/readyz")).status == 200
-        except OSError:
+        except (OSError, HTTPException):  # the latter where it was killed in the middle of its answer
             return False
 
     def agent(self, number: int, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ import pytest
 from killer import KINDS
 from storm import Storm
 
-pytestmark = pytest.mark.alliance
+pytestmark = [pytest.mark.alliance, pytest.mark.soak]
 
 ROUNDS = int(os.environ.get("SOAK_ROUNDS") or 0)
 MINUTES = float(os.environ.get("SOAK_MINUTES") or 0)
