@@ -5,8 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 KEEP ?=
 FACTOR ?= 20
+ROUNDS ?=
+MINUTES ?= $(if $(ROUNDS),,15)
+SEED ?=
 
-.PHONY: setup demo test lint unit fuzz constraints clean
+.PHONY: setup demo test lint unit fuzz soak constraints clean
 
 setup: .venv/.ready
 
@@ -28,12 +31,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What starts no alliance runs beside what does: two cores are then busy, and no two alliances share them.
+# What starts no alliance runs beside what does: two cores are then busy, and no two alliances share them. The short soak
+# is for CI; `make soak` runs it by itself.
 unit: setup
 	@mkdir -p build
 	@$(BIN)/python -m pytest -q -m "not alliance" > build/unit.txt 2>&1 & beside=$$!; \
 	trap 'kill $$beside' INT TERM; \
-	$(BIN)/python -m pytest -q -m alliance; live=$$?; \
+	$(BIN)/python -m pytest -q -m "alliance$(if $(CI),, and not soak)"; live=$$?; \
 	wait $$beside; unit=$$?; cat build/unit.txt; \
 	exit $$((live || unit))
 
@@ -42,6 +46,13 @@ fuzz: setup
 	@mkdir -p build && rm -f build/fuzz.json
 	FUZZ_FACTOR=$(FACTOR) FUZZ_REPORT="$(CURDIR)/build/fuzz.json" LONG_TESTS=1 $(BIN)/python -m pytest -v --no-header \
 		tests/fuzz tests/attacks/test_bit_flips.py tests/attacks/test_bit_flips_of_messages.py
+
+# Policies by all doors while process after process is killed outright, and whether every total is the plain sum. It takes
+# MINUTES, or as many ROUNDS as asked, a kill each; SEED repeats what was chance. The tally goes to build/soak.json.
+soak: setup
+	@mkdir -p build && rm -f build/soak.json
+	SOAK_ROUNDS=$(ROUNDS) SOAK_MINUTES=$(MINUTES) SOAK_SEED=$(SEED) SOAK_REPORT="$(CURDIR)/build/soak.json" \
+		$(BIN)/python -m pytest -s -q --no-header tests/soak
 
 # Resolves anew to the newest versions that pyproject.toml allows. Needs `uv` on the PATH.
 constraints:

@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from insurer_agent.completeness import DirectoryView
@@ -11,24 +12,29 @@ from insurer_agent.config import Settings
 from insurer_agent.custodian import Custodian
 from insurer_agent.depositor import Depositor
 from insurer_agent.keys import AgentKeys
+from insurer_agent.limits import RequestLimits
 from insurer_agent.requester import Requester
 from insurer_agent.store.api_keys import ApiKeys
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.idempotency import Idempotency
+from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.locks import Lock
 from insurer_agent.store.outbox import Outbox
+from insurer_agent.store.rechecks import Spool
+from insurer_agent.store.redis_idempotency import PATIENCE, RedisIdempotency
 from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
 from insurer_agent.store.snapshots import Snapshot
 from insurer_agent.store.vault import Vault
 from protocol import kdf
+from protocol.check import shard_of_person
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest, open_manifest
 from protocol.party import Party
 from transport.peers import Peers
+from transport.redis_link import RedisLink
 from transport.settings import SettingsError, load_pins
 
 
@@ -40,6 +46,7 @@ class Agent:
     party: Party
     database: Database
     api_keys: ApiKeys
+    limits: RequestLimits
     idempotency: Idempotency
     register: Register
     vault: Vault
@@ -52,6 +59,11 @@ class Agent:
     def snapshot(self, name: str) -> Snapshot:
         """Return the snapshots of a name, for the register."""
         return Snapshot(name, self.database, self.vault, self.register)
+
+    def spool(self) -> Spool:
+        """Return an empty spool for a recheck."""
+        shard_of = partial(shard_of_person, self.party)
+        return Spool(self.database, self.register, self.vault, shard_of, secrets.token_bytes)
 
     @classmethod
     def open(cls, state: Path, *, connections: int | None = None) -> "Agent":
@@ -74,15 +86,24 @@ class Agent:
             party=party,
             database=database,
             api_keys=ApiKeys(database),
-            idempotency=Idempotency(database, Vault(keys.storage, "idempotency", random), random),
+            limits=RequestLimits(settings, manifest.terms.alliance, Vault(keys.storage, "limits", random)),
+            idempotency=_idempotency(settings, manifest, database, Vault(keys.storage, "idempotency", random)),
             register=Register(database, vault, party, random),
             vault=vault,
             outbox=outbox,
             requester=Requester(party, peers, directory, settings.check_seconds, random),
             directory=directory,
             depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
-            custodian=Custodian(party, custody, keyring, peers, random),
+            custodian=Custodian(party, custody, keyring, peers, random, threads=settings.threads),
         )
+
+
+def _idempotency(settings: Settings, manifest: Manifest, database: Database, vault: Vault) -> Idempotency:
+    if settings.redis is None:
+        return PostgresIdempotency(database, vault, secrets.token_bytes)
+    link = RedisLink(settings.redis, "Idempotency-Keys", PATIENCE * settings.redis_seconds)
+    place = ("agent", manifest.terms.alliance, settings.member_id, "idempotency")
+    return RedisIdempotency(link, place, vault, secrets.token_bytes)
 
 
 def load_manifest(settings: Settings, keys: AgentKeys, database: Database) -> Manifest:

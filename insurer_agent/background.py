@@ -13,7 +13,6 @@ from insurer_agent.agent import Agent
 from insurer_agent.completeness import PUBLISH_SECONDS
 from insurer_agent.store.locks import Lock
 from protocol.errors import ProtocolError
-from protocol.manifest import china_day
 from transport.problems import fault
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def _deposits(agent: Agent) -> None:
 def _upkeep(agent: Agent) -> bool:
     """Return whether all committee keys are where they belong."""
     missing = agent.custodian.exchange_keys()
-    agent.custodian.forget_old_checks(china_day(time.time()))
+    agent.custodian.forget_old(time.time())
     agent.idempotency.forget_old()
     return missing == 0
 

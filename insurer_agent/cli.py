@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from insurer_agent.consume_command import add_consume_command
 from insurer_agent.import_command import add_import_command
+from insurer_agent.recheck_command import add_recheck_command
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
@@ -65,6 +66,7 @@ def _serve(args: argparse.Namespace) -> int:
     from insurer_agent.config import Settings
     from insurer_agent.rest import make_app
     from insurer_agent.store.server import database_server
+    from transport.redis_link import warn_unless_redis_answers
     from transport.server import serve
 
     settings = Settings.load(args.state)
@@ -76,6 +78,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     with database_server(settings, own=True):
         Agent.open(args.state, connections=1).database.close()  # what is wrong is said here, before any worker starts
+        if settings.redis is not None:
+            warn_unless_redis_answers(settings.redis)
         serve(
             app,
             host=settings.host,
@@ -190,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
     add_import_command(command)
     add_consume_command(command)
+    add_recheck_command(command)
     outbox = command("outbox", _outbox, "Say what is on its way. Status 3: deposits are set aside, and need a person.")
     outbox.add_argument("--retry", action="store_true", help="have those set aside sent again now")
     _add_api_key_commands(commands)

@@ -1,4 +1,7 @@
-"""How far this member's deposits are complete, told to the alliance, and how far all members' are, told to checks."""
+"""How far this member's deposits are complete, told to the alliance, and how far all members' are, told to checks.
+
+The service is told, too, which custodians lack some of them.
+"""
 
 import time
 
@@ -7,6 +10,7 @@ from insurer_agent.store.outbox import Outbox
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.party import Party
+from protocol.progress import sign_report
 from protocol.stamps import MAX_AS_OF_AGE
 from protocol.watermark import Completeness, Directory, completeness, newest, sign_watermark
 from transport.internal import CONTENT_TYPE, service_message_of
@@ -31,12 +35,13 @@ class DirectoryView:
         self._until: dict[str, int] = {}
 
     def exchange(self) -> None:
-        """Publish the member's watermark and keep the directory that comes back; raises `ProtocolError`."""
+        """Report how far the member is and keep the directory that comes back; raises `ProtocolError`."""
         manifest, now = self._party.manifest, time.time()
         # What was made just now is not yet in every check: one may be as of a minute ago.
         settled = MAX_AS_OF_AGE + 2 * manifest.terms.tick_seconds
-        signed = sign_watermark(self._party, int(self._outbox.complete_until(settled)), now)
-        call = Call(manifest.terms.service_url, PATH, encode(signed), {"Content-Type": CONTENT_TYPE})
+        watermark = sign_watermark(self._party, int(self._outbox.complete_until(settled)), now)
+        report = sign_report(self._party, watermark, self._outbox.behind(manifest))
+        call = Call(manifest.terms.service_url, PATH, encode(report), {"Content-Type": CONTENT_TYPE})
         reply = self._peers.call(call, self._seconds)
         directory = service_message_of(Directory, call, reply, manifest.terms.service_signing_key)
         self._database.run(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from marshmallow import Schema, ValidationError, fields, validate, validates
 
+from transport.redis_link import is_redis_url
 from transport.settings import load_settings
 
 ENVIRONMENT_PREFIX = "INSURER_AGENT"
@@ -24,8 +25,14 @@ class _SettingsSchema(Schema):
     workers = fields.Integer(load_default=1, validate=validate.Range(1, 64))
     threads = fields.Integer(load_default=16, validate=validate.Range(4, 256))
     check_seconds = fields.Float(load_default=2.0, validate=validate.Range(0.1, 60))
-    deposit_seconds = fields.Float(load_default=10.0, validate=validate.Range(1, 300))
+    deposit_seconds = fields.Float(load_default=20.0, validate=validate.Range(1, 300))
     deposit_jitter_seconds = fields.Float(load_default=20.0, validate=validate.Range(0, 3600))
+    redis = fields.String(load_default=None, validate=is_redis_url)
+    redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
+    checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.01, 1e6))
+    checks_at_once = fields.Integer(load_default=2000, validate=validate.Range(1, 10_000_000))
+    policies_a_second = fields.Float(load_default=500.0, validate=validate.Range(0.01, 1e6))
+    policies_at_once = fields.Integer(load_default=5000, validate=validate.Range(1, 10_000_000))
     capture = fields.String(load_default=None, allow_none=True)
 
     @validates("database")
@@ -36,7 +43,11 @@ class _SettingsSchema(Schema):
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one agent; see `_SettingsSchema` for defaults."""
+    """The settings of one agent; see `_SettingsSchema` for defaults.
+
+    Rates are those of REST requests under one API key: in all with `redis`, else in each worker process.
+    A limit waits `redis_seconds` for Redis, and an Idempotency-Key four times as long.
+    """
 
     state: Path
     member_id: str
@@ -51,6 +62,12 @@ class Settings:
     check_seconds: float
     deposit_seconds: float
     deposit_jitter_seconds: float
+    redis: str | None = field(repr=False)
+    redis_seconds: float
+    checks_a_second: float
+    checks_at_once: int
+    policies_a_second: float
+    policies_at_once: int
     capture: Path | None
 
     @classmethod

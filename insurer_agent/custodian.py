@@ -12,10 +12,12 @@ from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
 from protocol import committee_keys, signing
 from protocol.check import accept_call, answer_call
-from protocol.deposit import AcceptedDeposit, accept_commit, accept_prepare, confirm, give_receipts
+from protocol.deposit import accept_commit, accept_prepare, confirm, give_receipts, holder_place
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
+from protocol.manifest import china_day
 from protocol.messages import (
+    RECHECK,
     RELAY_PURPOSE,
     CheckAnswer,
     CheckCall,
@@ -31,6 +33,7 @@ from protocol.messages import (
 from protocol.party import Party, RandomBytes
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
+from transport.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +44,32 @@ class Custodian:
     """The member as a holder of others' deposits."""
 
     def __init__(
-        self, party: Party, custody: PostgresCustody, keyring: Keyring, peers: Peers, random: RandomBytes
+        self,
+        party: Party,
+        custody: PostgresCustody,
+        keyring: Keyring,
+        peers: Peers,
+        random: RandomBytes,
+        *,
+        threads: int,
     ) -> None:
         self._party = party
         self._custody = custody
         self._keyring = keyring
         self._peers = peers
         self._random = random
+        self._recheck_places = Places(threads)
 
     # --- checks
 
     def check(self, call: CheckCall) -> CheckAnswer:
-        """Answer one attempt of a check."""
+        """Answer one attempt of a check; refuses (`busy`) a recheck while many are under way."""
+        if call.signed.statement.occasion != RECHECK:
+            return self._check(call)
+        with self._recheck_places.taken():
+            return self._check(call)
+
+    def _check(self, call: CheckCall) -> CheckAnswer:
         # 3a. Signature, envelope, freshness, manifest, A, both proofs, equal fields.
         accepted = accept_call(self._party, call, time.time())
         key = self._key(accepted.statement.shard, accepted.omitted)
@@ -65,14 +82,19 @@ class Custodian:
     # --- deposits
 
     def prepare(self, call: PrepareCall) -> PrepareAnswer:
-        """Verify deposits and keep them unseen; confirm to the service alone."""
-        accepted = accept_prepare(self._party, call, time.time())
-        key = self._key(call.shard, self._party.manifest.slot_of_group(call.shard, call.depositor))
-        kept = self._custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
-        for item in accepted:
+        """Verify deposits and keep them unseen; confirm, and garble if of A, to the service alone."""
+        now = time.time()
+        # 3a. Both proofs, envelopes, equal fields; who garbles.
+        _, omitted = holder_place(self._party, call, now)
+        key = self._key(call.shard, omitted)
+        accepted = accept_prepare(self._party, call, key, now)
+        for item in accepted.deposits:
             if isinstance(item, ProtocolError):
                 log.warning("deposit of %s refused: %s", call.depositor, item.code)
-        return confirm(accepted, kept, key)
+        # 3b. Kept pending, and the range check on record, durable before anything is answered.
+        prepared = self._custody.prepare(accepted.proposed, now, accepted.attempt())
+        # 3c. Confirm; of A, garble.
+        return confirm(self._party, accepted, prepared)
 
     def commit(self, call: CommitCall) -> HolderReceipts:
         """Make deposits visible from their tick on, and give receipts for the depositor."""
@@ -81,7 +103,7 @@ class Custodian:
         for state in kept:
             if isinstance(state, ProtocolError):
                 log.warning("commit of a deposit of %s refused: %s", call.depositor, state.code)
-        return give_receipts(self._party, call.depositor, call.shard, [item for item, _ in commits], kept)
+        return give_receipts(self._party, call.depositor, call.shard, [item.deposit_id for item in commits], kept)
 
     # --- committee keys
 
@@ -141,9 +163,12 @@ class Custodian:
             if self._party.id in committee_keys.holders(manifest, shard, omitted)
         )
 
-    def forget_old_checks(self, today: int) -> None:
-        """Drop replay records and charges that can no longer matter."""
+    def forget_old(self, now: float) -> None:
+        """Drop replay records, charges and deposits that can no longer matter."""
+        today = china_day(now)
         self._custody.forget_old_checks(today)
+        for month in self._custody.forget_old_deposits(today, now):
+            log.info("deposits of days that no window reaches are dropped: %s", month)
 
     def _own_shards(self) -> list[int]:
         committees = self._party.manifest.terms.committees

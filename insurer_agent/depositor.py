@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from itertools import groupby
 
-from insurer_agent.store.outbox import Attempt, Outbox, Outgoing
+from insurer_agent.store.outbox import Attempt, Lacking, Outbox, Outgoing, counts_still
 from protocol.custody import Kept
 from protocol.deposit import REFUSED, MadeDeposit, is_complete, is_made, make_deposit, read_receipts, sign_batch
 from protocol.encoding import encode
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 ROUND = 2048
 BATCH = 128
+_FIRST_HOLD_SECONDS, _MOST_HOLD_SECONDS = 1.0, 60.0
 FINAL = frozenset({REFUSED, "deposit-abandoned", "deposit-reused"})
 """Reasons that concern the one deposit; others pass, or concern all."""
 
@@ -33,17 +34,33 @@ class Depositor:
         self._outbox = outbox
         self._seconds = seconds
         self._random = random
+        self._holds = _Holds()
 
     def send_due(self) -> int:
-        """Send one round of what is due; return how many deposits were sent."""
-        due = self._outbox.due(ROUND)
+        """Send one round of what is due, and what holders that can be reached still lack; return how many were sent."""
+        lacking, due = self._outbox.lacking(self._party.manifest), self._outbox.due(ROUND)
         self._send(due)
+        return len(due) + sum(map(self._repeat, lacking))
+
+    def _repeat(self, lacking: Lacking) -> int:
+        """Send again what counts already to whom it is lacking at: a batch to try, all where a receipt comes."""
+        if not self._holds.allow(lacking, time.monotonic()):
+            return 0
+        due = self._outbox.repeats(lacking, BATCH if self._holds.doubt(lacking) else ROUND)
+        attempts = self._send(due)
+        reached = {slot for attempt in attempts for slot, kept in attempt.states.items() if kept.tick is not None}
+        evened = any(attempt.complete for attempt in attempts)
+        self._holds.note(lacking, reached, time.monotonic(), evened=evened)
         return len(due)
 
-    def _send(self, due: list[Outgoing]) -> None:
-        not_before, fresh = self._not_before(time.time()), {}
+    def _send(self, due: list[Outgoing]) -> list[Attempt]:
+        now, fresh = time.time(), {}
+        not_before = self._not_before(now)
         for item in due:
             if item.made is None and item.entry is not None:
+                if not counts_still(item.entry, now):  # it has waited until no rule's window reaches its day
+                    self._outbox.record([Attempt(item, made=True, complete=True)])
+                    continue
                 try:
                     fresh[item.seq] = make_deposit(
                         self._party, item.entry, item.deposit_id, self._random, not_before=not_before
@@ -54,12 +71,19 @@ class Depositor:
         # Stored before the first byte leaves, so that a repeat is the same bytes.
         stored = self._outbox.store_made(fresh)
         ready = [(item, item.made or stored.get(item.seq)) for item in due]
-        for batch in batches([(item, made) for item, made in ready if made is not None], self._random):
-            self._send_batch(batch)
+        attempts: list[Attempt] = []
+        for counts in (False, True):  # what counts already needs no range check
+            sent = [(item, made) for item, made in ready if made is not None and item.counts is counts]
+            for batch in batches(sent, self._random):
+                attempts += self._send_batch(batch, repeat=counts)
+        return attempts
 
     def anything_due(self) -> bool:
         """Tell whether a round would send anything."""
-        return bool(self._outbox.due(1))
+        now = time.monotonic()
+        return bool(self._outbox.due(1)) or any(
+            self._holds.allow(lacking, now) for lacking in self._outbox.lacking(self._party.manifest)
+        )
 
     def _not_before(self, now: float) -> int:
         """Return the tick before which a deposit made at `now` must not count: after all that has been made.
@@ -69,9 +93,9 @@ class Depositor:
         floor = tick_at(now - MAX_AS_OF_AGE, self._party.manifest.terms.tick_seconds)
         return max(floor, self._outbox.highest_tick())
 
-    def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]]) -> None:
+    def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]], *, repeat: bool) -> list[Attempt]:
         made = [deposit for _, deposit in batch]
-        signed = sign_batch(self._party, made, time.time())
+        signed = sign_batch(self._party, made, time.time(), repeat=repeat)
         manifest = self._party.manifest
         call = Call(manifest.terms.service_url, "/v1/deposits", encode(signed), {"Content-Type": CONTENT_TYPE})
         try:
@@ -104,6 +128,37 @@ class Depositor:
                 )
             )
         self._outbox.record(attempts)
+        return attempts
+
+
+class _Holds:
+    """Which slots of a shard are not asked for a while, as they gave no receipt: with a holder down for a day, what it
+    lacks grows to many deposits, and each repeat costs all holders.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int | None], tuple[float, float]] = {}
+
+    @staticmethod
+    def _places(lacking: Lacking) -> list[tuple[int, int | None]]:
+        return [(lacking.shard, slot) for slot in lacking.slots] or [(lacking.shard, None)]  # None: ticks differ
+
+    def allow(self, lacking: Lacking, now: float) -> bool:
+        """Tell whether one of those that lack something may be asked by now."""
+        return any(self._held.get(place, (0.0, now))[1] <= now for place in self._places(lacking))
+
+    def doubt(self, lacking: Lacking) -> bool:
+        """Tell whether all of them gave no receipt when they were last asked."""
+        return all(place in self._held for place in self._places(lacking))
+
+    def note(self, lacking: Lacking, reached: set[int], now: float, *, evened: bool) -> None:
+        """Note what came of asking: who gave receipts, and whether ticks were made equal."""
+        for place in self._places(lacking):
+            if (place[1] in reached) if place[1] is not None else evened:
+                self._held.pop(place, None)
+            else:
+                pause = min(2 * self._held.get(place, (_FIRST_HOLD_SECONDS / 2, 0.0))[0], _MOST_HOLD_SECONDS)
+                self._held[place] = (pause, now + pause)
 
 
 def batches(
@@ -112,7 +167,8 @@ def batches(
     """Group by shard and excluded slot, which a batch has in common, and cut to random sizes.
 
     Two deposits of one person never share a batch, as the later waits for the earlier. Were batches as large as can
-    be, one that follows by itself would tell the service that its person was in the one before.
+    be, one that follows by itself would tell the service that its person was in the one before. So a coin decides, each
+    time, whether as many go as can or any number of them: often enough whole, as a batch costs all holders something.
     """
 
     def place(entry: tuple[Outgoing, MadeDeposit]) -> tuple[int, int]:
@@ -121,6 +177,7 @@ def batches(
     for _, group in groupby(sorted(ready, key=place), key=place):
         items = list(group)
         while items:
-            size = 1 + int.from_bytes(random(8), "big") % min(BATCH, len(items))
+            most, drawn = min(BATCH, len(items)), random(9)
+            size = most if drawn[8] & 1 else 1 + int.from_bytes(drawn[:8], "big") % most
             yield items[:size]
             items = items[size:]

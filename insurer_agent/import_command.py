@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 QUERY_DSN = "POLICY_DSN"
 """The variable for the database of `import --query-file`: a password on the command line stands in `ps`."""
+MAX_WORKERS = 64
 SOME_ROWS_REJECTED = 3
 """The exit status of an import that left rows out, so that a nightly job notices."""
 
@@ -56,6 +58,13 @@ def add_import_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--max-cancellations", type=int, metavar="PERCENT", default=20, help="refuse a snapshot that cancels more (20)"
     )
     importing.add_argument("--allow-cancellations", action="store_true", help="let a snapshot cancel any number")
+    importing.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        default=1,
+        help="have N processes apply what this one reads, for large files on several cores (1: this one does all)",
+    )
     importing.add_argument("--wait", type=float, metavar="SECONDS", help="wait until all deposits count in checks")
 
 
@@ -73,6 +82,12 @@ def _import(args: argparse.Namespace) -> int:
         raise SettingsError("a snapshot is one file, and is compared with the register: not with --dry-run")
     if args.state is None and not args.dry_run:
         raise SettingsError("--state is needed, unless with --dry-run")
+    if not 1 <= args.workers <= MAX_WORKERS:
+        raise SettingsError(f"--workers is a number from 1 to {MAX_WORKERS}")
+    if args.workers > 1 and (args.dry_run or args.snapshot is not None):
+        raise SettingsError(
+            "--workers is for policies on their way into the register: not with --dry-run or --snapshot"
+        )
     profile = Profile() if args.profile is None else Profile.load(args.profile)
     if args.rejects is not None:
         make_way(rejects_paths(args.rejects, args.files), args.files, force=args.force)
@@ -97,6 +112,7 @@ def _opens(args: argparse.Namespace) -> "Opens":
 def _import_into_register(args: argparse.Namespace, profile: "Profile", opens: "Opens") -> int:
     from insurer_agent.agent import Agent
     from insurer_agent.config import Settings
+    from insurer_agent.import_workers import Workers
     from insurer_agent.importer import import_files, wait_until_deposited
     from insurer_agent.snapshot_import import import_snapshot
     from insurer_agent.store.server import database_server
@@ -104,7 +120,10 @@ def _import_into_register(args: argparse.Namespace, profile: "Profile", opens: "
     with database_server(Settings.load(args.state)):
         agent = Agent.open(args.state, connections=2)
         if args.snapshot is None:
-            counts = import_files(agent, args.files, profile=profile, rejects=args.rejects, opens=opens)
+            with nullcontext() if args.workers == 1 else Workers(args.state, args.workers) as workers:
+                counts = import_files(
+                    agent, args.files, profile=profile, rejects=args.rejects, opens=opens, workers=workers
+                )
         else:
             snapshot, most = agent.snapshot(args.snapshot), None if args.allow_cancellations else args.max_cancellations
             counts = import_snapshot(

@@ -28,14 +28,14 @@ class Report:
         self._stream.write(text + "\n")
         self._stream.flush()
 
-    def progress(self, file: str, rows: int, fraction: float | None) -> None:
-        """Tell how many rows are done and, by the `fraction` of the file that was read, how long the rest will take."""
+    def progress(self, name: str, done: int, fraction: float | None, *, things: str = "rows") -> None:
+        """Tell how many rows or other things are done and, by the `fraction` of all, how long the rest will take."""
         now = self._clock()
         if now - self._told < (_TERMINAL_SECONDS if self._renews else _LINE_SECONDS):
             return
         self._told = now
         spent = now - self._began
-        text = f"{file}: {rows:,} rows, {rows / spent:,.0f} a second"
+        text = f"{name}: {done:,} {things}, {done / spent:,.0f} a second"
         if fraction:
             text += f", {fraction:.0%}, about {_duration(spent * (1 - fraction) / fraction)} left"
         if self._renews:

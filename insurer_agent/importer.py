@@ -6,11 +6,11 @@ importing the file again: what was applied is known by its meaning, and counts a
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from insurer_agent.agent import Agent
 from insurer_agent.import_report import Report
@@ -39,11 +39,21 @@ class Applies(Protocol):
         """Apply events in their order, each with a result of its own."""
 
 
+@runtime_checkable
+class Submits(Protocol):
+    """Applies events while others are read; `depth` is how many results may be waited for at a time."""
+
+    depth: int
+
+    def submit(self, events: Sequence[PolicyEvent]) -> Callable[[], list[Applied | IntakeError]]:
+        """Have events applied in their order, behind all that were submitted before; return what gives the results."""
+
+
 class Import:
     """Files on their way into a register.
 
     `products` are those that the alliance knows, None to take them as written; `maximum` is the largest amount in fen;
-    `opens` makes policies of a path.
+    `opens` makes policies of a path; rows of which `only` does not say yes are passed over, as if they were not there.
     """
 
     def __init__(
@@ -54,17 +64,19 @@ class Import:
         profile: Profile = DEFAULT,
         report: TextIO = sys.stderr,
         opens: Opens = PolicyFile.open,
+        only: Callable[[PolicyRow | RejectedRow], bool] = lambda _row: True,
     ) -> None:
         self._products = products
         self._maximum = maximum
         self._profile = profile
         self._report = Report(report)
         self._opens = opens
+        self._only = only
 
     def file(
         self,
         path: Path,
-        register: Applies,
+        register: Applies | Submits,
         *,
         rejects: Path | None = None,
         tell: Callable[[PolicyRow | RejectedRow, Outcome], None] = lambda _row, _outcome: None,
@@ -77,9 +89,9 @@ class Import:
         rejection = None
         try:
             with RejectsFile(rejects) as rejected:
-                _FileImport(path, self._report, register, rejected, tell, counts).run(
-                    self._opens(path, self._profile), self._products, self._maximum
-                )
+                policies = self._opens(path, self._profile)
+                rows = filter(self._only, policies.policies(products=self._products, maximum=self._maximum))
+                _FileImport(path, self._report, register, rejected, tell, counts).run(policies, rows)
         except FileRejected as fault:
             rejection = f"{fault.code}: {fault.reason}"
         except OSError as error:
@@ -99,17 +111,43 @@ def import_files(
     profile: Profile = DEFAULT,
     rejects: Path | None = None,
     opens: Opens = PolicyFile.open,
+    workers: Submits | None = None,
 ) -> Counter[str]:
-    """Import files into an agent's register, reporting as `Import.file` does; return the counts by outcome."""
+    """Import files into an agent's register, reporting as `Import.file` does; return the counts by outcome.
+
+    `workers` of this register take the place of this process.
+    """
     terms = agent.party.manifest.terms
     products = frozenset(terms.products)
     run = Import(products=products, maximum=terms.deposit_cap, profile=profile, report=report, opens=opens)
     paths = [None] * len(files) if rejects is None else rejects_paths(rejects, files)
     totals: Counter[str] = Counter()
     for file, path in zip(files, paths, strict=True):
-        counts, _ = run.file(file, agent.register, rejects=path)
+        counts, _ = run.file(file, workers or agent.register, rejects=path)
         totals += counts
     return totals
+
+
+class _AtOnce:
+    """Applies events before others are read."""
+
+    depth = 0
+
+    def __init__(self, register: Applies) -> None:
+        self._register = register
+
+    def submit(self, events: Sequence[PolicyEvent]) -> Callable[[], list[Applied | IntakeError]]:
+        results = self._register.apply(events)
+        return lambda: results
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows on their way; `fraction` of the file was read with them, and `results` are of those that were understood."""
+
+    rows: list[PolicyRow | RejectedRow]
+    fraction: float | None
+    results: Callable[[], list[Applied | IntakeError]]
 
 
 class _FileImport:
@@ -119,38 +157,54 @@ class _FileImport:
         self,
         path: Path,
         report: Report,
-        register: Applies,
+        register: Applies | Submits,
         rejects: RejectsFile,
         tell: Callable[[PolicyRow | RejectedRow, Outcome], None],
         counts: Counter[str],
     ) -> None:
         self._name = path.name
         self._report = report
-        self._register = register
+        self._register = register if isinstance(register, Submits) else _AtOnce(register)
         self._rejects = rejects
         self._tell = tell
         self._counts = counts
 
-    def run(self, file: PolicyFile, products: frozenset[str] | None, maximum: int) -> None:
+    def run(self, file: PolicyFile, policies: Iterator[PolicyRow | RejectedRow]) -> None:
         self._report.begin()
         # Exports are not always in order of time: what corrects a policy that is not known yet waits for the file's
         # end, so that the same file comes to the same whether it is imported once or twice.
         waiting: list[PolicyRow] = []
         rows = 0
-        for chunk in _chunks(file.policies(products=products, maximum=maximum)):
-            waiting += self._apply(file, chunk, may_wait=MAX_WAITING_ROWS - len(waiting))
-            rows += len(chunk)
-            self._report.progress(self._name, rows, file.fraction())
+        for chunk in self._applied(file, policies):
+            waiting += self._settle(file, chunk, may_wait=MAX_WAITING_ROWS - len(waiting))
+            rows += len(chunk.rows)
+            self._report.progress(self._name, rows, chunk.fraction)
         waiting.sort(key=lambda row: row.issued_on)
-        for chunk in _chunks(iter([*waiting])):
-            self._apply(file, chunk, may_wait=0)
+        for chunk in self._applied(file, iter([*waiting])):
+            self._settle(file, chunk, may_wait=0)
 
-    def _apply(self, file: PolicyFile, chunk: list[PolicyRow | RejectedRow], *, may_wait: int) -> list[PolicyRow]:
-        """Apply rows in one transaction, count and report them; return those, `may_wait` at most, that wait instead."""
+    def _applied(self, file: PolicyFile, rows: Iterator[PolicyRow | RejectedRow]) -> Iterator[_Chunk]:
+        """Have rows applied and yield them, all in order, as many at a time as make a transaction.
+
+        Where the file cannot be read on, what was read before counts, and then the error is raised.
+        """
+        under_way: deque[_Chunk] = deque()
+        try:
+            for chunk in _chunks(rows):
+                events = [PolicyEvent.of_row(row) for row in chunk if isinstance(row, PolicyRow)]
+                under_way.append(_Chunk(chunk, file.fraction(), self._register.submit(events)))
+                if len(under_way) > self._register.depth:
+                    yield under_way.popleft()
+        except (FileRejected, OSError):
+            yield from under_way
+            raise
+        yield from under_way
+
+    def _settle(self, file: PolicyFile, chunk: _Chunk, *, may_wait: int) -> list[PolicyRow]:
+        """Count and report what came of rows; return those, `may_wait` at most, that wait instead."""
         waiting: list[PolicyRow] = []
-        good = [row for row in chunk if isinstance(row, PolicyRow)]
-        results = iter(self._register.apply([PolicyEvent.of_row(row) for row in good]))
-        for row in chunk:
+        results = iter(chunk.results())
+        for row in chunk.rows:
             outcome: Outcome = row if isinstance(row, RejectedRow) else next(results)
             if isinstance(outcome, Applied):
                 self._counts[outcome.value] += 1
@@ -167,7 +221,18 @@ class _FileImport:
 
 
 def _chunks(rows: Iterator[PolicyRow | RejectedRow]) -> Iterator[list[PolicyRow | RejectedRow]]:
-    while chunk := list(islice(rows, ROWS_A_TRANSACTION)):
+    chunk: list[PolicyRow | RejectedRow] = []
+    try:
+        for row in rows:
+            chunk.append(row)
+            if len(chunk) == ROWS_A_TRANSACTION:
+                yield chunk
+                chunk = []
+    except (FileRejected, OSError):
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
         yield chunk
 
 

@@ -4,26 +4,20 @@ Entries and fields are bytes as they were written. Replies are taken as Redis gi
 form has a dictionary of an entry's fields, which loses one that stands twice.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.connection import ConnectionPool, parse_url
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import ResponseError
 
-from transport.problems import fault
-from transport.settings import SettingsError
+from transport.redis_link import connection_pool
 
 FIRST = b"0-0"
 ENTRIES_A_CLAIM = 100
 ENTRY_GONE = "entry-gone"
 _TIMEOUT_SECONDS = 10.0
 _RAW = ("XREADGROUP", "XAUTOCLAIM", "XPENDING", "XINFO GROUPS")
-_CODE = re.compile(r"[A-Z]{2,20}\b")
 
 
 @dataclass(frozen=True)
@@ -63,24 +57,9 @@ class PolicyStream:
 
     def __init__(self, url: str, name: str, group: str, consumer: str) -> None:
         """Connect when first asked. Raises SettingsError, which does not quote it, if `url` is no Redis URL."""
-        try:
-            options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # it has no annotations
-        except ValueError:
-            raise SettingsError("the Redis URL is not redis://, rediss:// or unix:// with what belongs there") from None
         # Never sent again by the client: an XREADGROUP whose reply is lost has delivered entries, and a second one
         # would deliver those after them, before them.
-        options |= {
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-            "decode_responses": False,
-            "socket_timeout": _TIMEOUT_SECONDS,
-            "socket_connect_timeout": _TIMEOUT_SECONDS,
-        }
-        pool = ConnectionPool(**options)
-        try:
-            pool.make_connection()  # which connects nowhere yet
-        except (TypeError, ValueError):
-            raise SettingsError("the Redis URL has an option that is not known") from None
+        pool = connection_pool(url, _TIMEOUT_SECONDS)
         self._redis: Any = Redis(connection_pool=pool)  # annotated for awaiting too, where it is at all
         for command in _RAW:
             self._redis.set_response_callback(command, _as_it_is)
@@ -177,12 +156,6 @@ class PolicyStream:
 def gone_letter(entry: StreamEntry) -> DeadLetter:
     """Return the dead letter of an entry that was deleted before it was taken."""
     return DeadLetter(entry, ENTRY_GONE, "the entry was deleted from the stream before it was taken")
-
-
-def redis_fault(error: BaseException) -> str:
-    """Return the kind and place of a fault for a log, with Redis' own code; never its text, which quotes arguments."""
-    found = _CODE.match(str(error)) if isinstance(error, RedisError) else None
-    return fault(error) + (f" ({found[0]})" if found else "")
 
 
 def _as_it_is(reply: Any, **_: object) -> Any:  # noqa: ANN401  Redis' reply

@@ -1,4 +1,7 @@
-"""The requester's story: an underwriter's question becomes one bit (SPEC.md, section 6, steps 1 and 5)."""
+"""The requester's story: a question becomes one bit (SPEC.md, section 6, steps 1 and 5).
+
+Underwriters ask about one person with the cover proposed; a recheck asks about many insured persons as they stand.
+"""
 
 import time
 from collections.abc import Sequence
@@ -10,16 +13,24 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
 from protocol.manifest import Rule, china_day
-from protocol.messages import CheckOutcome
+from protocol.messages import RECHECK, UNDERWRITING, CheckOutcome
 from protocol.party import Party, RandomBytes
 from protocol.watermark import Completeness
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 
+RECHECK_LANES = 64
+"""Persons and rules that a recheck has in one check. A custodian takes some 50 ms of a processor for them and the first
+of A sends 0.8 MB: machines much slower still answer within the service's 3 s an attempt (`recheck_attempt_seconds`)."""
+RECHECK_SECONDS = 12.0
+"""How long the answer to a recheck is waited for; the service gives up after its own `recheck_seconds`, 9."""
+THROTTLED = frozenset({"busy", "rate-limited"})
+"""With what the service refuses a recheck for now; nobody was asked and nothing charged."""
+
 
 @dataclass(frozen=True)
 class LaneAnswer:
-    """What the underwriter is told under one rule."""
+    """What is told of one person under one rule."""
 
     rule: Rule
     verdict: Verdict
@@ -28,7 +39,7 @@ class LaneAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the underwriter is told of one check, a lane a rule. `as_of` is an ordinal."""
+    """What is told of one check, a lane a person and rule. `as_of` is an ordinal."""
 
     check_id: bytes
     as_of: int
@@ -37,7 +48,7 @@ class Answer:
 
 
 class Requester:
-    """Asks checks for the member's own underwriting."""
+    """Asks checks for the member's own underwriting, and of those whom it insures."""
 
     def __init__(
         self, party: Party, peers: Peers, directory: DirectoryView, seconds: float, random: RandomBytes
@@ -60,21 +71,35 @@ class Requester:
         Always comes back with verdicts, `INDETERMINATE` where none could be had before the deadline; refuses
         (`unknown-rule`, `manifest-expired`) what cannot be asked.
         """
+        return self._ask([(subject, rule_id) for rule_id in rule_ids], proposed, UNDERWRITING, self._seconds)
+
+    def recheck(self, lanes: Sequence[tuple[Identity, str]]) -> Answer:
+        """Ask whether each person's total exceeds its rule's limit as it stands; all are of one shard.
+
+        Comes back with a verdict a lane, as `check` does, and refuses what it refuses; also rules without a budget for
+        rechecks (`recheck-not-allowed`), and what the service does not take just now (`THROTTLED`).
+        """
+        return self._ask(lanes, 0, RECHECK, RECHECK_SECONDS)
+
+    def _ask(self, asked: Sequence[tuple[Identity, str]], proposed: int, occasion: int, seconds: float) -> Answer:
         manifest, now, began = self._party.manifest, time.time(), time.monotonic()
-        rules = [manifest.current_rule(rule_id, china_day(now)) for rule_id in rule_ids]
+        questions = [
+            Question(subject, manifest.current_rule(rule_id, china_day(now)), proposed) for subject, rule_id in asked
+        ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
-        questions = [Question(subject, rule, proposed) for rule in rules]
-        pending, request = ask(self._party, questions, now, now + self._seconds, self._random)
+        pending, request = ask(self._party, questions, now, now + seconds, self._random, occasion=occasion)
         call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
         try:
-            reply = self._peers.call(call, self._seconds - (time.monotonic() - began))
+            reply = self._peers.call(call, seconds - (time.monotonic() - began))
             outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
             verdicts = read_outcome(pending, outcome, now + time.monotonic() - began)
         except ProtocolError as error:
+            if occasion == RECHECK and error.code in THROTTLED:
+                raise
             reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
-            verdicts = [(Verdict.INDETERMINATE, reason)] * len(rules)
-        lanes = (_lane(rule, *given, current) for rule, given in zip(rules, verdicts, strict=True))
+            verdicts = [(Verdict.INDETERMINATE, reason)] * len(questions)
+        lanes = (_lane(question.rule, *given, current) for question, given in zip(questions, verdicts, strict=True))
         return Answer(pending.check_id, pending.as_of, current, tuple(lanes))
 
 

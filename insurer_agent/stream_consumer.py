@@ -23,9 +23,10 @@ from insurer_agent.importer import Applies
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.policy import Event, RejectedRow
 from insurer_agent.intake.stream_entry import EntryMapping
-from insurer_agent.policy_stream import FIRST, DeadLetter, PolicyStream, StreamEntry, gone_letter, redis_fault
+from insurer_agent.policy_stream import FIRST, DeadLetter, PolicyStream, StreamEntry, gone_letter
 from insurer_agent.store.database import Database
 from insurer_agent.store.register import POLICY_UNKNOWN, Applied, PolicyEvent
+from transport.redis_link import redis_fault
 
 log = logging.getLogger(__name__)
 

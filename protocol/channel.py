@@ -39,6 +39,7 @@ class Channel:
         own_public = private.public_key().public_bytes_raw()
         self._outward = kdf.join(own_name.encode(), peer_name.encode(), own_public, peer_public)
         self._inward = kdf.join(peer_name.encode(), own_name.encode(), peer_public, own_public)
+        self._mac_keys: dict[tuple[str, bytes], bytes] = {}
 
     def seal(self, purpose: str, header: bytes, body: bytes, salt: bytes) -> bytes:
         """Return salt (32 fresh random bytes) || ciphertext of `body`; `header` is authenticated, not sent."""
@@ -67,4 +68,6 @@ class Channel:
             raise ProtocolError("bad-receipt", f"the authentication of a {purpose} does not verify")
 
     def _mac_key(self, purpose: str, direction: bytes) -> bytes:
-        return kdf.derive(self._shared, "receipt", purpose.encode(), direction)
+        if (purpose, direction) not in self._mac_keys:
+            self._mac_keys[purpose, direction] = kdf.derive(self._shared, "receipt", purpose.encode(), direction)
+        return self._mac_keys[purpose, direction]

@@ -11,7 +11,7 @@ from enum import Enum
 
 from protocol import kdf, signing, voprf
 from protocol.committee import excluded_slot, preferred_choice
-from protocol.committee_keys import CommitteeKey, KeyName
+from protocol.committee_keys import CommitteeKey, KeyName, require_key
 from protocol.comparison import Disagreement, LaneInput, Part, Seed, evaluate, garble, tags
 from protocol.custody import Admission, Charge, Custody, CustodyView, Reading
 from protocol.encoding import decode, encode
@@ -21,6 +21,8 @@ from protocol.identity import Identity, shard_of
 from protocol.manifest import SUM_INSURED, Manifest, Rule, china_day
 from protocol.messages import (
     MAX_ATTEMPTS,
+    RECHECK,
+    UNDERWRITING,
     CheckAnswer,
     CheckCall,
     CheckEnvelope,
@@ -99,12 +101,25 @@ def check_context(requester: str, check_id: bytes, lane: int) -> bytes:
 
 
 def ask(
-    party: Party, questions: list[Question], now: float, deadline: float, random: RandomBytes
+    party: Party,
+    questions: list[Question],
+    now: float,
+    deadline: float,
+    random: RandomBytes,
+    *,
+    occasion: int = UNDERWRITING,
 ) -> tuple[PendingCheck, CheckRequest]:
     """Step 1: blind each person, share each proposal, seal one envelope per custodian, sign.
 
     All questions are about one shard; `deadline` is in Unix seconds. Nothing is sent to the requester's own group.
+    A recheck has no proposal: refused (`bad-proposal`) are questions with one, and (`recheck-not-allowed`) rules
+    without a budget for it.
     """
+    if occasion == RECHECK:
+        for question in questions:
+            question.rule.require_recheck()
+        if any(question.proposed for question in questions):
+            raise ProtocolError("bad-proposal", "a recheck is of persons as they stand and proposes nothing")
     shards = {shard_of_person(party, question.identity) for question in questions}
     if len(shards) != 1:
         raise ProtocolError("mixed-shards", "the lanes of one check are in one shard")
@@ -139,7 +154,7 @@ def ask(
                     proof=token.proof,
                     rule_id=question.rule.id,
                     rule_version=question.rule.version,
-                    proposal=tuple(proposal[name] for name in held),
+                    proposal=tuple(proposal[name] for name in held) if occasion != RECHECK else (),
                 )
                 for question, token, proposal in zip(questions, tokens, proposals, strict=True)
             ),
@@ -153,6 +168,7 @@ def ask(
     statement = CheckStatement(
         requester=party.id,
         check_id=check_id,
+        occasion=occasion,
         lanes=tuple(
             Lane(blinded=token.blinded, rule_id=question.rule.id, rule_version=question.rule.version)
             for question, token in zip(questions, tokens, strict=True)
@@ -303,6 +319,10 @@ class AcceptedLane:
     rule: Rule
     proposal: Mapping[Label, Share] = field(repr=False)
 
+    def budget(self, occasion: int) -> int:
+        """Return how many answers the lane's rule allows on such an occasion."""
+        return self.rule.recheck_budget if occasion == RECHECK else self.rule.budget
+
 
 @dataclass(frozen=True)
 class AcceptedCheck:
@@ -325,7 +345,8 @@ class AcceptedCheck:
         """Return what must be recorded, durably, before the answer leaves."""
         statement = self.statement
         charges = tuple(
-            Charge(lane.index, lane.rule.id, lane.rule.budget, lane.rule.budget_days) for lane in self.lanes
+            Charge(lane.index, lane.rule.id, statement.occasion, lane.budget(statement.occasion), lane.rule.budget_days)
+            for lane in self.lanes
         )
         return Admission(
             statement.requester,
@@ -373,7 +394,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     if len(evaluated) != len(blinded) or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof):
         raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
     excluded = excluded_slot(statement.shard, omitted, len(slots), statement.check_id)
-    held = held_labels(len(slots), excluded, slot)
+    held = held_labels(len(slots), excluded, slot) if statement.occasion != RECHECK else []  # which proposes nothing
     lanes = []
     for place, (sealed, point) in enumerate(zip(body.lanes, evaluated, strict=True)):
         token = Token(Element(sealed.blinded), Element(sealed.unblinder), sealed.proof)
@@ -383,9 +404,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
         if len(sealed.proposal) != len(held):
             raise ProtocolError("bad-proposal", "the proposal is not shared as this committee shares")
         pseudonym = unblind(point, token.unblinder)
-        rule = manifest.current_rule(sealed.rule_id, statement.as_of)
-        if rule.version != sealed.rule_version:
-            raise ProtocolError("other-rule", "another version of the rule is in force on that day")
+        rule = _rule_of(manifest, sealed, statement)
         shares = {name: Share(piece) for name, piece in zip(held, sealed.proposal, strict=True)}
         lanes.append(AcceptedLane(pseudonym, index_key(party.keys.index, pseudonym), rule, shares))
     return AcceptedCheck(
@@ -410,9 +429,7 @@ def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: 
     `key` is the committee key without the requester's group; `view` is one snapshot of the store.
     """
     statement = accepted.statement
-    version = party.manifest.committee(statement.shard).version
-    if (key.name.shard, key.name.omitted, key.name.committee_version) != (statement.shard, accepted.omitted, version):
-        raise ProtocolError("other-key", "the committee key is not the one for this requester")
+    require_key(party.manifest, key, statement.shard, accepted.omitted)
     header = encode(
         _header(party.manifest, statement, accepted.attempt, accepted.chosen.slots, accepted.tick, key.name)
     )
@@ -453,6 +470,15 @@ def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> Non
         raise ProtocolError("unequal-fields", "the envelope and the signed statement say different things")
 
 
+def _rule_of(manifest: Manifest, lane: SealedLane, statement: CheckStatement) -> Rule:
+    rule = manifest.current_rule(lane.rule_id, statement.as_of)
+    if rule.version != lane.rule_version:
+        raise ProtocolError("other-rule", "another version of the rule is in force on that day")
+    if statement.occasion == RECHECK:
+        rule.require_recheck()
+    return rule
+
+
 def _chosen(slots: tuple[int, ...], committee_size: int) -> Chosen:
     if len(slots) != CHOSEN:
         raise ProtocolError("bad-choice", "a check takes four custodians")
@@ -472,6 +498,7 @@ def _header(
         attempt=attempt,
         chosen=chosen,
         requester=statement.requester,
+        occasion=statement.occasion,
         shard=statement.shard,
         manifest_hash=statement.manifest_hash,
         epoch=manifest.terms.epoch,
@@ -501,10 +528,12 @@ def run_check(
     questions: list[Question],
     now: float,
     random: RandomBytes,
+    *,
+    occasion: int = UNDERWRITING,
 ) -> list[tuple[Verdict, Void | None]]:
     """Run a check from question to verdict, every party in this process. `members` are those that can be reached."""
     # 1. The requester blinds, shares, seals and signs.
-    pending, request = ask(requester, questions, now, now + 2, random)
+    pending, request = ask(requester, questions, now, now + 2, random, occasion=occasion)
 
     # 2. The service evaluates the blinded persons, picks A among the custodians it can reach, names a tick.
     evaluation = accept_request(service, request, now, random)

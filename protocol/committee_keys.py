@@ -81,6 +81,13 @@ def holders(manifest: Manifest, shard: int, omitted: int | None) -> list[str]:
     return [member for slot, member in enumerate(manifest.committee(shard).slots) if slot != omitted]
 
 
+def require_key(manifest: Manifest, key: CommitteeKey, shard: int, omitted: int | None) -> None:
+    """Refuse (`other-key`) a key that is not that of the shard, of its committee's version, without that slot."""
+    version = manifest.committee(shard).version
+    if (key.name.shard, key.name.omitted, key.name.committee_version) != (shard, omitted, version):
+        raise ProtocolError("other-key", "the committee key is not the one for this member")
+
+
 def make(party: Party, shard: int, omitted: int | None, made_at: int, random: RandomBytes) -> CommitteeKey:
     """Make a key of which this party is the maker."""
     if holders(party.manifest, shard, omitted)[0] != party.id:

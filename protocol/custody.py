@@ -9,25 +9,40 @@ The contract, on which replay protection and the all-or-nothing visibility of de
 - a store belongs to one key epoch: `view` and `prepare` in another are refused (`other-epoch`), never answered as zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from protocol import group
 from protocol.errors import ProtocolError
-from protocol.manifest import SUM_INSURED, Rule
-from protocol.messages import ISSUE
+from protocol.manifest import MAX_WINDOW_DAYS, SUM_INSURED, Rule
+from protocol.messages import ISSUE, Commit, RangeProof
+from protocol.range_tags import is_good
 from protocol.sharing import Label, Share, add_shares, held_labels
 from protocol.stamps import deposit_stamp
 from protocol.token import IndexKey
 
+DEPOSIT_DAYS = MAX_WINDOW_DAYS + 14
+"""How old the day of a deposit may be: no rule's window is as long. A depositor keeps older ones to itself."""
+SUMMED_DAYS = DEPOSIT_DAYS + 14
+"""From how many days ago on a range check sums: all that a holder may have accepted and not dropped."""
+KEPT_DAYS = SUMMED_DAYS + 14
+"""For how long custodians keep the rows of a day."""
+AHEAD_DAYS = 800
+"""How far ahead the day of a deposit may be: beyond the longest window it would count for ever."""
+PENDING_SECONDS = 86_400
+"""After how long without a repeat a pending deposit no longer keeps others of its depositor and person from being
+judged: its depositor may have lost it. Once another stands that was judged so, it is given up for good.
+"""
+
 
 @dataclass(frozen=True)
 class Charge:
-    """One lane's charge to the budget of (requester's group, person, rule)."""
+    """One lane's charge to the budget of (requester's group, person, rule, occasion)."""
 
     index: IndexKey = field(repr=False)
     rule_id: str
+    occasion: int
     budget: int
     budget_days: int
 
@@ -65,6 +80,10 @@ class CustodyRow:
     excluded: int
     amounts: tuple[int, ...] = field(repr=False)
     counts: tuple[int, ...] = field(repr=False)
+
+    def shares(self) -> list[Share]:
+        """Return the shares of the amount."""
+        return [Share(piece) for piece in self.amounts]
 
 
 @dataclass(frozen=True)
@@ -110,15 +129,79 @@ class Proposed:
     row: CustodyRow
     envelope_hash: bytes
     not_before: int
+    range_key: bytes = field(repr=False)
+
+    @property
+    def chain(self) -> bytes:
+        """The id of the issue of the deposit's policy: its own, or the one that it corrects."""
+        return self.earlier or self.deposit_id
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A deposit id as a holder knows it: `tick` once committed, `never` once given up."""
+    """A deposit id as a holder knows it: `tick` once committed, with its `proof`; `never` once given up."""
 
     tick: int | None
     never: bool
     envelope_hash: bytes
+    proof: RangeProof | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class RangeAttempt:
+    """A range check that asks to be recorded, by its header's hash, and to be told what it judges.
+
+    `today` is the custodian's own day; rows from `first_day` on count, both ordinals.
+    """
+
+    header_hash: bytes
+    today: int
+    first_day: int
+
+
+@dataclass(frozen=True)
+class BaseRow:
+    """A row that a range check sums: a committed one of the depositor and person, or the deposit itself.
+
+    `in_chain`: it is of the policy that the deposit is of, its issue or a correction of it.
+    """
+
+    kind: int
+    in_chain: bool
+    row: CustodyRow
+
+
+@dataclass(frozen=True)
+class DepositBase:
+    """What one deposit is judged by; `pending` has the excluded slot of every other deposit of its depositor and person
+    that is pending.
+    """
+
+    rows: tuple[BaseRow, ...]
+    pending: tuple[int, ...]
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other is pending."""
+        return not self.pending
+
+
+@dataclass(frozen=True)
+class RangeBase:
+    """What a range check judges: a base for each deposit, and the depositor's own stamp sums by excluded slot."""
+
+    deposits: tuple[DepositBase, ...]
+    stamp_sums: Mapping[int, bytes]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What came of the deposits of a call, one by one, and the base of its range check where one was asked for and
+    nothing was refused.
+    """
+
+    kept: list["Refusable"]
+    base: RangeBase | None
 
 
 Refusable = Kept | ProtocolError
@@ -138,8 +221,11 @@ class Custody(Protocol):
     def view(self, reading: Reading) -> CustodyView:
         """Return one snapshot."""
 
-    def prepare(self, proposed: Sequence[Proposed]) -> list[Refusable]:
-        """Keep deposits unseen, each with a result of its own.
+    def prepare(self, proposed: Sequence[Proposed], now: float, attempt: RangeAttempt | None = None) -> Preparation:
+        """Keep deposits of one depositor and shard pending and unseen, each with a result of its own.
+
+        With `attempt`, record it and return, in the same transaction, what the range check judges; refuses a header
+        that it has seen (`replayed`): garbled twice over different rows, one seed would tell what the rows are.
 
         Repeats are answered with their state. Refused: another envelope under a known id (`deposit-reused`), an id
         given up (`deposit-abandoned`), and a correction that names a deposit which is no issue of the same depositor,
@@ -147,15 +233,19 @@ class Custody(Protocol):
         show the service, which can hold an issue back from one holder, which corrections are its own.
         """
 
-    def commit(self, depositor: str, shard: int, commits: Sequence[tuple[bytes, int]]) -> list[Refusable]:
+    def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
         """Make deposits visible from a tick on, each with its stamp, in one transaction.
 
-        Refused: an id that is not prepared (`not-prepared`) and a tick before the deposit's `not_before`
-        (`early-tick`). A deposit that is committed already keeps the lower of the two ticks: two relays that raced
-        named different ones, and every holder comes to the same in any order.
+        What a range check of the deposit passed over here, as pending for too long, is given up for good: else it could
+        come back beside it.
+
+        Refused: an id that is not prepared (`not-prepared`), a tick before the deposit's `not_before` (`early-tick`),
+        and one whose proof does not hold (`range-not-shown`). A deposit that is committed already keeps its first
+        proof and the lower of the two ticks: two relays that raced named different ones, and every holder comes to the
+        same in any order.
         """
 
-    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes]) -> list[Refusable]:
+    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes], now: float) -> list[Refusable]:
         """Give ids up for good, known or not, unless they are committed."""
 
 
@@ -165,8 +255,10 @@ class MemoryCustody:
     def __init__(self) -> None:
         self._checks: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._attempts: set[tuple[str, bytes, int]] = set()
-        self._charges: dict[tuple[str, IndexKey, str, int], int] = {}
+        self._charges: dict[tuple[str, IndexKey, str, int, int], int] = {}
         self._deposits: dict[tuple[str, bytes], tuple[Proposed | None, Kept]] = {}
+        self._prepared_at: dict[tuple[str, bytes], float] = {}
+        self._ranges: dict[bytes, set[tuple[str, bytes]]] = {}
         self._epoch: int | None = None
 
     def admit(self, admission: Admission) -> None:
@@ -185,7 +277,7 @@ class MemoryCustody:
     def _charge(self, admission: Admission) -> None:
         charges = dict(self._charges)
         for charge in admission.charges:
-            key = (admission.requester_group, charge.index, charge.rule_id)
+            key = (admission.requester_group, charge.index, charge.rule_id, charge.occasion)
             first = admission.today - charge.budget_days + 1
             spent = sum(count for (*at, day), count in charges.items() if tuple(at) == key and day >= first)
             if spent >= charge.budget:
@@ -196,65 +288,106 @@ class MemoryCustody:
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody`."""
         self._bind(reading.epoch)
-        committed = [
-            (proposed, kept.tick)
-            for proposed, kept in self._deposits.values()
-            if proposed is not None
-            and kept.tick is not None
-            and kept.tick <= reading.tick
-            and proposed.shard == reading.shard
-        ]
-        stamps: dict[int, bytes] = {}
-        for proposed, tick in committed:
-            slot = proposed.row.excluded
-            stamp = deposit_stamp(proposed.depositor, proposed.deposit_id, tick)
-            stamps[slot] = group.accumulate(stamps.get(slot, group.IDENTITY), [stamp])
+        committed = [(proposed, tick) for proposed, tick in self._committed() if tick <= reading.tick]
         lanes = tuple(
-            PersonRows(tuple(p.row for p, _ in committed if p.index == index and p.row.day >= first))
+            PersonRows(
+                tuple(
+                    proposed.row
+                    for proposed, _ in committed
+                    if (proposed.index, proposed.shard) == (index, reading.shard) and proposed.row.day >= first
+                )
+            )
             for index, first in reading.lanes
         )
-        return CustodyView(lanes, stamps)
+        return CustodyView(lanes, _stamp_sums(committed, reading.shard))
 
-    def prepare(self, proposed: Sequence[Proposed]) -> list[Refusable]:
+    def _committed(self) -> list[tuple[Proposed, int]]:
+        return [
+            (proposed, kept.tick)
+            for proposed, kept in self._deposits.values()
+            if proposed is not None and kept.tick is not None
+        ]
+
+    def prepare(self, proposed: Sequence[Proposed], now: float, attempt: RangeAttempt | None = None) -> Preparation:
         """See `Custody`."""
         for item in proposed:
             self._bind(item.epoch)
-        return [self._prepare(item) for item in proposed]
+        if attempt is not None:
+            if attempt.header_hash in self._ranges:
+                raise replayed_range()
+            self._ranges[attempt.header_hash] = set()
+        kept = [self._prepare(item, now) for item in proposed]
+        if attempt is None or any(isinstance(item, ProtocolError) for item in kept):
+            return Preparation(kept, None)
+        bases = tuple(self._base(item, now, attempt) for item in proposed)
+        own = [item for item in self._committed() if item[0].depositor == proposed[0].depositor]
+        return Preparation(kept, RangeBase(bases, _stamp_sums(own, proposed[0].shard)))
 
     def _bind(self, epoch: int) -> None:
         self._epoch = epoch if self._epoch is None else self._epoch
         require_epoch(self._epoch, epoch)
 
-    def _prepare(self, item: Proposed) -> Refusable:
+    def _prepare(self, item: Proposed, now: float) -> Refusable:
         key = (item.depositor, item.deposit_id)
         if key in self._deposits:
-            return repeated(self._deposits[key][1], item.envelope_hash)
-        if item.kind != ISSUE:
-            original, _ = self._deposits.get((item.depositor, item.earlier or b""), (None, None))
-            if original is not None and not corrects(item, original):
-                return wrong_earlier()
-        self._deposits[key] = (item, Kept(None, never=False, envelope_hash=item.envelope_hash))
-        return self._deposits[key][1]
+            kept = repeated(self._deposits[key][1], item.envelope_hash)
+        elif item.kind != ISSUE and not corrects(item, self._deposits.get((item.depositor, item.chain), (None,))[0]):
+            kept = wrong_earlier()
+        else:
+            kept = Kept(None, never=False, envelope_hash=item.envelope_hash)
+        if isinstance(kept, Kept):
+            self._deposits[key] = (item, kept)
+            self._prepared_at[key] = now
+        return kept
 
-    def commit(self, depositor: str, shard: int, commits: Sequence[tuple[bytes, int]]) -> list[Refusable]:
+    def _base(self, item: Proposed, now: float, attempt: RangeAttempt) -> DepositBase:
+        own = (item.depositor, item.deposit_id)
+        same = {
+            key: (other, kept)
+            for key, (other, kept) in self._deposits.items()
+            if other is not None
+            and (other.depositor, other.shard, other.index) == (item.depositor, item.shard, item.index)
+        }
+        rows = (
+            BaseRow(other.kind, other.chain == item.chain, other.row)
+            for key, (other, kept) in same.items()
+            if (kept.tick is not None or key == own) and other.row.day >= attempt.first_day
+        )
+        others = {key: other for key, (other, kept) in same.items() if kept.tick is None and key != own}
+        passed = {key for key in others if self._prepared_at[key] <= now - PENDING_SECONDS}
+        self._ranges[attempt.header_hash] |= passed
+        pending = (other.row.excluded for key, other in others.items() if key not in passed)
+        return DepositBase(tuple(rows), tuple(pending))
+
+    def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
         """See `Custody`."""
         results: list[Refusable] = []
-        for deposit_id, tick in commits:
-            proposed, kept = self._deposits.get((depositor, deposit_id), (None, None))
+        for commit in commits:
+            proposed, kept = self._deposits.get((depositor, commit.deposit_id), (None, None))
             if proposed is None or kept is None or kept.never or proposed.shard != shard:
-                results.append(ProtocolError("not-prepared", "this deposit is not prepared here"))
+                results.append(not_prepared())
                 continue
-            if tick < proposed.not_before:
-                results.append(early_tick())
+            refusal = commit_refusal(commit, proposed.not_before, None if kept.tick is not None else proposed.range_key)
+            if refusal is not None:
+                results.append(refusal)
                 continue
-            lower = tick if kept.tick is None else min(tick, kept.tick)
-            self._deposits[depositor, deposit_id] = (proposed, replace(kept, tick=lower))
-            results.append(self._deposits[depositor, deposit_id][1])
+            if kept.tick is None:
+                self._give_up_passed(proposed, commit.range_proof.header_hash)
+            lower = commit.tick if kept.tick is None else min(commit.tick, kept.tick)
+            kept = replace(kept, tick=lower, proof=kept.proof or commit.range_proof)
+            self._deposits[depositor, commit.deposit_id] = (proposed, kept)
+            results.append(kept)
         return results
 
-    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes]) -> list[Refusable]:
+    def _give_up_passed(self, committed: Proposed, header_hash: bytes) -> None:
+        for key in self._ranges.get(header_hash, set()):
+            other, kept = self._deposits[key]
+            if other is not None and kept.tick is None and other.index == committed.index:
+                self._deposits[key] = (None, Kept(None, never=True, envelope_hash=b""))
+
+    def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes], now: float) -> list[Refusable]:
         """See `Custody`."""
-        del shard  # an id is unique over shards
+        del shard, now  # an id is unique over shards
         results: list[Refusable] = []
         for deposit_id in deposit_ids:
             proposed, kept = self._deposits.get(
@@ -266,6 +399,16 @@ class MemoryCustody:
             self._deposits[depositor, deposit_id] = (proposed, kept)
             results.append(kept)
         return results
+
+
+def _stamp_sums(committed: Iterable[tuple[Proposed, int]], shard: int) -> dict[int, bytes]:
+    sums: dict[int, bytes] = {}
+    for proposed, tick in committed:
+        if proposed.shard == shard:
+            slot = proposed.row.excluded
+            stamp = deposit_stamp(proposed.depositor, proposed.deposit_id, tick)
+            sums[slot] = group.accumulate(sums.get(slot, group.IDENTITY), [stamp])
+    return sums
 
 
 def require_same_check(known: tuple[bytes, int], admission: Admission) -> None:
@@ -296,9 +439,11 @@ def repeated(kept: Kept, envelope_hash: bytes) -> Refusable:
     return kept
 
 
-def corrects(item: Proposed, original: Proposed) -> bool:
-    """Tell whether a correction names an issue of the same depositor, person, product, day and excluded slot."""
-    return (
+def corrects(item: Proposed, original: Proposed | None) -> bool:
+    """Tell whether a correction names an issue of the same depositor, person, product, day and excluded slot, or one
+    that is not here (yet).
+    """
+    return original is None or (
         original.kind == ISSUE
         and (item.depositor, item.shard, item.epoch, item.index)
         == (original.depositor, original.shard, original.epoch, original.index)
@@ -315,3 +460,25 @@ def wrong_earlier() -> ProtocolError:
 def early_tick() -> ProtocolError:
     """Return the refusal of a commit at a tick before what the depositor knew to be counted."""
     return ProtocolError("early-tick", "a deposit does not count from before those that were made before it")
+
+
+def not_prepared() -> ProtocolError:
+    """Return the refusal of a commit of what is not kept here."""
+    return ProtocolError("not-prepared", "this deposit is not prepared here")
+
+
+def replayed_range() -> ProtocolError:
+    """Return the refusal of a range check that was garbled before."""
+    return ProtocolError("replayed", "this range check was answered before")
+
+
+def commit_refusal(commit: Commit, not_before: int, range_key: bytes | None) -> ProtocolError | None:
+    """Return why a deposit cannot be committed so, or None; `range_key` is None where it is committed already.
+
+    One code for every proof that does not hold: what a lane opened is for holders alone.
+    """
+    if commit.tick < not_before:
+        return early_tick()
+    if range_key is not None and not is_good(range_key, commit.range_proof):
+        return ProtocolError("range-not-shown", "the range check of this deposit has not opened as good")
+    return None

@@ -8,20 +8,32 @@ and one proof of the service covers it.
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from protocol import kdf, signing, voprf
 from protocol.check import Admit, MemberInMemory, admit_all, shard_of_person
-from protocol.committee import excluded_slot
-from protocol.committee_keys import CommitteeKey
-from protocol.custody import CustodyRow, Kept, Proposed, Refusable
+from protocol.committee import excluded_slot, preferred_choice
+from protocol.committee_keys import CommitteeKey, require_key
+from protocol.comparison import Disagreement
+from protocol.custody import (
+    AHEAD_DAYS,
+    DEPOSIT_DAYS,
+    SUMMED_DAYS,
+    CustodyRow,
+    Kept,
+    Preparation,
+    Proposed,
+    RangeAttempt,
+    Refusable,
+)
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.group import Element
 from protocol.identity import Identity
-from protocol.manifest import Manifest
+from protocol.manifest import Manifest, china_day
 from protocol.messages import (
     COMMITTED,
+    COUNT_OF_KIND,
     ISSUE,
     NEVER,
     Abandon,
@@ -39,6 +51,9 @@ from protocol.messages import (
     PrepareAnswer,
     PrepareCall,
     Prepared,
+    RangeHeader,
+    RangeOrder,
+    RangeProof,
     Receipt,
     ReceiptStatement,
     SignedAbandon,
@@ -47,7 +62,8 @@ from protocol.messages import (
     require_fresh,
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
-from protocol.sharing import SHARE_BYTES, Label, held_labels, labels_of_sharing, share
+from protocol.range_check import Lanes, answer_range, header_hash, open_range, range_header, range_key
+from protocol.sharing import CHOSEN, SHARE_BYTES, Label, held_labels, labels_of_sharing, plain_share, share
 from protocol.stamps import tick_at
 from protocol.token import Pseudonym, Token, blind, index_key, unblind, verify_unblinder
 
@@ -63,8 +79,8 @@ PUBLIC_REFUSALS = frozenset({"other-manifest", "manifest-expired", "deposit-aban
 class Entry:
     """What a depositor shares: a policy's issue, or a correction of one by its difference.
 
-    `kind` is ISSUE, CANCELLATION or AMENDMENT; `amount` in fen and `count` (+1, -1, 0) may be negative; `day` is the
-    original day of issue, an ordinal; `earlier` the deposit id of the issue that is corrected.
+    `kind` is ISSUE, CANCELLATION or AMENDMENT; `amount` in fen may be negative; `day` is the original day of issue, an
+    ordinal; `earlier` the deposit id of the issue that is corrected.
     """
 
     identity: Identity
@@ -72,7 +88,6 @@ class Entry:
     product: str
     day: int
     amount: int = field(repr=False)
-    count: int
     earlier: bytes | None = None
 
 
@@ -117,7 +132,7 @@ def make_deposit(
     this person's earlier deposits alone would tell the holders of this one of those that exclude them.
     """
     manifest, shard = party.manifest, shard_of_person(party, entry.identity)
-    if abs(entry.amount) > manifest.terms.deposit_cap or abs(entry.count) > 1:
+    if abs(entry.amount) > manifest.terms.deposit_cap:
         raise ProtocolError("bad-amount", "the amount of a deposit is above the manifest's cap")
     slots = manifest.committee(shard).slots
     excluded = excluded_slot(shard, manifest.slot_of_group(shard, party.id), len(slots), deposit_id)
@@ -125,10 +140,8 @@ def make_deposit(
     token = blind(
         party.keys.salt, entry.identity, manifest.blinding_key, deposit_context(party.id, deposit_id), scalars
     )
-    amounts, counts = (
-        share(value, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES))
-        for value in (entry.amount, entry.count)
-    )
+    amounts = share(entry.amount, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES))
+    counts = plain_share(COUNT_OF_KIND[entry.kind], len(slots), excluded)
     salts = {name: random(32) for name in labels_of_sharing(len(slots), excluded)}
     facts = DepositFacts(
         kind=entry.kind,
@@ -175,8 +188,11 @@ def _unpad(padded: bytes) -> bytes:
     return body
 
 
-def sign_batch(party: Party, made: Sequence[MadeDeposit], now: float) -> SignedBatch:
-    """Return the request for deposits of one shard and excluded slot, signed at `now`."""
+def sign_batch(party: Party, made: Sequence[MadeDeposit], now: float, *, repeat: bool = False) -> SignedBatch:
+    """Return the request for deposits of one shard and excluded slot, signed at `now`.
+
+    `repeat`: all of them count already and some holder lacks them.
+    """
     places = {(item.shard, item.excluded) for item in made}
     if len(places) != 1:
         raise ProtocolError("mixed-batch", "a batch has one shard and one excluded slot")
@@ -188,6 +204,7 @@ def sign_batch(party: Party, made: Sequence[MadeDeposit], now: float) -> SignedB
             excluded=excluded,
             manifest_hash=party.manifest.hash,
             issued_at=int(now),
+            made=int(repeat),
             deposits=tuple(item.deposit for item in made),
         )
     )
@@ -234,8 +251,23 @@ def accept_batch(
     admit(batch.depositor, len(batch.deposits))
     blinded = [Element(deposit.blinded) for deposit in batch.deposits]
     evaluated = [voprf.blind_evaluate(service.keys.blinding, point) for point in blinded]
-    proof = voprf.prove(service.keys.blinding, manifest.blinding_key, blinded, evaluated, random_scalar(random))
-    return EvaluatedBatch(batch, slots, tuple(evaluated), proof)
+    return EvaluatedBatch(batch, slots, tuple(evaluated), _prove(service, blinded, evaluated, random))
+
+
+def only(service: ServiceParty, whole: EvaluatedBatch, places: Sequence[int], random: RandomBytes) -> EvaluatedBatch:
+    """Return those deposits of a batch, with a proof over them alone: what is asked again without what was settled."""
+    deposits = tuple(whole.batch.deposits[place] for place in places)
+    evaluated = tuple(whole.evaluated[place] for place in places)
+    blinded = [Element(deposit.blinded) for deposit in deposits]
+    proof = _prove(service, blinded, evaluated, random)
+    return EvaluatedBatch(replace(whole.batch, deposits=deposits), whole.slots, evaluated, proof)
+
+
+def _prove(
+    service: ServiceParty, blinded: Sequence[Element], evaluated: Sequence[Element], random: RandomBytes
+) -> voprf.DleqProof:
+    key = service.manifest.blinding_key
+    return voprf.prove(service.keys.blinding, key, list(blinded), list(evaluated), random_scalar(random))
 
 
 def holder_slots(manifest: Manifest, shard: int, excluded: int) -> tuple[int, ...]:
@@ -243,8 +275,8 @@ def holder_slots(manifest: Manifest, shard: int, excluded: int) -> tuple[int, ..
     return tuple(slot for slot in range(len(manifest.committee(shard).slots)) if slot != excluded)
 
 
-def prepare_call(evaluated: EvaluatedBatch, slot: int) -> PrepareCall:
-    """Return what one holder is sent in the first round."""
+def prepare_call(evaluated: EvaluatedBatch, slot: int, order: RangeOrder | None) -> PrepareCall:
+    """Return what one holder is sent in the first round; `order` names who garbles the range check."""
     batch, place = evaluated.batch, evaluated.slots.index(slot)
     return PrepareCall(
         depositor=batch.depositor,
@@ -261,6 +293,7 @@ def prepare_call(evaluated: EvaluatedBatch, slot: int) -> PrepareCall:
             for deposit, point in zip(batch.deposits, evaluated.evaluated, strict=True)
         ),
         proof=evaluated.proof,
+        order=order,
     )
 
 
@@ -277,30 +310,78 @@ class AcceptedDeposit:
     digests: tuple[bytes, ...]
 
 
-def accept_prepare(party: Party, call: PrepareCall, now: float) -> list[AcceptedDeposit | ProtocolError]:
-    """Step 3, first half: verify both proofs of every deposit, open its envelope, compare every field.
+@dataclass(frozen=True)
+class AcceptedCall:
+    """A prepare call that a holder verified: a result for each deposit, and what it garbles, if it is of A and nothing
+    was refused.
+    """
 
-    Refuses the whole call where the service's proof fails; else each deposit has a result of its own.
+    slot: int
+    key: CommitteeKey
+    deposits: tuple[AcceptedDeposit | ProtocolError, ...]
+    header: RangeHeader | None
+    today: int
+
+    @property
+    def good(self) -> list[AcceptedDeposit]:
+        """The deposits that were not refused."""
+        return [item for item in self.deposits if isinstance(item, AcceptedDeposit)]
+
+    @property
+    def proposed(self) -> list[Proposed]:
+        """What the store is asked to keep."""
+        return [item.proposed for item in self.good]
+
+    def attempt(self) -> RangeAttempt | None:
+        """Return what the store must record, durably, before a garbling leaves."""
+        if self.header is None:
+            return None
+        first_day = china_day(self.header.issued_at) - SUMMED_DAYS
+        return RangeAttempt(header_hash(self.header), self.today, first_day)
+
+
+def holder_place(party: Party, call: PrepareCall, now: float) -> tuple[int, int | None]:
+    """Return a holder's own slot and that of the depositor's group, which names the committee key of the call; refuses
+    a call under another manifest and one that is none of this member's business.
     """
     manifest = party.manifest
     manifest.require_current(call.manifest_hash, now)
-    slot = manifest.own_slot(call.shard, party.id)
-    if slot in (call.excluded, manifest.slot_of_group(call.shard, call.depositor)):
+    slot, omitted = manifest.own_slot(call.shard, party.id), manifest.slot_of_group(call.shard, call.depositor)
+    if slot in (call.excluded, omitted):
         raise ProtocolError("bad-excluded", "the excluded slot, and the depositor's group, get nothing of a deposit")
+    return slot, omitted
+
+
+def accept_prepare(party: Party, call: PrepareCall, key: CommitteeKey, now: float) -> AcceptedCall:
+    """Step 3, first half: verify both proofs of every deposit, open its envelope, compare every field.
+
+    `key` is the committee key without the depositor's group. Refuses the whole call where the service's proof fails or
+    its A cannot be; else each deposit has a result of its own.
+    """
+    manifest = party.manifest
+    slot, omitted = holder_place(party, call, now)
+    require_key(manifest, key, call.shard, omitted)
+    header = range_header(manifest, call, key.name)
+    if header is not None:
+        require_fresh(header.issued_at, now)
     blinded = [Element(item.blinded) for item in call.deposits]
     evaluated = [Element(item.evaluated) for item in call.deposits]
     if not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof):
         raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
+    today = china_day(now)
     results: list[AcceptedDeposit | ProtocolError] = []
     for item in call.deposits:
         try:
-            results.append(_accept_deposit(party, call, slot, item))
+            results.append(_accept_deposit(party, call, slot, item, key, today))
         except ProtocolError as refusal:
             results.append(refusal)
-    return results
+    judged = header is not None and slot in header.chosen and not any(isinstance(one, ProtocolError) for one in results)
+    return AcceptedCall(slot, key, tuple(results), header if judged else None, today)
 
 
-def _accept_deposit(party: Party, call: PrepareCall, slot: int, item: EvaluatedDeposit) -> AcceptedDeposit:
+def _accept_deposit(
+    party: Party, call: PrepareCall, slot: int, item: EvaluatedDeposit, key: CommitteeKey, today: int
+) -> AcceptedDeposit:
     manifest = party.manifest
     opened = party.channel(call.depositor).open(PURPOSE, item.deposit_id, item.envelope)
     body = decode(DepositEnvelope, _unpad(opened))
@@ -318,9 +399,12 @@ def _accept_deposit(party: Party, call: PrepareCall, slot: int, item: EvaluatedD
         raise ProtocolError("bad-kind", "a correction names its issue, an issue names none")
     if facts.kind == ISSUE and facts.product not in manifest.terms.products:  # one retired since is still corrected
         raise ProtocolError("unknown-product", "the product is not in the manifest")
+    if not today - DEPOSIT_DAYS <= facts.day <= today + AHEAD_DAYS:
+        raise ProtocolError("bad-day", "the day of a deposit is too long ago to count, or too far ahead")
     size = len(manifest.committee(facts.shard).slots)
     held = held_labels(size, facts.excluded, slot)
-    if not len(held) == len(body.amounts) == len(body.counts) == len(body.salts):
+    counts = plain_share(COUNT_OF_KIND[facts.kind], size, facts.excluded)
+    if not len(held) == len(body.amounts) == len(body.salts) or body.counts != tuple(counts[name] for name in held):
         raise ProtocolError("bad-sharing", "the deposit is not shared as this committee shares")
     token = Token(Element(body.blinded), Element(body.unblinder), body.proof)
     if not verify_unblinder(token, manifest.blinding_key, deposit_context(facts.depositor, facts.deposit_id)):
@@ -341,36 +425,37 @@ def _accept_deposit(party: Party, call: PrepareCall, slot: int, item: EvaluatedD
         row=CustodyRow(facts.product, facts.day, facts.excluded, body.amounts, body.counts),
         envelope_hash=envelope_hash(item.envelope),
         not_before=facts.not_before,
+        range_key=range_key(key, facts, pseudonym),
     )
     return AcceptedDeposit(proposed, pseudonym, facts, digests)
 
 
-def confirm(
-    accepted: Sequence[AcceptedDeposit | ProtocolError], kept: Sequence[Refusable], key: CommitteeKey
-) -> PrepareAnswer:
-    """Step 3, second half: confirm what was kept, to the service alone.
-
-    `kept` has the store's result for each accepted deposit, in order. `key` is the committee key without the
-    depositor's group.
-    """
-    confirmation_key = kdf.derive(key.secret.reveal(), "deposit confirmation")
-    results, answers = iter(kept), []
-    for item in accepted:
+def confirm(party: Party, accepted: AcceptedCall, prepared: Preparation) -> PrepareAnswer:
+    """Step 3, second half: confirm what was kept, and garble if of A, to the service alone."""
+    confirmation_key = kdf.derive(accepted.key.secret.reveal(), "deposit confirmation")
+    results, answers = iter(prepared.kept), []
+    for item in accepted.deposits:
         outcome = item if isinstance(item, ProtocolError) else next(results)
         if isinstance(item, ProtocolError) or isinstance(outcome, ProtocolError):
             assert isinstance(outcome, ProtocolError)
-            answers.append(Prepared(confirmation=bytes(32), digests=(), tick=None, refusal=outcome.code))
+            answers.append(Prepared(bytes(32), digests=(), tick=None, range_proof=None, refusal=outcome.code))
             continue
-        statement = kdf.join(item.pseudonym, encode(item.facts), encode(key.name))
+        statement = kdf.join(item.pseudonym, encode(item.facts), encode(accepted.key.name))
         answers.append(
             Prepared(
                 confirmation=hmac.digest(confirmation_key, statement, "sha256"),
                 digests=item.digests,
                 tick=outcome.tick,
+                range_proof=outcome.proof,
                 refusal=None,
             )
         )
-    return PrepareAnswer(answers=tuple(answers))
+    garbled = None
+    if accepted.header is not None and prepared.base is not None:
+        pseudonyms = tuple(item.pseudonym for item in accepted.good)
+        lanes = Lanes(accepted.header, pseudonyms, tuple(item.range_key for item in accepted.proposed), prepared.base)
+        garbled = answer_range(party.manifest, lanes, accepted.key, accepted.slot)
+    return PrepareAnswer(answers=tuple(answers), garbled=garbled)
 
 
 def _share_digest(deposit_id: bytes, name: Label, amount: int, count: int, salt: bytes) -> bytes:
@@ -383,34 +468,85 @@ def _share_digest(deposit_id: bytes, name: Label, amount: int, count: int, salt:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the service does with one deposit: commit at `tick` to `slots`, or nothing, for `reason`."""
+    """What the service does with one deposit: commit at `tick` to `slots` with `proof`, or nothing, for `reason`."""
 
     tick: int | None
     slots: tuple[int, ...]
     reason: str | None
+    proof: RangeProof | None = field(default=None, repr=False)
+
+
+UNPROVEN = Decision(None, (), TOO_FEW)
+"""Holders agree, but no four of them have shown that it may stand."""
+
+
+def opened_proofs(
+    manifest: Manifest, evaluated: EvaluatedBatch, order: RangeOrder, answers: Mapping[int, PrepareAnswer]
+) -> list[RangeProof] | None:
+    """Step 4: evaluate what A garbled; None where one of A did not answer, or refuses a deposit of the call.
+
+    Raises `Disagreement`, too where one of A refuses nothing and has garbled nothing.
+    """
+    garbled = {slot: answers[slot].garbled for slot in order.chosen if slot in answers}
+    owing = (slot for slot, part in garbled.items() if part is None)
+    silent = tuple(slot for slot in owing if all(item.refusal is None for item in answers[slot].answers))
+    if silent:
+        raise Disagreement(silent, "no garbling")
+    parts = {slot: part for slot, part in garbled.items() if part is not None}
+    if len(parts) < len(order.chosen):
+        return None
+    return open_range(manifest, prepare_call(evaluated, order.chosen[0], order), parts)
+
+
+def claimed_proofs(
+    manifest: Manifest, evaluated: EvaluatedBatch, answers: Mapping[int, PrepareAnswer]
+) -> list[RangeProof | None]:
+    """Step 4: return the proofs that holders have kept of what they committed before, where n-4 of them say the same.
+
+    Any four holders have one of these among them, so nothing of the depositor has been judged without the deposit
+    since. If fewer have committed it, four others are left to judge it anew.
+    """
+    enough = len(manifest.committee(evaluated.batch.shard).slots) - CHOSEN
+    found: list[RangeProof | None] = []
+    for place in range(len(evaluated.batch.deposits)):
+        claims = [answer.answers[place].range_proof for answer in _whole(evaluated, answers).values()]
+        proofs = [claim for claim in claims if claim is not None and claims.count(claim) >= enough]
+        found.append(max(proofs, key=proofs.count) if proofs else None)
+    return found
+
+
+def _whole(evaluated: EvaluatedBatch, answers: Mapping[int, PrepareAnswer]) -> dict[int, PrepareAnswer]:
+    count = len(evaluated.batch.deposits)
+    return {slot: answer for slot, answer in answers.items() if len(answer.answers) == count}
 
 
 def decide(
-    manifest: Manifest, evaluated: EvaluatedBatch, answers: Mapping[int, PrepareAnswer], tick: int
+    manifest: Manifest,
+    evaluated: EvaluatedBatch,
+    answers: Mapping[int, PrepareAnswer],
+    proofs: Sequence[RangeProof | None],
+    tick: int,
 ) -> list[Decision]:
-    """Step 4: per deposit, commit when all holders that answered agree and at most one holder did not answer.
+    """Step 4: per deposit, commit when all holders that answered agree, at most one holder did not answer, and there is
+    a proof that it may stand.
 
     A deposit that some holder committed before keeps that tick.
     """
-    size, count = len(manifest.committee(evaluated.batch.shard).slots), len(evaluated.batch.deposits)
-    answers = {slot: answer for slot, answer in answers.items() if len(answer.answers) == count}
+    size = len(manifest.committee(evaluated.batch.shard).slots)
+    answers = _whole(evaluated, answers)
     return [
         _decide(
             size,
             evaluated.batch.excluded,
             {slot: answer.answers[place] for slot, answer in answers.items()},
+            proof,
             tick,
         )
-        for place in range(len(evaluated.batch.deposits))
+        for place, proof in enumerate(proofs)
     ]
 
 
-def _decide(size: int, excluded: int, answers: Mapping[int, Prepared], tick: int) -> Decision:
+def _decide(size: int, excluded: int, answers: Mapping[int, Prepared], proof: RangeProof | None, tick: int) -> Decision:
     refusals = sorted({answer.refusal for answer in answers.values() if answer.refusal is not None})
     if refusals:
         public = refusals[0] if len(refusals) == 1 and refusals[0] in PUBLIC_REFUSALS else REFUSED
@@ -427,30 +563,35 @@ def _decide(size: int, excluded: int, answers: Mapping[int, Prepared], tick: int
     agreed = len({answer.confirmation for answer in answers.values()}) == 1
     if not agreed or any(len(values) > 1 for values in digests.values()):
         return Decision(None, (), REFUSED)
+    if proof is None:
+        return UNPROVEN
     earlier = [answer.tick for answer in answers.values() if answer.tick is not None]
-    return Decision(min(tick, *earlier) if earlier else tick, tuple(sorted(answers)), None)
+    return Decision(min(tick, *earlier) if earlier else tick, tuple(sorted(answers)), None, proof)
 
 
 def commit_call(evaluated: EvaluatedBatch, decisions: Sequence[Decision], slot: int) -> CommitCall | None:
     """Return what one holder is told to commit; None if nothing."""
     commits = tuple(
-        Commit(deposit_id=deposit.deposit_id, tick=decision.tick)
+        Commit(deposit_id=deposit.deposit_id, tick=decision.tick, range_proof=decision.proof)
         for deposit, decision in zip(evaluated.batch.deposits, decisions, strict=True)
-        if decision.tick is not None and slot in decision.slots
+        if decision.tick is not None and decision.proof is not None and slot in decision.slots
     )
     batch = evaluated.batch
     return CommitCall(depositor=batch.depositor, shard=batch.shard, commits=commits) if commits else None
 
 
 def batch_outcome(decisions: Sequence[Decision], receipts: Mapping[int, HolderReceipts]) -> BatchOutcome:
-    """Step 6: gather what the depositor is told. `receipts` has the holders that answered their commit call."""
+    """Step 6: gather what the depositor is told. `receipts` has the holders that answered their commit call.
+
+    A deposit that all of them refuse is `refused`, like one that does not stand the range check.
+    """
     cursors = {slot: iter(answer.receipts) for slot, answer in receipts.items()}
     outcomes = []
     for decision in decisions:
         had = [next(cursors[slot], None) for slot in decision.slots if slot in cursors]
-        outcomes.append(
-            DepositOutcome(receipts=tuple(item for item in had if item is not None), reason=decision.reason)
-        )
+        good = tuple(item for item in had if item is not None)
+        reason = REFUSED if had and not good else decision.reason
+        outcomes.append(DepositOutcome(receipts=good, reason=reason))
     return BatchOutcome(outcomes=tuple(outcomes))
 
 
@@ -473,14 +614,14 @@ def accept_abandon(service: ServiceParty, signed: SignedAbandon, now: float) -> 
 # --- step 5: a holder commits and gives its receipt ----------------------------------------------------------------
 
 
-def accept_commit(party: Party, call: CommitCall, now: float) -> list[tuple[bytes, int]]:
-    """Step 5: refuse ticks in the future by this custodian's clock; return (deposit id, tick) for the store."""
+def accept_commit(party: Party, call: CommitCall, now: float) -> list[Commit]:
+    """Step 5: refuse ticks in the future by this custodian's clock; return what the store is asked to commit."""
     party.manifest.member(call.depositor)
     party.manifest.own_slot(call.shard, party.id)
     current = tick_at(now, party.manifest.terms.tick_seconds)
     if any(commit.tick > current for commit in call.commits):
         raise ProtocolError("future-tick", "the tick of a commit lies in the future; check both clocks")
-    return [(commit.deposit_id, commit.tick) for commit in call.commits]
+    return list(call.commits)
 
 
 def accept_never(party: Party, call: NeverCall, now: float) -> Abandon:
@@ -597,24 +738,31 @@ def run_deposit(
     made = make_deposit(depositor, entry, deposit_id, random, not_before=not_before)
     signed = sign_batch(depositor, [made], now)
 
-    # 2. The service evaluates and passes an envelope to each holder.
+    # 2. The service evaluates, picks A among the holders it can reach, passes an envelope to each.
     evaluated = accept_batch(service, signed, now, random)
     manifest, holders = service.manifest, service.manifest.committee(made.shard).slots
     reached = [slot for slot in evaluated.slots if holders[slot] in members]
+    chosen = preferred_choice(deposit_id, dict.fromkeys(reached, 0.0))
+    order = None if chosen is None else RangeOrder(nonce=random(16), chosen=chosen, issued_at=int(now))
 
-    # 3. Each holder verifies both proofs, keeps the deposit unseen, confirms to the service alone.
+    # 3. Each holder verifies both proofs, keeps the deposit pending, confirms to the service alone; those of A garble.
     answers = {}
     for slot in reached:
         holder = members[holders[slot]]
-        accepted = accept_prepare(holder.party, prepare_call(evaluated, slot), now)
-        kept = holder.custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
         key = holder.committee_keys[made.shard, manifest.slot_of_group(made.shard, depositor.id)]
-        answers[slot] = confirm(accepted, kept, key)
+        accepted = accept_prepare(holder.party, prepare_call(evaluated, slot, order), key, now)
+        prepared = holder.custody.prepare(accepted.proposed, now, accepted.attempt())
+        answers[slot] = confirm(holder.party, accepted, prepared)
 
-    # 4. The service compares the confirmations and names the tick.
-    decisions = decide(manifest, evaluated, answers, tick_at(now, manifest.terms.tick_seconds))
+    # 4. The service evaluates what A garbled, compares the confirmations, and names the tick.
+    try:
+        opened = opened_proofs(manifest, evaluated, order, answers) if order is not None else None
+    except Disagreement:
+        opened = None
+    proofs = opened if opened is not None else claimed_proofs(manifest, evaluated, answers)
+    decisions = decide(manifest, evaluated, answers, proofs, tick_at(now, manifest.terms.tick_seconds))
 
-    # 5. Each holder makes the deposit visible in one transaction and gives a receipt.
+    # 5. Each holder that the proof convinces makes the deposit visible in one transaction and gives a receipt.
     receipts = {}
     for slot in reached:
         call = commit_call(evaluated, decisions, slot)
@@ -622,7 +770,7 @@ def run_deposit(
             holder = members[holders[slot]]
             commits = accept_commit(holder.party, call, now)
             states = holder.custody.commit(call.depositor, call.shard, commits)
-            ids = [deposit_id for deposit_id, _ in commits]
+            ids = [commit.deposit_id for commit in commits]
             receipts[slot] = give_receipts(holder.party, call.depositor, call.shard, ids, states)
 
     # 6. The service gathers the receipts, 7. the depositor verifies them.

@@ -94,6 +94,14 @@ class UInt:
         """Read a number and check its range."""
         return self._check(int.from_bytes(reader.take(self._size), "big"))
 
+    def read_many(self, reader: Reader, count: int) -> list[int]:
+        """Read that many numbers, as one by one."""
+        data, size = reader.take(count * self._size), self._size
+        values = [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)]
+        if values and not self._least <= min(values) <= max(values) <= self._most:
+            raise malformed("a number is out of range")
+        return values
+
 
 class Fixed:
     """Exactly `size` bytes, which `check` (if given) must accept."""
@@ -192,7 +200,10 @@ class Seq:
 
     def read(self, reader: Reader) -> tuple[Any, ...]:
         """Read count and values."""
-        return tuple(self._codec.read(reader) for _ in range(self._count.read(reader)))
+        count = self._count.read(reader)
+        if isinstance(self._codec, UInt):
+            return tuple(self._codec.read_many(reader, count))
+        return tuple([self._codec.read(reader) for _ in range(count)])
 
 
 class Nested:

@@ -45,8 +45,9 @@ class Rule:
     """A threshold: is the sum over `products` in the last `window_days` days, with the proposal, above `limit`?
 
     `limit` is in fen for `sum_insured`, in policies for `policy_count`. A requester's group gets `budget` answers for
-    one person in `budget_days` days from each custodian. Days are proleptic Gregorian ordinals. Where fewer than
-    `min_current` members' deposits are current (`protocol.watermark`), nobody is told `within`.
+    one person in `budget_days` days from each custodian, and `recheck_budget` more by rechecks (0: there are none).
+    Days are proleptic Gregorian ordinals. Where fewer than `min_current` members' deposits are current
+    (`protocol.watermark`), nobody is told `within`.
     """
 
     id: Annotated[str, NAME]
@@ -57,9 +58,15 @@ class Rule:
     limit: Annotated[int, UInt(48)]
     currency: Annotated[str, NAME]
     budget: Annotated[int, UInt(32, least=1)]
+    recheck_budget: Annotated[int, UInt(32)]
     budget_days: Annotated[int, UInt(16, least=1, most=MAX_WINDOW_DAYS)]
     valid_from: Annotated[int, DAY]
     min_current: Annotated[int, UInt(16)]
+
+    def require_recheck(self) -> None:
+        """Refuse (`recheck-not-allowed`) where the rule has no budget for rechecks."""
+        if not self.recheck_budget:
+            raise ProtocolError("recheck-not-allowed", f"the rule {self.id} has no budget for rechecks")
 
     def window_start(self, as_of: int) -> int:
         """Return the first day of the window, an ordinal; the as-of day is its last, and later days count too."""
@@ -289,8 +296,8 @@ def _check(terms: Terms) -> None:
         require(rule.measure in (SUM_INSURED, POLICY_COUNT), "a rule has an unknown measure")
     largest = max((rule.limit for rule in terms.rules), default=0)
     require(
-        len(set(groups.values())) * terms.deposit_cap + largest < HALF_RING // 2,
-        "groups x deposit cap plus the largest limit must stay below 2^46",
+        len(groups) * terms.deposit_cap + largest < HALF_RING // 2,
+        "members x deposit cap plus the largest limit must stay below 2^46",
     )
     require(terms.issued_at < terms.valid_until, "the manifest would never be valid")
 

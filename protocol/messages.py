@@ -9,7 +9,7 @@ from protocol.committee_keys import KeyName
 from protocol.comparison import MAX_LANES, TAG_BYTES, Part
 from protocol.encoding import HASH, ID, NAME, POINT, Blob, Fixed, Maybe, Nested, Seq, Text, UInt, message
 from protocol.errors import ProtocolError
-from protocol.manifest import DAY
+from protocol.manifest import DAY, FLAG
 from protocol.sharing import CHOSEN, MAX_SLOTS, RING_BITS
 from protocol.token import SchnorrProof
 from protocol.voprf import DleqProof
@@ -23,6 +23,9 @@ SHARD = UInt(32)
 SLOT = UInt(8, most=MAX_SLOTS - 1)
 TIME = UInt(64)
 TICK = UInt(64, most=(1 << 63) - 1)
+UNDERWRITING, RECHECK = 1, 2
+OCCASION = UInt(8, least=UNDERWRITING, most=RECHECK)
+"""Why a check is made. A recheck is of persons as they stand, has no proposal, and has a budget of its own."""
 SHARES = Seq(UInt(RING_BITS), most=MAX_SLOTS)
 SALTS = Seq(Fixed(32), most=MAX_SLOTS)
 ENVELOPE = Blob(1 << 20)
@@ -67,6 +70,7 @@ class CheckStatement:
 
     requester: Annotated[str, NAME]
     check_id: Annotated[bytes, ID]
+    occasion: Annotated[int, OCCASION]
     lanes: Annotated[tuple[Lane, ...], Seq(Nested(Lane), least=1, most=MAX_LANES)]
     shard: Annotated[int, SHARD]
     manifest_hash: Annotated[bytes, HASH]
@@ -137,6 +141,7 @@ class Header:
     attempt: Annotated[int, UInt(8, least=1, most=MAX_ATTEMPTS)]
     chosen: Annotated[tuple[int, ...], Seq(SLOT, least=CHOSEN, most=CHOSEN)]
     requester: Annotated[str, NAME]
+    occasion: Annotated[int, OCCASION]
     shard: Annotated[int, SHARD]
     manifest_hash: Annotated[bytes, HASH]
     epoch: Annotated[int, UInt(32)]
@@ -169,6 +174,8 @@ class CheckOutcome:
 
 ISSUE, CANCELLATION, AMENDMENT = 1, 2, 3
 KIND = UInt(8, least=ISSUE, most=AMENDMENT)
+COUNT_OF_KIND = {ISSUE: 1, CANCELLATION: -1, AMENDMENT: 0}
+"""How many policies a deposit adds."""
 
 
 @message("deposit facts", version=1)
@@ -219,13 +226,18 @@ class Deposit:
 
 @message("deposit batch", version=1)
 class DepositBatch:
-    """Deposits of one member that share shard and excluded slot, so that the same custodians hold all of them."""
+    """Deposits of one member that share shard and excluded slot, so that the same custodians hold all of them.
+
+    With `made`, they count already and some holder lacks them: it is given the proof that others have kept, and
+    nothing is garbled again.
+    """
 
     depositor: Annotated[str, NAME]
     shard: Annotated[int, SHARD]
     excluded: Annotated[int, SLOT]
     manifest_hash: Annotated[bytes, HASH]
     issued_at: Annotated[int, TIME]
+    made: Annotated[int, FLAG]
     deposits: Annotated[tuple[Deposit, ...], Seq(Nested(Deposit), least=1, most=MAX_DEPOSITS)]
 
 
@@ -247,9 +259,55 @@ class EvaluatedDeposit:
     envelope: Annotated[bytes, ENVELOPE]
 
 
+@message("range order", version=1)
+class RangeOrder:
+    """Which four holders garble the range check of a prepare call; `nonce` is fresh for each attempt."""
+
+    nonce: Annotated[bytes, ID]
+    chosen: Annotated[tuple[int, ...], Seq(SLOT, least=CHOSEN, most=CHOSEN)]
+    issued_at: Annotated[int, TIME]
+
+
+@message("range header", version=1)
+class RangeHeader:
+    """What a range check's label seed, output mask and tags are bound to. The sums begin at a day that follows from
+    `issued_at`, so that all of A sum alike.
+    """
+
+    nonce: Annotated[bytes, ID]
+    chosen: Annotated[tuple[int, ...], Seq(SLOT, least=CHOSEN, most=CHOSEN)]
+    issued_at: Annotated[int, TIME]
+    depositor: Annotated[str, NAME]
+    shard: Annotated[int, SHARD]
+    excluded: Annotated[int, SLOT]
+    manifest_hash: Annotated[bytes, HASH]
+    epoch: Annotated[int, UInt(32)]
+    committee_key: Annotated[KeyName, Nested(KeyName)]
+    deposits: Annotated[tuple[bytes, ...], Seq(ID, least=1, most=MAX_DEPOSITS)]
+    blinded: Annotated[tuple[bytes, ...], Seq(HASH, least=1, most=MAX_DEPOSITS)]  # points that the call has checked
+
+
+@message("range proof", version=1)
+class RangeProof:
+    """The tags that a range check opened for a deposit, and the hash of the header that they are made from."""
+
+    header_hash: Annotated[bytes, HASH]
+    floor: Annotated[bytes, Fixed(TAG_BYTES)]
+    ceiling: Annotated[bytes, Fixed(TAG_BYTES)]
+    alone: Annotated[bytes, Fixed(TAG_BYTES)]
+
+
+@message("range answer", version=1)
+class RangeAnswer:
+    """One of A to the service: the committee key it used, by name, and its part of the garbling."""
+
+    committee_key: Annotated[KeyName, Nested(KeyName)]
+    part: Annotated[Part, Nested(Part)]
+
+
 @message("prepare call", version=1)
 class PrepareCall:
-    """Service to one holder, first round: evaluated deposits, with one proof over all of them."""
+    """Service to one holder, first round: evaluated deposits, with one proof over all of them, and who garbles."""
 
     depositor: Annotated[str, NAME]
     shard: Annotated[int, SHARD]
@@ -257,6 +315,7 @@ class PrepareCall:
     manifest_hash: Annotated[bytes, HASH]
     deposits: Annotated[tuple[EvaluatedDeposit, ...], Seq(Nested(EvaluatedDeposit), least=1, most=MAX_DEPOSITS)]
     proof: Annotated[DleqProof, Nested(DleqProof)]
+    order: Annotated[RangeOrder | None, Maybe(Nested(RangeOrder))]
 
 
 @message("prepared deposit", version=1)
@@ -264,28 +323,31 @@ class Prepared:
     """A holder's answer for one deposit, for the service alone: it depends on P and on shares.
 
     Either `refusal`, a code; or `confirmation`, `digests` (one per held label, in order) and, where the deposit was
-    committed before, its tick.
+    committed before, its tick and the proof that it was committed with.
     """
 
     confirmation: Annotated[bytes, MAC]
     digests: Annotated[tuple[bytes, ...], Seq(HASH, most=MAX_SLOTS)]
     tick: Annotated[int | None, Maybe(TICK)]
+    range_proof: Annotated[RangeProof | None, Maybe(Nested(RangeProof))]
     refusal: Annotated[str | None, Maybe(Text(64))]
 
 
 @message("prepare answer", version=1)
 class PrepareAnswer:
-    """One answer per deposit of the call, in its order."""
+    """One answer per deposit of the call, in its order; of A, where nothing of the call is refused, a garbling too."""
 
     answers: Annotated[tuple[Prepared, ...], Seq(Nested(Prepared), most=MAX_DEPOSITS)]
+    garbled: Annotated[RangeAnswer | None, Maybe(Nested(RangeAnswer))]
 
 
 @message("commit", version=1)
 class Commit:
-    """A deposit that its holders agreed on, and the tick from which it counts."""
+    """A deposit that its holders agreed on, the tick from which it counts, and what its range check opened."""
 
     deposit_id: Annotated[bytes, ID]
     tick: Annotated[int, TICK]
+    range_proof: Annotated[RangeProof, Nested(RangeProof)]
 
 
 @message("commit call", version=1)

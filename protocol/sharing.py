@@ -8,6 +8,7 @@ sharings. In any four slots at least two hold each label.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from typing import NewType
 
@@ -18,7 +19,8 @@ RING = 1 << RING_BITS
 HALF_RING = RING >> 1
 SHARE_BYTES = RING_BITS // 8
 MIN_SLOTS = 5
-MAX_SLOTS = 16
+MAX_SLOTS = 7
+"""Any two sets of four slots have a custodian in common."""
 CHOSEN = 4
 """How many custodians answer a check: always four."""
 
@@ -40,14 +42,16 @@ def labels(slots: int) -> list[Label]:
     return list(combinations(range(slots), 2))
 
 
-def labels_of_sharing(slots: int, excluded: int) -> list[Label]:
+@cache
+def labels_of_sharing(slots: int, excluded: int) -> tuple[Label, ...]:
     """Return the n-1 labels of a sharing that excludes a slot, in order of the other slot."""
-    return [label(excluded, other) for other in range(slots) if other != excluded]
+    return tuple(label(excluded, other) for other in range(slots) if other != excluded)
 
 
-def held_labels(slots: int, excluded: int, slot: int) -> list[Label]:
+@cache
+def held_labels(slots: int, excluded: int, slot: int) -> tuple[Label, ...]:
     """Return the n-2 labels of a sharing that a slot holds; none for the excluded slot."""
-    return [pair for pair in labels_of_sharing(slots, excluded) if slot not in pair]
+    return tuple(pair for pair in labels_of_sharing(slots, excluded) if slot not in pair)
 
 
 def share(value: int, slots: int, excluded: int, uniform: bytes) -> dict[Label, Share]:
@@ -61,6 +65,12 @@ def share(value: int, slots: int, excluded: int, uniform: bytes) -> dict[Label, 
     shares = [int.from_bytes(uniform[at : at + SHARE_BYTES], "big") for at in range(0, len(uniform), SHARE_BYTES)]
     shares.append((value - sum(shares)) % RING)
     return {name: Share(piece) for name, piece in zip(names, shares, strict=True)}
+
+
+def plain_share(value: int, slots: int, excluded: int) -> dict[Label, Share]:
+    """Share a value that holders know anyway, excluding a slot: the first label bears it, the others nothing."""
+    names = labels_of_sharing(slots, excluded)
+    return {name: Share(value % RING if name == names[0] else 0) for name in names}
 
 
 def add_shares(parts: Iterable[Mapping[Label, Share]]) -> dict[Label, Share]:
@@ -116,9 +126,15 @@ def group_sums(chosen: Chosen, slot: int, sums: Mapping[Label, Share]) -> list[i
     """
     position = chosen.position(slot)
     totals: list[int | None] = [0 if position in pair else None for pair in GROUPS]
-    for name in labels(chosen.committee_size):
-        pair = chosen.group_of(name)
-        if position in pair:
-            place = GROUPS.index(pair)
-            totals[place] = ((totals[place] or 0) + sums.get(name, 0)) % RING
+    places = _places(chosen)
+    for name, value in sums.items():
+        before = totals[places[name]]
+        if before is not None:
+            totals[places[name]] = (before + value) % RING
     return totals
+
+
+@cache
+def _places(chosen: Chosen) -> dict[Label, int]:
+    """Return, by label, the place of its group."""
+    return {name: GROUPS.index(chosen.group_of(name)) for name in labels(chosen.committee_size)}

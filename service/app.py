@@ -12,7 +12,7 @@ from protocol.errors import ProtocolError
 from protocol.manifest import AdminPins, Manifest, open_manifest
 from protocol.messages import CheckRequest, SignedBatch, SignedRelay
 from protocol.party import ServiceParty
-from protocol.watermark import SignedWatermark
+from protocol.progress import SignedReport
 from service.config import Settings, load_keys
 from service.custodians import Custodians
 from service.directory import DataDirectory
@@ -44,11 +44,19 @@ def open_service(state: Path) -> tuple[Settings, ServiceParty, bytes]:
 def make_app(state: Path) -> Flask:
     """Return the WSGI application of the service."""
     settings, party, manifest = open_service(state)
-    relay = Relay(party, Custodians(party, Peers()), settings, secrets.token_bytes)
-    return make_relay_app(settings, party, manifest, relay)
+    directory = open_directory(settings, party)
+    relay = Relay(party, Custodians(party, Peers(), directory), settings, secrets.token_bytes)
+    return make_relay_app(settings, party, manifest, relay, directory)
 
 
-def make_relay_app(settings: Settings, party: ServiceParty, manifest: bytes, relay: Relay) -> Flask:
+def open_directory(settings: Settings, party: ServiceParty) -> DataDirectory:
+    """Return the alliance's data directory, in the state directory."""
+    return DataDirectory(party.manifest, settings.state / "directory")
+
+
+def make_relay_app(
+    settings: Settings, party: ServiceParty, manifest: bytes, relay: Relay, directory: DataDirectory
+) -> Flask:
     """Return the WSGI application over a relay; `manifest` is the signed manifest's bytes."""
     app = Flask("service")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
@@ -66,7 +74,7 @@ def make_relay_app(settings: Settings, party: ServiceParty, manifest: bytes, rel
     serve("/v1/checks", CheckRequest, relay.check)
     serve("/v1/deposits", SignedBatch, relay.deposit)
     serve("/v1/relay", SignedRelay, relay.relay)
-    serve("/v1/watermarks", SignedWatermark, DataDirectory(party.manifest, settings.state / "directory").exchange)
+    serve("/v1/watermarks", SignedReport, directory.exchange)
 
     @app.get("/v1/manifest")
     def signed_manifest() -> Response:

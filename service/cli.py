@@ -22,9 +22,12 @@ def _init(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from service.app import make_app, open_service
+    from transport.redis_link import warn_unless_redis_answers
     from transport.server import serve
 
     settings = open_service(args.state)[0]
+    if settings.redis is not None:
+        warn_unless_redis_answers(settings.redis)
     serve(
         lambda: make_app(args.state),
         host=settings.host,

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from marshmallow import Schema, fields, validate
@@ -12,6 +12,7 @@ from protocol.errors import ProtocolError
 from protocol.group import Scalar
 from protocol.party import ServiceKeys, random_scalar
 from protocol.secret import Secret
+from transport.redis_link import is_redis_url
 from transport.settings import SettingsError, load_settings, refuse_readable_by_others, write_private
 
 ENVIRONMENT_PREFIX = "LOOKUP_SERVICE"
@@ -31,15 +32,24 @@ class _SettingsSchema(Schema):
     threads = fields.Integer(load_default=16, validate=validate.Range(2, 256))
     check_seconds = fields.Float(load_default=1.9, validate=validate.Range(0.1, 60))
     attempt_seconds = fields.Float(load_default=0.6, validate=validate.Range(0.05, 10))
-    deposit_seconds = fields.Float(load_default=4.0, validate=validate.Range(0.5, 60))
+    recheck_seconds = fields.Float(load_default=9.0, validate=validate.Range(0.1, 60))
+    recheck_attempt_seconds = fields.Float(load_default=3.0, validate=validate.Range(0.05, 30))
+    deposit_seconds = fields.Float(load_default=8.0, validate=validate.Range(0.5, 60))
     deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
     checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
+    rechecks_a_second = fields.Float(load_default=100.0, validate=validate.Range(0.1, 1e6))
+    redis = fields.String(load_default=None, validate=is_redis_url)
+    redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
     capture = fields.String(load_default=None, allow_none=True)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the service; rates are those that one member may keep up, per worker."""
+    """The settings of the service.
+
+    Rates are those that one member may keep up: in all with `redis`, else in each worker process. A limit waits
+    `redis_seconds` for Redis.
+    """
 
     state: Path
     host: str
@@ -50,9 +60,14 @@ class Settings:
     threads: int
     check_seconds: float
     attempt_seconds: float
+    recheck_seconds: float
+    recheck_attempt_seconds: float
     deposit_seconds: float
     checks_a_second: float
+    rechecks_a_second: float
     deposits_a_second: float
+    redis: str | None = field(repr=False)
+    redis_seconds: float
     capture: Path | None
 
     @classmethod

@@ -1,35 +1,39 @@
-"""The service's line to the custodians: signed calls, and a short memory of who did not answer or lags behind."""
+"""The service's line to the custodians: signed calls, and what is known of who does not answer or lags behind."""
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.party import ServiceParty
+from service.directory import DataDirectory
 from transport import internal
 from transport.peers import Call, Peers
 
 M = TypeVar("M")
 
-REMEMBER_SECONDS = 5.0
-"""How long a custodian that did not answer, or that others disagree with, is asked only if it must be."""
+BEHIND = 0.5
+"""The score of one that members report as behind: less than of one that this process saw fail, as members may lie."""
 
 
-@dataclass
-class _Trouble:
-    until: float
-    score: float
+class Trouble(Enum):
+    """What was noticed of a custodian of a shard: its score, and for how many seconds it is remembered."""
+
+    LAGS = (1.0, 20.0)
+    """It disagreed, or missed a commit: remembered until the depositors have reported who lacks what, every 10 s."""
+    NO_ANSWER = (2.0, 5.0)
 
 
 class Custodians:
     """Calls custodians by slot of a shard."""
 
-    def __init__(self, service: ServiceParty, peers: Peers) -> None:
+    def __init__(self, service: ServiceParty, peers: Peers, directory: DataDirectory) -> None:
         self._service = service
         self._peers = peers
-        self._troubles: dict[tuple[str, int], _Trouble] = {}
+        self._directory = directory
+        self._until: dict[tuple[str, int, Trouble], float] = {}
 
     def call(
         self, shard: int, path: str, messages: Mapping[int, object], answer: type[M], seconds: float
@@ -44,7 +48,7 @@ class Custodians:
             except ProtocolError as error:
                 results[slot] = error
                 if error.code in ("unreachable", "timeout"):
-                    self.remember(slots[slot], shard, 2.0)
+                    self.remember(slots[slot], shard, Trouble.NO_ANSWER)
         return results
 
     def call_member(self, member: str, path: str, message: object, answer: type[M], seconds: float) -> M:
@@ -55,12 +59,19 @@ class Custodians:
         headers = internal.signed_headers(self._service.keys.signing, member, path, body, time.time())
         return Call(self._service.manifest.member(member).url, path, body, headers)
 
-    def remember(self, member: str, shard: int, score: float) -> None:
+    def remember(self, member: str, shard: int, trouble: Trouble) -> None:
         """Ask this custodian of the shard last for a while."""
-        self._troubles[member, shard] = _Trouble(time.monotonic() + REMEMBER_SECONDS, score)
+        _, seconds = trouble.value
+        self._until[member, shard, trouble] = time.monotonic() + seconds
 
     def scores(self, shard: int, slots: list[int]) -> dict[int, float]:
         """Return how reluctantly each slot should be asked; 0 for no trouble known."""
-        members, now = self._service.manifest.committee(shard).slots, time.monotonic()
-        troubles = {slot: self._troubles.get((members[slot], shard)) for slot in slots}
-        return {slot: trouble.score if trouble and trouble.until > now else 0.0 for slot, trouble in troubles.items()}
+        members, behind = self._service.manifest.committee(shard).slots, self._directory.behind()
+        return {
+            slot: max(BEHIND if (shard, slot) in behind else 0.0, self._noticed(members[slot], shard)) for slot in slots
+        }
+
+    def _noticed(self, member: str, shard: int) -> float:
+        now = time.monotonic()
+        noticed = (trouble for trouble in Trouble if self._until.get((member, shard, trouble), now) > now)
+        return max((trouble.value[0] for trouble in noticed), default=0.0)

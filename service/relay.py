@@ -5,8 +5,8 @@ It sees blinded persons and sealed envelopes, and returns tags that it cannot re
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from threading import Lock
 from typing import TypeVar
 
 from protocol import signing
@@ -17,27 +17,35 @@ from protocol.deposit import (
     PUBLIC_REFUSALS,
     REFUSED,
     TOO_FEW,
+    UNPROVEN,
     Decision,
     EvaluatedBatch,
     accept_batch,
     batch_outcome,
+    claimed_proofs,
     commit_call,
     decide,
+    only,
+    opened_proofs,
     prepare_call,
 )
-from protocol.encoding import encode
+from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError, is_code
 from protocol.messages import (
     MAX_ATTEMPTS,
+    RECHECK,
     RELAY_PURPOSE,
     BatchOutcome,
     CheckAnswer,
     CheckOutcome,
     CheckRequest,
+    DepositBatch,
     DepositOutcome,
     HolderReceipts,
     KeyConfirmation,
     PrepareAnswer,
+    RangeOrder,
+    RangeProof,
     Relayed,
     SignedBatch,
     SignedRelay,
@@ -47,8 +55,10 @@ from protocol.party import RandomBytes, ServiceParty
 from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
 from service.config import Settings
-from service.custodians import Custodians
+from service.custodians import Custodians, Trouble
+from service.limits import RateLimit, rate_limits
 from transport import internal
+from transport.places import Places
 
 M = TypeVar("M")
 
@@ -58,28 +68,38 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
-NO_ANSWER = {"unreachable", "timeout", "not-ready", "database-unavailable", "internal-error", "malformed"}
+NO_ANSWER = {"unreachable", "timeout", "not-ready", "busy", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
 
 class Relay:
-    """The service at work. Keeps nothing but a short memory of custodians in trouble."""
+    """The service at work. Keeps nothing but a short memory of custodians in trouble and of members' rates."""
 
     def __init__(self, service: ServiceParty, custodians: Custodians, settings: Settings, random: RandomBytes) -> None:
         self._service = service
         self._custodians = custodians
         self._settings = settings
         self._random = random
-        self._checks = RateLimit(settings.checks_a_second)
-        self._deposits = RateLimit(settings.deposits_a_second)
+        self._checks, self._rechecks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
+        self._recheck_places = Places(settings.threads)
 
     # --- a check
 
     def check(self, request: CheckRequest) -> CheckOutcome:
-        """Relay a check: up to three attempts, each with four custodians, within the deadline."""
-        deadline = time.monotonic() + self._settings.check_seconds
+        """Relay a check: up to three attempts, each with four custodians, within the deadline.
+
+        Rechecks have times, a rate and places of their own: underwriters' checks go on beside them.
+        """
+        settings = self._settings
+        if request.signed.statement.occasion != RECHECK:
+            return self._check(request, self._checks, settings.check_seconds, settings.attempt_seconds)
+        with self._recheck_places.taken():
+            return self._check(request, self._rechecks, settings.recheck_seconds, settings.recheck_attempt_seconds)
+
+    def _check(self, request: CheckRequest, rate: RateLimit, most: float, most_an_attempt: float) -> CheckOutcome:
+        deadline = time.monotonic() + most
         # 2. Authenticate, evaluate the blinded persons, prove it.
-        evaluation = accept_request(self._service, request, time.time(), self._random, self._checks.take)
+        evaluation = accept_request(self._service, request, time.time(), self._random, rate.take)
         statement = request.signed.statement
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
@@ -91,7 +111,7 @@ class Relay:
             if chosen is None or chosen in tried or left <= 0:  # another attempt takes another A
                 break
             tried.add(chosen)
-            seconds = min(left, self._settings.attempt_seconds)
+            seconds = min(left, most_an_attempt)
             outcome = self._attempt(evaluation, (attempt, chosen, tick), seconds, scores)
             if isinstance(outcome, CheckOutcome):
                 return outcome
@@ -116,34 +136,99 @@ class Relay:
             # 4. Compare, evaluate, return tags that only the requester can read.
             return conclude(self._service, evaluation, attempt, chosen, tick, good)
         except Disagreement as disagreement:
-            for slot in disagreement.slots:
-                scores[slot] += _ODD
-                if len(disagreement.slots) < CHOSEN:
-                    member = self._service.manifest.committee(statement.shard).slots[slot]
-                    self._custodians.remember(member, statement.shard, _ODD)
-                self._note(statement.shard, slot, f"disagrees about: {disagreement.what}")
+            self._note_disagreement(statement.shard, disagreement, scores)
             return Void.DISAGREEMENT
 
     # --- a deposit
 
     def deposit(self, signed: SignedBatch) -> BatchOutcome:
-        """Relay a batch of deposits: prepare, compare, commit at one tick."""
+        """Relay a batch of deposits: prepare with a range check, compare, commit; up to three times for what has found
+        no four holders that agree, each time with another four.
+        """
+        deadline = time.monotonic() + self._settings.deposit_seconds
         # 2. Authenticate, evaluate the blinded persons, prove it.
         evaluated = accept_batch(self._service, signed, time.time(), self._random, self._deposits.take)
-        batch, seconds = evaluated.batch, self._settings.deposit_seconds / 2
-        # 3. Every holder verifies and keeps, unseen.
-        calls = {slot: prepare_call(evaluated, slot) for slot in evaluated.slots}
-        answered = self._custodians.call(batch.shard, internal.PREPARE, calls, PrepareAnswer, seconds)
+        scores = self._custodians.scores(evaluated.batch.shard, list(evaluated.slots))
+        outcomes: dict[bytes, DepositOutcome] = {}
+        tried = set[tuple[int, ...]]()
+        for _ in range(MAX_ATTEMPTS):
+            order = None if evaluated.batch.made else self._order(scores)
+            left = deadline - time.monotonic()
+            if left <= 0 or (order is not None and order.chosen in tried and evaluated.batch.deposits):
+                break
+            if order is not None:
+                tried.add(order.chosen)
+            decisions, found = self._round(evaluated, order, left, scores)
+            ids = [deposit.deposit_id for deposit in evaluated.batch.deposits]
+            outcomes |= zip(ids, found.outcomes, strict=True)
+            refused = any(decision.reason not in (None, TOO_FEW) for decision in decisions)
+            again = [place for place, decision in enumerate(decisions) if decision is UNPROVEN]
+            if not again or order is None:
+                break
+            if refused:  # nothing was garbled for what was refused beside them: the same four may well agree
+                tried.discard(order.chosen)
+            evaluated = only(self._service, evaluated, again, self._random)
+        return BatchOutcome(
+            outcomes=tuple(
+                outcomes.get(deposit.deposit_id, DepositOutcome(receipts=(), reason=TOO_FEW))
+                for deposit in decode(DepositBatch, signed.batch).deposits
+            )
+        )
+
+    def _order(self, scores: dict[int, float]) -> RangeOrder | None:
+        """Name four holders for a range check; None where there are no four."""
+        nonce = self._random(16)
+        chosen = preferred_choice(nonce, scores, refused=_OUT)
+        return None if chosen is None else RangeOrder(nonce=nonce, chosen=chosen, issued_at=int(time.time()))
+
+    def _round(
+        self, evaluated: EvaluatedBatch, order: RangeOrder | None, seconds: float, scores: dict[int, float]
+    ) -> tuple[list[Decision], BatchOutcome]:
+        """Prepare a batch and commit what may stand; `scores` are raised for the next attempt."""
+        batch = evaluated.batch
+        # 3. Every holder verifies and keeps, unseen; A garbles.
+        calls = {slot: prepare_call(evaluated, slot, order) for slot in evaluated.slots}
+        answered = self._custodians.call(batch.shard, internal.PREPARE, calls, PrepareAnswer, seconds / 2)
         answers = {slot: answer for slot, answer in answered.items() if isinstance(answer, PrepareAnswer)}
+        for slot in evaluated.slots:
+            if slot not in answers:
+                scores[slot] = _OUT
         refusals = self._refusals(batch.shard, answered)
         if refusals and not answers:
-            return _refused(evaluated, refusals)
-        # 4. Compare, name the tick.
+            outcome = _refused(evaluated, refusals)
+            return [Decision(None, (), REFUSED) for _ in batch.deposits], outcome
+        # 4. Evaluate, compare, name the tick.
         tick = tick_at(time.time(), self._service.manifest.terms.tick_seconds)
         self._note_dissent(batch.shard, answers)
-        decisions = decide(self._service.manifest, evaluated, answers, tick)
+        proofs = self._proofs(evaluated, order, answers, scores)
+        decisions = decide(self._service.manifest, evaluated, answers, proofs, tick)
         # 5. Commit; 6. gather the receipts.
-        return self._commit(evaluated, decisions, seconds)
+        return decisions, self._commit(evaluated, decisions, seconds / 2)
+
+    def _proofs(
+        self,
+        evaluated: EvaluatedBatch,
+        order: RangeOrder | None,
+        answers: dict[int, PrepareAnswer],
+        scores: dict[int, float],
+    ) -> Sequence[RangeProof | None]:
+        """Return what the range check opened, or else the proofs that holders kept of what they committed before."""
+        opened = None
+        if order is not None:
+            try:
+                opened = opened_proofs(self._service.manifest, evaluated, order, answers)
+            except Disagreement as disagreement:
+                self._note_disagreement(evaluated.batch.shard, disagreement, scores)
+        return claimed_proofs(self._service.manifest, evaluated, answers) if opened is None else opened
+
+    def _note_disagreement(self, shard: int, disagreement: Disagreement, scores: dict[int, float]) -> None:
+        """Name the custodians of an alarm, and ask them last from now on."""
+        for slot in disagreement.slots:
+            scores[slot] += _ODD
+            if len(disagreement.slots) < CHOSEN:
+                member = self._service.manifest.committee(shard).slots[slot]
+                self._custodians.remember(member, shard, Trouble.LAGS)
+            self._note(shard, slot, f"disagrees about: {disagreement.what}")
 
     def _commit(self, evaluated: EvaluatedBatch, decisions: list[Decision], seconds: float) -> BatchOutcome:
         shard = evaluated.batch.shard
@@ -156,8 +241,9 @@ class Relay:
                 self._note(shard, slot, f"did not commit deposits: {answer.code}")
         for slot in evaluated.slots:
             if commits and slot not in receipts:
-                # It lacks what the others now show: left out of A until it has caught up.
-                self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, _ODD)
+                # It lacks what the others now show: left out of A, from here on by the depositors' reports, until it
+                # has caught up. A later commit that it takes does not show that.
+                self._custodians.remember(self._service.manifest.committee(shard).slots[slot], shard, Trouble.LAGS)
         if not receipts:
             decisions = [replace(decision, reason=decision.reason or TOO_FEW) for decision in decisions]
         return batch_outcome(decisions, receipts)
@@ -213,22 +299,3 @@ def _refused(evaluated: EvaluatedBatch, codes: set[str]) -> BatchOutcome:
     (code,) = codes if len(codes) == 1 else (REFUSED,)
     reason = code if code in PUBLIC_REFUSALS else REFUSED
     return BatchOutcome(outcomes=tuple(DepositOutcome(receipts=(), reason=reason) for _ in evaluated.batch.deposits))
-
-
-class RateLimit:
-    """A token bucket a member: `rate` persons a second kept up, ten seconds' worth at once. Per process."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._lock = Lock()
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, member: str, persons: int) -> None:
-        """Count lanes or deposits; refuse (`rate-limited`) when the member's bucket has fewer left."""
-        now, most = time.monotonic(), max(1.0, self._rate * 10)
-        with self._lock:
-            left, at = self._buckets.get(member, (most, now))
-            left = min(most, left + (now - at) * self._rate)
-            if left < persons:
-                raise ProtocolError("rate-limited", "too much at once; slow down")
-            self._buckets[member] = (left - persons, now)

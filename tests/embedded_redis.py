@@ -6,6 +6,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -70,6 +72,40 @@ class EmbeddedRedis:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         self._process = None
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have the server hang for the block: connections stand, and nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def killed(self) -> Iterator[None]:
+        """Have no server for the block; it is started again on what it had written."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def watched(self) -> Iterator[Callable[[], str]]:
+        """Yield what gives all that was sent to the server since, as MONITOR writes it, and all that it holds."""
+        with self.client() as client, client.monitor() as monitor:
+
+            def seen() -> str:
+                held = [client.dump(key) for key in client.scan_iter()]
+                client.echo("the end of what is watched")
+                lines = [str(held)]
+                while "the end of what is watched" not in lines[-1]:
+                    lines.append(str(monitor.next_command()["command"]))
+                return "\n".join(lines)
+
+            yield seen
 
     def __enter__(self) -> Self:
         self.start()

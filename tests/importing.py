@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from world import make_world
+from world import IMPORT_NOW, make_world
 
 from insurer_agent.importer import import_files
 from insurer_agent.intake.errors import IntakeError
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from insurer_agent.agent import Agent
 
 WORLD = make_world()
+
+
+def clock() -> float:
+    return IMPORT_NOW
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Insurer:
         database, party = Database(dsn, size=2), WORLD.party(1)
         database.migrate()
         vault = Vault(Secret(bytes(range(32))), "register", secrets.token_bytes)
-        return cls(party, database, Register(database, vault, party, secrets.token_bytes), Outbox(database, vault))
+        register = Register(database, vault, party, secrets.token_bytes, clock)
+        return cls(party, database, register, Outbox(database, vault))
 
     def import_files(self, *files: Path, rejects: Path | None = None) -> Counter[str]:
         return import_files(cast("Agent", self), list(files), self.report, rejects=rejects)
@@ -73,7 +78,7 @@ class _TellingRegister(Register):
 def main(dsn: str, file: str) -> None:
     opened = Insurer.open(dsn)
     vault = Vault(Secret(bytes(range(32))), "register", secrets.token_bytes)
-    telling = _TellingRegister(opened.database, vault, opened.party, secrets.token_bytes)
+    telling = _TellingRegister(opened.database, vault, opened.party, secrets.token_bytes, clock)
     Insurer(opened.party, opened.database, telling, opened.outbox).import_files(Path(file))
     opened.database.close()
 

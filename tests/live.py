@@ -11,7 +11,9 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.message import Message
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -31,6 +33,8 @@ class Answer:
     status: int
     body: Any
     content_type: str
+    headers: Message = field(compare=False, repr=False)
+    """Those that are not there are None."""
 
 
 class LiveAlliance:
@@ -159,7 +163,7 @@ class LiveAlliance:
     def ready_at(url: str) -> bool:
         try:
             return call(Request(url + "/readyz")).status == 200
-        except OSError:
+        except (OSError, HTTPException):  # the latter where it was killed in the middle of its answer
             return False
 
     def agent(self, number: int, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -181,11 +185,13 @@ class LiveAlliance:
 def call(request: Request) -> Answer:
     try:
         with urlopen(request, timeout=10) as response:
-            return Answer(response.status, json.load(response), response.headers.get_content_type())
+            headers = response.headers
+            return Answer(response.status, json.load(response), headers.get_content_type(), headers)
     except HTTPError as error:
         with error:
             data = error.read()
-            return Answer(error.code, json.loads(data) if data else None, error.headers.get_content_type())
+            body = json.loads(data) if data else None
+            return Answer(error.code, body, error.headers.get_content_type(), error.headers)
 
 
 def wait_until(condition: Any, seconds: float = 60) -> None:  # noqa: ANN401  any predicate

@@ -45,16 +45,20 @@ from protocol.messages import (
     AMENDMENT,
     CANCELLATION,
     ISSUE,
+    UNDERWRITING,
     CheckAnswer,
     CheckCall,
     CheckEnvelope,
     CheckOutcome,
     CheckRequest,
     CheckStatement,
+    Commit,
+    RangeProof,
     SignedCheck,
     envelope_hash,
 )
 from protocol.party import Party, ServiceParty, random_scalar
+from protocol.range_tags import range_tags
 from protocol.secret import Secret
 from protocol.sharing import Share
 from protocol.stamps import as_of_tick, deposit_stamp
@@ -248,7 +252,6 @@ def test_a_verdict_is_that_of_the_plain_sum(
                 day=day,
                 product=product,
                 kind=kind,
-                count=count,
                 earlier=made.deposit.deposit_id,
             )
             assert len(receipts) == len(committee) - 1
@@ -290,9 +293,9 @@ def test_a_count_rule_counts_policies_and_a_proposal_as_one(world: World) -> Non
     for proposed in (0, 1, LIMIT * 9):
         assert world.check(2, person(1), proposed, rule=COUNT_RULE)[0] is (EXCEEDS if proposed else WITHIN)
     earlier = made[1][0].deposit.deposit_id
-    world.deposit(3, person(1), -5, kind=AMENDMENT, count=0, earlier=earlier)
+    world.deposit(3, person(1), -5, kind=AMENDMENT, earlier=earlier)
     assert world.check(2, person(1), 1, rule=COUNT_RULE)[0] is EXCEEDS
-    world.deposit(3, person(1), -LIMIT, kind=CANCELLATION, count=-1, earlier=earlier)
+    world.deposit(3, person(1), -LIMIT, kind=CANCELLATION, earlier=earlier)
     assert world.check(2, person(1), 1, rule=COUNT_RULE)[0] is WITHIN
 
 
@@ -903,7 +906,7 @@ def test_two_attempts_of_a_check_have_no_label_or_session_in_common(made: Attemp
 def admission(
     *, attempt: int = 1, check: int = 1, statement: int = 1, today: int = TODAY, lanes: int = 1, budget: int = 3
 ) -> Admission:
-    charges = tuple(Charge(IndexKey(bytes([lane]) * 32), "rule", budget, 30) for lane in range(lanes))
+    charges = tuple(Charge(IndexKey(bytes([lane]) * 32), "rule", UNDERWRITING, budget, 30) for lane in range(lanes))
     ids = (bytes([check]) * 16, bytes([statement]) * 32)
     return Admission("insurer-01", "a group", *ids, attempt, today, charges, 100)
 
@@ -1207,7 +1210,13 @@ def test_a_snapshot_has_no_rows_after_its_tick_of_another_shard_or_before_its_fi
 def kept(epoch: int, number: int = 1) -> Proposed:
     row = CustodyRow("accident", TODAY, 0, (Share(1),) * 4, (Share(1),) * 4)
     index = IndexKey(bytes(32))
-    return Proposed("insurer-01", bytes([number]) * 16, ISSUE, None, 0, epoch, index, row, bytes(32), 0)
+    return Proposed("insurer-01", bytes([number]) * 16, ISSUE, None, 0, epoch, index, row, bytes(32), 0, bytes(32))
+
+
+def committed(number: int, tick: int) -> Commit:
+    """Return a commit of `kept`, with a proof that convinces its holder."""
+    proof = RangeProof(bytes(32), *(good for good, _ in range_tags(bytes(32), bytes(32))))
+    return Commit(deposit_id=bytes([number]) * 16, tick=tick, range_proof=proof)
 
 
 def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> None:
@@ -1217,15 +1226,15 @@ def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> N
     for epoch in (1, 2, 7):
         viewed, prepared = MemoryCustody(), MemoryCustody()
         assert viewed.view(view_in(epoch)).lanes[0].rows == ()
-        prepared.prepare([kept(epoch)])
+        prepared.prepare([kept(epoch)], NOW)
         for custody in (viewed, prepared):
             for other in {1, 2, 7, epoch - 1, epoch + 1} - {epoch}:
                 with pytest.raises(ProtocolError, match="other-epoch"):
                     custody.view(view_in(other))
                 with pytest.raises(ProtocolError, match="other-epoch"):
-                    custody.prepare([kept(other, 2)])
-            custody.prepare([kept(epoch)])
-            custody.commit("insurer-01", 0, [(bytes([1]) * 16, TICK)])
+                    custody.prepare([kept(other, 2)], NOW)
+            custody.prepare([kept(epoch)], NOW)
+            custody.commit("insurer-01", 0, [committed(1, TICK)])
             view = custody.view(view_in(epoch))
             assert len(view.lanes[0].rows) == 1  # what was refused has left nothing
             assert dict(view.stamp_sums) == {0: deposit_stamp("insurer-01", bytes([1]) * 16, TICK)}
@@ -1236,10 +1245,10 @@ def test_a_deposit_moved_to_an_earlier_tick_leaves_the_sum_of_a_store_that_had_i
     for ticks in ((TICK,), (TICK - 5,), (TICK, TICK - 5), (TICK - 5, TICK), (TICK - 5, TICK - 5)):
         custody = MemoryCustody()
         for number in (1, 2, 3):
-            custody.prepare([kept(1, number)])
-        custody.commit("insurer-01", 0, [(bytes([number]) * 16, TICK) for number in (1, 2)])
+            custody.prepare([kept(1, number)], NOW)
+        custody.commit("insurer-01", 0, [committed(number, TICK) for number in (1, 2)])
         for tick in ticks:
-            custody.commit("insurer-01", 0, [(bytes([3]) * 16, tick)])
+            custody.commit("insurer-01", 0, [committed(3, tick)])
         stores[ticks] = custody.view(Reading(0, 1, TICK, ())).stamp_sums[0]
     late, *early = stores.values()
     assert set(early) == {early[0]}

@@ -1,7 +1,9 @@
 """A deposit counts at all of its holders or at none, once, as it was made; and nothing about it comes back."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import permutations
 from typing import Any
 
@@ -15,11 +17,15 @@ from protocol import deposit as steps
 from protocol import group, signing, voprf
 from protocol import token as prover
 from protocol.check import MemberInMemory, Verdict, Void, shard_of_person
-from protocol.custody import Kept, MemoryCustody, Reading, Refusable
+from protocol.committee_keys import CommitteeKey
+from protocol.comparison import Disagreement
+from protocol.custody import AHEAD_DAYS, DEPOSIT_DAYS, Kept, MemoryCustody, Reading, Refusable
 from protocol.deposit import (
     ABANDON,
     PURPOSE,
     TOO_FEW,
+    UNPROVEN,
+    AcceptedCall,
     AcceptedDeposit,
     Decision,
     Entry,
@@ -31,6 +37,7 @@ from protocol.deposit import (
     accept_never,
     accept_prepare,
     batch_outcome,
+    claimed_proofs,
     commit_call,
     confirm,
     decide,
@@ -40,6 +47,8 @@ from protocol.deposit import (
     is_complete,
     is_made,
     make_deposit,
+    only,
+    opened_proofs,
     prepare_call,
     read_receipts,
     sign_abandon,
@@ -52,16 +61,21 @@ from protocol.messages import (
     AMENDMENT,
     CANCELLATION,
     COMMITTED,
+    COUNT_OF_KIND,
     ISSUE,
     NEVER,
     Abandon,
+    Commit,
     CommitCall,
     DepositBatch,
     DepositEnvelope,
+    DepositFacts,
     DepositOutcome,
     NeverCall,
     PrepareAnswer,
     PrepareCall,
+    RangeOrder,
+    RangeProof,
     Receipt,
     ReceiptStatement,
     SignedAbandon,
@@ -69,6 +83,8 @@ from protocol.messages import (
     envelope_hash,
 )
 from protocol.party import Party, random_scalar
+from protocol.range_tags import range_tags
+from protocol.sharing import CHOSEN, MAX_SLOTS, MIN_SLOTS, held_labels, plain_share
 from protocol.token import SchnorrProof
 
 EXCEEDS, WITHIN, INDETERMINATE = Verdict.EXCEEDS, Verdict.WITHIN, Verdict.INDETERMINATE
@@ -77,7 +93,7 @@ Change = Callable[[Any], Any]
 
 
 def entry(whom: int = 1, amount: int = LIMIT, **changes: object) -> Entry:
-    return replace(Entry(person(whom), ISSUE, "accident", TODAY, amount, 1), **changes)
+    return replace(Entry(person(whom), ISSUE, "accident", TODAY, amount), **changes)
 
 
 @dataclass
@@ -104,23 +120,73 @@ class Relay:
     def holder(self, slot: int) -> MemberInMemory:
         return self.world.members[self.world.manifest.committee(self.made.shard).slots[slot]]
 
-    def accepted(self, slot: int, call: PrepareCall | None = None) -> list[AcceptedDeposit | ProtocolError]:
-        return accept_prepare(self.holder(slot).party, call or prepare_call(self.evaluated, slot), BEFORE)
+    def key(self, slot: int) -> CommitteeKey:
+        """Return a holder's committee key for the depositor."""
+        omitted = self.world.manifest.slot_of_group(self.made.shard, self.depositor.id)
+        return self.holder(slot).committee_keys[self.made.shard, omitted]
+
+    def order(self, slots: Sequence[int] | None = None) -> RangeOrder:
+        """Return what four holders are told to garble: these, or the first ones."""
+        chosen = tuple((self.slots if slots is None else slots)[:4])
+        return RangeOrder(nonce=self.world.random(16), chosen=chosen, issued_at=int(BEFORE))
+
+    def call(self, slot: int, order: RangeOrder | None = None) -> PrepareCall:
+        return prepare_call(self.evaluated, slot, order)
+
+    def accept(self, slot: int, call: PrepareCall | None = None) -> AcceptedCall:
+        return accept_prepare(self.holder(slot).party, call or self.call(slot), self.key(slot), BEFORE)
+
+    def accepted(self, slot: int, call: PrepareCall | None = None) -> tuple[AcceptedDeposit | ProtocolError, ...]:
+        return self.accept(slot, call).deposits
 
     def prepare(self, slot: int, call: PrepareCall | None = None) -> PrepareAnswer:
-        """Step 3 at one holder."""
-        holder, accepted = self.holder(slot), self.accepted(slot, call)
-        kept = holder.custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
-        omitted = self.world.manifest.slot_of_group(self.made.shard, self.depositor.id)
-        return confirm(accepted, kept, holder.committee_keys[self.made.shard, omitted])
+        """Step 3 at one holder; it garbles nothing unless the call says so."""
+        holder, accepted = self.holder(slot), self.accept(slot, call)
+        prepared = holder.custody.prepare(accepted.proposed, BEFORE, accepted.attempt())
+        return confirm(holder.party, accepted, prepared)
 
-    def decide(self, slots: Sequence[int] | None = None, *, tick: int = int(BEFORE)) -> Decision:
-        """Steps 3 and 4, over the holders that can be reached."""
-        answers = {slot: self.prepare(slot) for slot in (self.slots if slots is None else slots)}
-        return decide(self.world.manifest, self.evaluated, answers, tick)[0]
+    def answers(self, slots: Sequence[int] | None = None, order: RangeOrder | None = None) -> dict[int, PrepareAnswer]:
+        return {slot: self.prepare(slot, self.call(slot, order)) for slot in (self.slots if slots is None else slots)}
+
+    def decide(
+        self, slots: Sequence[int] | None = None, *, tick: int = int(BEFORE), chosen: Sequence[int] | None = None
+    ) -> Decision:
+        """Steps 3 and 4, over the holders that can be reached; `chosen` is A, the first four of them where not told."""
+        reached = self.slots if slots is None else slots
+        order = self.order(chosen or reached) if len(reached) >= CHOSEN else None
+        answers = self.answers(reached, order)
+        return self.decided(answers, self.opened(order, answers), tick)
+
+    def opened(self, order: RangeOrder | None, answers: dict[int, PrepareAnswer]) -> Sequence[RangeProof | None]:
+        """Return what the service opens, or else the proofs that holders claim."""
+        found = None
+        if order is not None:
+            with contextlib.suppress(Disagreement):
+                found = opened_proofs(self.world.manifest, self.evaluated, order, answers)
+        return claimed_proofs(self.world.manifest, self.evaluated, answers) if found is None else found
+
+    def decided(
+        self, answers: dict[int, PrepareAnswer], proofs: Sequence[RangeProof | None] | None = None, tick: int = 5
+    ) -> Decision:
+        """Step 4 with given answers, and a good proof where none are given."""
+        proofs = [self.proof()] if proofs is None else proofs
+        return decide(self.world.manifest, self.evaluated, answers, proofs, tick)[0]
+
+    def range_key(self, slot: int | None = None) -> bytes:
+        (proposed,) = self.accept(self.slots[0] if slot is None else slot).proposed
+        return proposed.range_key
+
+    def proof(self, header: bytes = bytes(32)) -> RangeProof:
+        """Return a proof that convinces the holders, as they alone could make it."""
+        (floor, _), (ceiling, _), (alone, _) = range_tags(self.range_key(), header)
+        return RangeProof(header_hash=header, floor=floor, ceiling=ceiling, alone=alone)
 
     def commit(self, decision: Decision, slots: Sequence[int] | None = None) -> dict[int, Kept]:
         """Steps 5 to 7, over the holders that the commit reaches; return the receipts that the depositor verified."""
+        return read_receipts(self.depositor, self.made, self.outcome(decision, slots))
+
+    def outcome(self, decision: Decision, slots: Sequence[int] | None = None) -> DepositOutcome:
+        """Steps 5 and 6: return what the depositor is told."""
         given = {}
         for slot in self.slots if slots is None else slots:
             call = commit_call(self.evaluated, [decision], slot)
@@ -128,10 +194,11 @@ class Relay:
                 given[slot] = give_receipts(
                     self.holder(slot).party, call.depositor, call.shard, self.ids, self.commit_at(slot, call)
                 )
-        return read_receipts(self.depositor, self.made, batch_outcome([decision], given).outcomes[0])
+        return batch_outcome([decision], given).outcomes[0]
 
-    def commit_at(self, slot: int, call: CommitCall) -> list[Refusable]:
-        holder = self.holder(slot)
+    def commit_at(self, slot: int, call: CommitCall | None = None) -> list[Refusable]:
+        """Step 5 at one holder, with a good proof where no call is given."""
+        holder, call = self.holder(slot), call or committing(self, slot)
         return holder.custody.commit(call.depositor, call.shard, accept_commit(holder.party, call, BEFORE))
 
     def abandon_at(self, slot: int) -> Receipt | None:
@@ -139,7 +206,7 @@ class Relay:
         _, call = accept_abandon(self.world.service, signed, BEFORE)
         holder = self.holder(slot)
         asked = accept_never(holder.party, call, BEFORE)
-        kept = holder.custody.abandon(asked.depositor, asked.shard, asked.deposit_ids)
+        kept = holder.custody.abandon(asked.depositor, asked.shard, asked.deposit_ids, BEFORE)
         return give_receipts(holder.party, asked.depositor, asked.shard, asked.deposit_ids, kept).receipts[0]
 
     @property
@@ -150,6 +217,13 @@ class Relay:
         """Return the stamp sums by holder and excluded slot: what checks see of any deposit."""
         reading = Reading(self.made.shard, 1, int(NOW), ())
         return {slot: set(self.holder(slot).custody.view(reading).stamp_sums.items()) for slot in self.slots}
+
+
+def committing(relay: Relay, slot: int, tick: int = int(BEFORE)) -> CommitCall:
+    """Return a commit call with a proof that holds."""
+    call = commit_call(relay.evaluated, [Decision(tick, relay.slots, None, relay.proof())], slot)
+    assert call is not None
+    return call
 
 
 @pytest.fixture
@@ -327,17 +401,27 @@ def test_a_batch_has_a_result_for_each_deposit(world: World, insider: int, outsi
     assert {slot: [item.refusal for item in relay.prepare(slot).answers] for slot in relay.slots} == {
         slot: [None] * 3 for slot in relay.slots
     }
-    # The second one was given up at one holder meanwhile, which refuses its commit.
+    # The second one was given up at one holder meanwhile, which refuses it and garbles nothing for the others either.
     relay.abandon_at(relay.slots[0])
-    answers = {slot: relay.prepare(slot) for slot in relay.slots}
-    decisions = decide(world.manifest, evaluated, answers, int(BEFORE))
-    assert [decision.reason for decision in decisions] == [None, "deposit-abandoned", None]
+    order = relay.order()
+    answers = relay.answers(order=order)
+    assert [slot for slot, answer in answers.items() if answer.garbled is None] == [relay.slots[0], relay.slots[4]]
+    decisions = decide(world.manifest, evaluated, answers, relay.opened(order, answers), int(BEFORE))
+    assert [decision.reason for decision in decisions] == [TOO_FEW, "deposit-abandoned", TOO_FEW]
+    assert [decision is UNPROVEN for decision in decisions] == [True, False, True]
+    # What is settled is left out of the next attempt.
+    evaluated = only(world.service, evaluated, [0, 2], world.random)
+    batch.pop(1)
+    relay, order = replace(relay, evaluated=evaluated), relay.order()
+    answers = relay.answers(order=order)
+    decisions = decide(world.manifest, evaluated, answers, relay.opened(order, answers), int(BEFORE))
+    assert [decision.reason for decision in decisions] == [None, None]
     given = {}
     for slot in relay.slots:
         call = commit_call(evaluated, decisions, slot)
         assert call is not None
         ids = [commit.deposit_id for commit in call.commits]
-        assert ids == [batch[0].deposit.deposit_id, batch[2].deposit.deposit_id]
+        assert ids == [item.deposit.deposit_id for item in batch]
         given[slot] = give_receipts(
             relay.holder(slot).party, call.depositor, call.shard, ids, relay.commit_at(slot, call)
         )
@@ -346,7 +430,7 @@ def test_a_batch_has_a_result_for_each_deposit(world: World, insider: int, outsi
         is_complete(world.manifest, item, read_receipts(party, item, outcome))
         for item, outcome in zip(batch, outcomes, strict=True)
     ]
-    assert made == [True, False, True]
+    assert made == [True, True]
     assert [world.check(outsider, person(number), 1)[0] for number in (1, 2, 3)] == [EXCEEDS, WITHIN, EXCEEDS]
 
 
@@ -357,17 +441,13 @@ def test_a_batch_has_one_shard_and_one_excluded_slot(world: World, outsider: int
         sign_batch(world.party(outsider), made, BEFORE)
 
 
-@pytest.mark.parametrize(("amount", "count"), [(0, 0), (1, 1), (1, -1), (-1, 0)])
-def test_an_amount_above_the_manifests_cap_or_a_count_above_one_is_refused_by_who_makes_it(
-    world: World, insider: int, amount: int, count: int
-) -> None:
-    party, most = world.party(insider), amount * world.manifest.terms.deposit_cap
-    assert make_deposit(party, entry(1, most, count=count), bytes(16), world.random).shard == 0
-    too_much = [(most + amount, count), (most, 2), (most, -2), (2**48 * (amount or 1), count), (2**47, count)]
-    for bad, times in too_much:
-        if (bad, times) != (most, count):
-            with pytest.raises(ProtocolError, match="bad-amount"):
-                make_deposit(party, entry(1, bad, count=times), bytes(16), world.random)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_amount_above_the_manifests_cap_is_refused_by_who_makes_it(world: World, insider: int, sign: int) -> None:
+    party, most = world.party(insider), sign * world.manifest.terms.deposit_cap
+    assert make_deposit(party, entry(1, most), bytes(16), world.random).shard == 0
+    for bad in (most + sign, sign * 2**47, sign * 2**48):
+        with pytest.raises(ProtocolError, match="bad-amount"):
+            make_deposit(party, entry(1, bad), bytes(16), world.random)
 
 
 # --- corrections ---------------------------------------------------------------------------------------------------
@@ -387,19 +467,19 @@ def answers_of(relay: Relay) -> dict[int, str | None]:
 def test_a_correction_of_an_issue_is_made_and_counts(world: World, relay: Relay, insider: int, outsider: int) -> None:
     relay.commit(relay.decide())
     earlier = relay.made.deposit.deposit_id
-    world.deposit(insider, person(1), -10, kind=AMENDMENT, count=0, earlier=earlier)
+    world.deposit(insider, person(1), -10, kind=AMENDMENT, earlier=earlier)
     assert world.check(outsider, person(1), 10) == (WITHIN, None)
     assert world.check(outsider, person(1), 11) == (EXCEEDS, None)
-    world.deposit(insider, person(1), 10 - LIMIT, kind=CANCELLATION, count=-1, earlier=earlier)
+    world.deposit(insider, person(1), 10 - LIMIT, kind=CANCELLATION, earlier=earlier)
     assert world.check(outsider, person(1), LIMIT) == (WITHIN, None)
 
 
 def test_a_correction_that_does_not_fit_the_issue_that_it_names_is_refused_by_every_holder_that_knows_it(
     relay: Relay, insider: int
 ) -> None:
-    good = entry(kind=AMENDMENT, amount=-1, count=0, earlier=relay.made.deposit.deposit_id)
+    good = entry(kind=AMENDMENT, amount=-1, earlier=relay.made.deposit.deposit_id)
     unfit = [{"identity": person(2)}, {"product": "term_life"}, {"day": TODAY - 1}]
-    for known in (relay.prepare, lambda slot: relay.commit_at(slot, committing(relay, slot))):
+    for known in (relay.prepare, relay.commit_at):
         for slot in relay.slots:
             known(slot)
         before = relay.visible()
@@ -409,23 +489,17 @@ def test_a_correction_that_does_not_fit_the_issue_that_it_names_is_refused_by_ev
             decision = bad.decide()
             assert decision == Decision(None, (), "refused")
             assert bad.commit(decision) == {}
-            assert bad.commit(Decision(int(BEFORE), bad.slots, None)) == {}  # nothing was kept
+            assert bad.commit(Decision(int(BEFORE), bad.slots, None, bad.proof())) == {}  # nothing was kept
         assert relay.visible() == before
         assert answers_of(correction(relay, insider, good)) == dict.fromkeys(relay.slots)
 
 
-def committing(relay: Relay, slot: int) -> CommitCall:
-    call = commit_call(relay.evaluated, [Decision(int(BEFORE), relay.slots, None)], slot)
-    assert call is not None
-    return call
-
-
-@pytest.mark.parametrize(("kind", "count"), [(AMENDMENT, 0), (CANCELLATION, -1)])
+@pytest.mark.parametrize("kind", [AMENDMENT, CANCELLATION])
 def test_holding_an_issue_back_from_a_holder_makes_no_difference_to_its_answer_for_a_correction(
-    world: World, relay: Relay, insider: int, kind: int, count: int
+    world: World, relay: Relay, insider: int, kind: int
 ) -> None:
     # A service that could tell would know which of later corrections belong to the issue that it held back.
-    item = entry(kind=kind, amount=-1, count=count, earlier=relay.made.deposit.deposit_id)
+    item = entry(kind=kind, amount=-1, earlier=relay.made.deposit.deposit_id)
     fix = correction(relay, insider, item)
     for slot in relay.slots:
         holder, given = relay.holder(slot), []
@@ -434,16 +508,20 @@ def test_holding_an_issue_back_from_a_holder_makes_no_difference_to_its_answer_f
             if "prepare" in told:
                 assert relay.prepare(slot).answers[0].refusal is None
             if "commit" in told:
-                (kept,) = relay.commit_at(slot, committing(relay, slot))
+                (kept,) = relay.commit_at(slot)
                 assert isinstance(kept, Kept)
             if "abandon" in told:
                 relay.abandon_at(slot)
             first = fix.prepare(slot)
             assert first.answers[0].refusal is None, told
             assert fix.prepare(slot) == first  # a repetition tells no more
-            (kept,) = fix.commit_at(slot, committing(fix, slot))
+            order = fix.order(sorted([slot, *(other for other in fix.slots if other != slot)][:CHOSEN]))
+            judged = fix.prepare(slot, fix.call(slot, order))
+            assert judged.answers == first.answers
+            assert judged.garbled is not None  # in the same way, whatever it knows; it opens for holders alone
+            (kept,) = fix.commit_at(slot)
             assert isinstance(kept, Kept)
-            given.append((first, kept))
+            given.append((first, len(encode(judged)), kept))
         assert given == [given[0]] * 5
         world.members[holder.party.id] = holder
 
@@ -453,10 +531,12 @@ def test_a_correction_is_made_at_all_holders_though_one_was_not_told_of_its_issu
 ) -> None:
     lagging, *others_ = relay.slots
     relay.commit(relay.decide(others_), others_)
-    item = entry(kind=AMENDMENT, amount=-10, count=0, earlier=relay.made.deposit.deposit_id)
+    assert len(others_) == CHOSEN
+    item = entry(kind=AMENDMENT, amount=-10, earlier=relay.made.deposit.deposit_id)
     fix = correction(relay, insider, item)
-    decision = fix.decide()
-    assert decision == Decision(int(BEFORE), relay.slots, None)
+    assert fix.decide() is UNPROVEN  # with the lagging one in A, which holds other deposits
+    decision = fix.decide(chosen=others_)
+    assert (decision.tick, decision.slots) == (int(BEFORE), relay.slots)
     assert is_complete(world.manifest, fix.made, fix.commit(decision))
     # Right without the lagging holder, and with all of them once that has the issue too.
     slots = world.manifest.committee(0).slots
@@ -466,17 +546,22 @@ def test_a_correction_is_made_at_all_holders_though_one_was_not_told_of_its_issu
         relay.commit(relay.decide(), [lagging])
 
 
-def test_a_correction_of_what_no_holder_knows_is_kept_and_not_told_from_others(
+def test_a_correction_of_what_no_holder_knows_is_refused_no_sooner_than_at_its_commit(
     world: World, relay: Relay, insider: int
 ) -> None:
     relay.commit(relay.decide())
     other = others(world, insider)
-    unknown = entry(kind=AMENDMENT, amount=-1, count=0, earlier=bytes(16))
+    unknown = entry(kind=AMENDMENT, amount=-1, earlier=bytes(16))
     another_members = replace(unknown, earlier=relay.made.deposit.deposit_id)
     for depositor, item in ((insider, unknown), (other, another_members)):
         fix = correction(relay, depositor, item)
         assert set(answers_of(fix).values()) == {None}
-        assert is_complete(world.manifest, fix.made, fix.commit(fix.decide()))
+        decision = fix.decide()
+        assert decision.proof is not None
+        assert fix.outcome(decision) == DepositOutcome(receipts=(), reason="refused")
+        assert {
+            refused_code(state) for slot in fix.slots for state in fix.commit_at(slot, told(fix, decision, slot))
+        } == {"range-not-shown"}
 
 
 @pytest.mark.parametrize(
@@ -487,16 +572,27 @@ def test_a_correction_of_what_no_holder_knows_is_kept_and_not_told_from_others(
 def test_an_issue_that_names_an_earlier_one_and_a_correction_that_names_none_are_refused(
     relay: Relay, insider: int, kind: int, earlier: bytes | None
 ) -> None:
-    bad = correction(relay, insider, entry(kind=kind, amount=1, count=0, earlier=earlier))
+    bad = correction(relay, insider, entry(kind=kind, amount=1, earlier=earlier))
     assert answers_of(bad) == dict.fromkeys(relay.slots, "bad-kind")
     assert bad.decide() == Decision(None, (), "refused")
     assert relay.visible() == {slot: set() for slot in relay.slots}
 
 
+def told(relay: Relay, decision: Decision, slot: int) -> CommitCall:
+    call = commit_call(relay.evaluated, [decision], slot)
+    assert call is not None
+    return call
+
+
+def refused_code(state: Refusable) -> str:
+    assert isinstance(state, ProtocolError)
+    return state.code
+
+
 def test_a_correction_of_a_correction_is_refused(world: World, relay: Relay, insider: int) -> None:
     relay.commit(relay.decide())
-    first, _ = world.deposit(insider, person(1), -1, kind=AMENDMENT, count=0, earlier=relay.made.deposit.deposit_id)
-    second = correction(relay, insider, entry(kind=AMENDMENT, amount=-1, count=0, earlier=first.deposit.deposit_id))
+    first, _ = world.deposit(insider, person(1), -1, kind=AMENDMENT, earlier=relay.made.deposit.deposit_id)
+    second = correction(relay, insider, entry(kind=AMENDMENT, amount=-1, earlier=first.deposit.deposit_id))
     assert answers_of(second) == dict.fromkeys(relay.slots, "wrong-earlier")
     assert second.decide().reason == "refused"
 
@@ -505,7 +601,7 @@ def test_an_outsider_corrects_its_deposits_at_the_holders_of_the_issue(world: Wo
     for whom in range(1, 9):
         issue, _ = world.deposit(outsider, person(whom), LIMIT)
         earlier = issue.deposit.deposit_id
-        made, states = world.deposit(outsider, person(whom), -LIMIT, kind=CANCELLATION, count=-1, earlier=earlier)
+        made, states = world.deposit(outsider, person(whom), -LIMIT, kind=CANCELLATION, earlier=earlier)
         assert made.excluded == issue.excluded
         assert is_complete(world.manifest, made, states)
         assert world.check(others(world, outsider), person(whom), LIMIT) == (WITHIN, None)
@@ -514,7 +610,7 @@ def test_an_outsider_corrects_its_deposits_at_the_holders_of_the_issue(world: Wo
 def test_a_correction_that_excludes_another_slot_than_its_issue_is_refused(world: World, outsider: int) -> None:
     # By every holder, not only by the slot that has no issue: that one may be down.
     issue, _ = world.deposit(outsider, person(1), LIMIT)
-    party, item = world.party(outsider), entry(kind=AMENDMENT, amount=-1, count=0, earlier=issue.deposit.deposit_id)
+    party, item = world.party(outsider), entry(kind=AMENDMENT, amount=-1, earlier=issue.deposit.deposit_id)
     reasons = set()
     for number in range(40):
         made = make_deposit(party, item, bytes([number]) * 16, world.random)
@@ -594,14 +690,12 @@ def test_a_committed_deposit_is_not_given_up(relay: Relay) -> None:
 
 
 def test_a_commit_of_what_was_not_prepared_is_refused_and_gets_no_receipt(relay: Relay) -> None:
-    assert relay.commit(Decision(int(BEFORE), relay.slots, None)) == {}
+    assert relay.commit(Decision(int(BEFORE), relay.slots, None, relay.proof())) == {}
     relay.prepare(relay.slots[0])
-    call = commit_call(relay.evaluated, [Decision(int(BEFORE), relay.slots, None)], relay.slots[0])
-    assert call is not None
+    call = committing(relay, relay.slots[0])
     for other in (replace(call, depositor=name(7)), replace(call, shard=1)):
-        (state,) = relay.holder(relay.slots[0]).custody.commit(other.depositor, other.shard, [(relay.ids[0], 5)])
-        assert isinstance(state, ProtocolError)
-        assert state.code == "not-prepared"
+        (state,) = relay.holder(relay.slots[0]).custody.commit(other.depositor, other.shard, other.commits)
+        assert refused_code(state) == "not-prepared"
 
 
 @pytest.mark.parametrize("field", ["amounts", "counts", "salts"])
@@ -669,6 +763,14 @@ def test_holders_that_come_to_different_pseudonyms_refuse_together(relay: Relay)
     assert unequal.visible() == {slot: set() for slot in relay.slots}
 
 
+def retold(relay: Relay, body: DepositEnvelope, facts: DepositFacts) -> DepositEnvelope:
+    """Return the body of the third holder with other facts, and the count that goes with their kind."""
+    counts = plain_share(COUNT_OF_KIND[facts.kind], 6, facts.excluded)
+    return replace(
+        body, facts=facts, counts=tuple(counts[pair] for pair in held_labels(6, facts.excluded, relay.slots[2]))
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -681,7 +783,7 @@ def test_holders_that_come_to_different_pseudonyms_refuse_together(relay: Relay)
     ids=["kind", "earlier", "kind and earlier", "product", "day"],
 )
 def test_holders_that_were_told_different_facts_refuse_together(relay: Relay, change: Change, code: str | None) -> None:
-    unequal = bent(relay, lambda body: replace(body, facts=change(body.facts)), relay.slots[2:3])
+    unequal = bent(relay, lambda body: retold(relay, body, change(body.facts)), relay.slots[2:3])
     # The one that was told something else has nothing to refuse by itself, but for the first two.
     assert answers_of(unequal) == {slot: code if slot == relay.slots[2] else None for slot in relay.slots}
     assert refusal_of(unequal) == "refused"
@@ -692,8 +794,8 @@ def test_holders_that_were_told_different_facts_refuse_together(relay: Relay, ch
 def test_holders_that_were_told_different_facts_of_a_correction_refuse_together(
     relay: Relay, insider: int, changes: dict[str, object]
 ) -> None:
-    fix = correction(relay, insider, entry(kind=AMENDMENT, amount=-1, count=0, earlier=bytes(16)))
-    unequal = bent(fix, lambda body: replace(body, facts=replace(body.facts, **changes)), relay.slots[2:3])
+    fix = correction(relay, insider, entry(kind=AMENDMENT, amount=-1, earlier=bytes(16)))
+    unequal = bent(fix, lambda body: retold(fix, body, replace(body.facts, **changes)), relay.slots[2:3])
     assert set(answers_of(unequal).values()) == {None}
     assert refusal_of(unequal) == "refused"
     assert unequal.visible() == {slot: set() for slot in relay.slots}
@@ -707,13 +809,18 @@ def test_holders_that_were_told_different_facts_of_a_correction_refuse_together(
         (lambda body: replace(body, facts=replace(body.facts, shard=1)), "unequal-fields"),
         (lambda body: replace(body, facts=replace(body.facts, manifest_hash=bytes(32))), "unequal-fields"),
         (lambda body: replace(body, facts=replace(body.facts, epoch=2)), "unequal-fields"),
-        (lambda body: replace(body, facts=replace(body.facts, excluded=15)), "unequal-fields"),
+        (
+            lambda body: replace(body, facts=replace(body.facts, excluded=(body.facts.excluded + 1) % 6)),
+            "unequal-fields",
+        ),
         (lambda body: replace(body, blinded=POINTS[0]), "unequal-fields"),
         (lambda body: replace(body, facts=replace(body.facts, kind=CANCELLATION)), "bad-kind"),
         (lambda body: replace(body, facts=replace(body.facts, earlier=bytes(16))), "bad-kind"),
         (lambda body: replace(body, facts=replace(body.facts, product="fire")), "unknown-product"),
         (lambda body: replace(body, amounts=body.amounts[:-1]), "bad-sharing"),
         (lambda body: replace(body, counts=(*body.counts, 1)), "bad-sharing"),
+        (lambda body: replace(body, facts=replace(body.facts, day=TODAY - DEPOSIT_DAYS - 1)), "bad-day"),
+        (lambda body: replace(body, facts=replace(body.facts, day=TODAY + AHEAD_DAYS + 1)), "bad-day"),
         (lambda body: replace(body, salts=()), "bad-sharing"),
         (lambda body: replace(body, unblinder=POINTS[0]), "bad-unblinder"),
         (lambda body: replace(body, proof=replace(body.proof, challenge=body.proof.response)), "bad-unblinder"),
@@ -763,23 +870,29 @@ def test_padding_is_taken_off_as_it_was_put_on_and_has_one_length(body: bytes, s
 
 
 def test_a_holder_refuses_an_envelope_of_another_holder_deposit_or_depositor(
-    world: World, relay: Relay, insider: int
+    world: World, relay: Relay, insider: int, outsider: int
 ) -> None:
     one, two = relay.slots[:2]
-    call, other_call = prepare_call(relay.evaluated, one), prepare_call(relay.evaluated, two)
+    call, other_call = relay.call(one), relay.call(two)
     swapped = replace(call, deposits=(replace(call.deposits[0], envelope=other_call.deposits[0].envelope),))
     assert refusal(relay, one, swapped) == "bad-envelope"
     again = Relay.start(world, renamed(relay), insider)
-    later = prepare_call(again.evaluated, one)
+    later = again.call(one)
     moved = replace(call, deposits=(replace(call.deposits[0], envelope=later.deposits[0].envelope),))
     assert refusal(relay, one, moved) == "bad-envelope"
-    assert refusal(relay, one, replace(call, depositor=name(others(world, insider)))) == "bad-envelope"
+    # Of a depositor outside the committee, its envelope is as little his as its committee key is theirs.
+    stranger = replace(call, depositor=name(outsider))
+    assert refusal(relay, one, stranger) == "other-key"
+    key = relay.holder(one).committee_keys[0, None]
+    (result,) = accept_prepare(relay.holder(one).party, stranger, key, BEFORE).deposits
+    assert isinstance(result, ProtocolError)
+    assert result.code == "bad-envelope"
 
 
 @pytest.mark.parametrize("attack", ["another C", "another key", "the proof of another deposit", "a C for one alone"])
 def test_a_holder_refuses_a_c_that_the_service_bent(world: World, relay: Relay, insider: int, attack: str) -> None:
     slot = relay.slots[0]
-    call = prepare_call(relay.evaluated, slot)
+    call = relay.call(slot)
     (item,) = call.deposits
     blinded = Element(item.blinded)
     other = Relay.start(world, renamed(relay), insider)
@@ -799,8 +912,8 @@ def test_a_c_that_was_bent_for_one_holder_reaches_no_store_and_the_others_make_t
     world: World, relay: Relay, outsider: int
 ) -> None:
     first, *rest = relay.slots
-    (item,) = prepare_call(relay.evaluated, first).deposits
-    call = replace(prepare_call(relay.evaluated, first), deposits=(replace(item, evaluated=POINTS[3]),))
+    (item,) = relay.call(first).deposits
+    call = replace(relay.call(first), deposits=(replace(item, evaluated=POINTS[3]),))
     with pytest.raises(ProtocolError, match="bad-evaluation"):
         relay.prepare(first, call)
     states = relay.commit(relay.decide(rest))
@@ -814,11 +927,11 @@ def test_a_c_that_was_bent_for_one_holder_reaches_no_store_and_the_others_make_t
 def test_the_excluded_slot_and_members_outside_the_committee_keep_nothing(
     world: World, relay: Relay, outsider: int
 ) -> None:
-    call = prepare_call(relay.evaluated, relay.slots[0])
+    call = relay.call(relay.slots[0])
     with pytest.raises(ProtocolError, match="bad-excluded"):
-        accept_prepare(relay.holder(relay.made.excluded).party, call, BEFORE)
+        accept_prepare(relay.holder(relay.made.excluded).party, call, relay.key(relay.slots[0]), BEFORE)
     with pytest.raises(ProtocolError, match="not-custodian"):
-        accept_prepare(world.party(outsider), call, BEFORE)
+        accept_prepare(world.party(outsider), call, relay.key(relay.slots[0]), BEFORE)
 
 
 def test_a_wrong_excluded_slot_is_refused_by_service_and_holders(world: World, relay: Relay, insider: int) -> None:
@@ -831,7 +944,7 @@ def test_a_wrong_excluded_slot_is_refused_by_service_and_holders(world: World, r
     # With a service that passes it on, the holders refuse it themselves.
     slot = relay.slots[1]
     consistent = bent(relay, lambda body: replace(body, facts=replace(body.facts, excluded=wrong)), [slot])
-    call = replace(prepare_call(consistent.evaluated, slot), excluded=wrong)
+    call = replace(consistent.call(slot), excluded=wrong)
     assert refusal(consistent, slot, call) == "bad-excluded"
 
 
@@ -844,20 +957,20 @@ def test_an_excluded_slot_for_an_outsider_is_the_one_that_its_deposit_id_gives(w
 
 def test_a_holder_refuses_another_or_an_expired_manifest(world: World, relay: Relay) -> None:
     slot = relay.slots[0]
-    call = prepare_call(relay.evaluated, slot)
+    call = relay.call(slot)
     assert refusal(relay, slot, replace(call, manifest_hash=bytes(32))) == "other-manifest"
     with pytest.raises(ProtocolError, match="manifest-expired"):
-        accept_prepare(relay.holder(slot).party, call, world.manifest.terms.valid_until)
+        accept_prepare(relay.holder(slot).party, call, relay.key(slot), world.manifest.terms.valid_until)
 
 
 def test_a_holder_refuses_a_commit_at_a_tick_in_the_future(relay: Relay) -> None:
     relay.decide()
     holder = relay.holder(relay.slots[0])
     for tick, ok in ((int(BEFORE), True), (int(BEFORE) + 1, False), (2**64 - 1, False)):
-        call = commit_call(relay.evaluated, [Decision(tick, relay.slots, None)], relay.slots[0])
-        assert call is not None
+        call = committing(relay, relay.slots[0], tick)
         if ok:
-            assert accept_commit(holder.party, call, BEFORE) == [(relay.ids[0], tick)]
+            asked = Commit(deposit_id=relay.ids[0], tick=tick, range_proof=relay.proof())
+            assert accept_commit(holder.party, call, BEFORE) == [asked]
         else:
             with pytest.raises(ProtocolError, match="future-tick"):
                 accept_commit(holder.party, call, BEFORE)
@@ -911,7 +1024,7 @@ def test_the_service_refuses_bytes_that_are_no_batch(world: World, relay: Relay)
 
 
 def test_the_service_commits_nothing_that_any_holder_refused_or_confirmed_otherwise(relay: Relay) -> None:
-    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    answers = relay.answers()
     slot = relay.slots[2]
     (good,) = answers[slot].answers
     lies = [
@@ -926,11 +1039,10 @@ def test_the_service_commits_nothing_that_any_holder_refused_or_confirmed_otherw
         ),
     ]
     for lie in lies:
-        told = {**answers, slot: PrepareAnswer(answers=(lie,))}
-        (decision,) = decide(relay.world.manifest, relay.evaluated, told, 5)
-        assert decision == Decision(None, (), "refused")
-    (decision,) = decide(relay.world.manifest, relay.evaluated, answers, 5)
-    assert decision == Decision(5, relay.slots, None)
+        told = {**answers, slot: PrepareAnswer(answers=(lie,), garbled=None)}
+        assert relay.decided(told) == Decision(None, (), "refused")
+    assert relay.decided(answers) == Decision(5, relay.slots, None, relay.proof())
+    assert relay.decided(answers, [None]) is UNPROVEN
 
 
 def test_an_abandon_request_is_authenticated_and_fresh(world: World, relay: Relay, insider: int) -> None:
@@ -987,18 +1099,18 @@ def test_a_holder_gives_up_nothing_but_what_its_depositor_asked_just_now(
 
 @pytest.mark.parametrize("answers", [0, 2, 3])
 def test_a_holder_with_a_wrong_number_of_answers_is_as_one_that_did_not_answer(relay: Relay, answers: int) -> None:
-    told = {slot: relay.prepare(slot) for slot in relay.slots}
+    told, proof = relay.answers(), relay.proof()
     for number, slot in enumerate(relay.slots, start=1):
-        told[slot] = PrepareAnswer(answers=told[slot].answers * answers)
-        (decision,) = decide(relay.world.manifest, relay.evaluated, told, 5)
-        expected = Decision(5, relay.slots[1:], None) if number == 1 else Decision(None, (), TOO_FEW)
+        told[slot] = PrepareAnswer(answers=told[slot].answers * answers, garbled=None)
+        decision = relay.decided(told)
+        expected = Decision(5, relay.slots[1:], None, proof) if number == 1 else Decision(None, (), TOO_FEW)
         assert decision == expected
         without = {key: answer for key, answer in told.items() if len(answer.answers) == 1}
-        assert decide(relay.world.manifest, relay.evaluated, without, 5) == [decision]
+        assert relay.decided(without) == decision
 
 
 def test_the_tick_is_the_earliest_claimed_and_never_later_than_the_services_own(relay: Relay) -> None:
-    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    answers = relay.answers()
     for claimed, tick in (
         ((), 100),
         ((100,), 100),
@@ -1010,8 +1122,8 @@ def test_the_tick_is_the_earliest_claimed_and_never_later_than_the_services_own(
     ):
         told = dict(answers)
         for slot, claim in zip(relay.slots, claimed, strict=False):
-            told[slot] = PrepareAnswer(answers=(replace(answers[slot].answers[0], tick=claim),))
-        assert decide(relay.world.manifest, relay.evaluated, told, 100) == [Decision(tick, relay.slots, None)]
+            told[slot] = PrepareAnswer(answers=(replace(answers[slot].answers[0], tick=claim),), garbled=None)
+        assert relay.decided(told, tick=100) == Decision(tick, relay.slots, None, relay.proof())
 
 
 def test_whoever_limits_members_is_told_of_an_authentic_batch_before_it_is_evaluated(
@@ -1128,9 +1240,10 @@ def test_what_comes_back_to_the_depositor_is_the_same_whoever_is_insured_and_how
             story.append((again.reason, len(relay.commit(again))))
             other = make_deposit(party, entry(3), made.deposit.deposit_id, world.random)
             story.append((Relay.start(world, other, depositor).decide().reason, 0))
-        for earlier, whom in ((made.deposit.deposit_id, 1), (bytes(16), 2)):
-            item = entry(whom, -1, kind=AMENDMENT, count=0, earlier=earlier)
-            story.append((correction(relay, depositor, item).decide().reason, 0))
+        for earlier, whom in ((made.deposit.deposit_id, 1), (made.deposit.deposit_id, 2), (bytes(16), 3)):
+            fix = correction(relay, depositor, entry(whom, -1, kind=AMENDMENT, earlier=earlier))
+            told = fix.outcome(fix.decide())
+            story.append((told.reason, len(told.receipts)))
         unequal = bent(Relay.start(world, renamed(relay), depositor), unequal_amounts, [relay.slots[0]])
         story.append((unequal.decide().reason, 0))
         seen.append(story)
@@ -1143,14 +1256,14 @@ def unequal_amounts(body: DepositEnvelope) -> DepositEnvelope:
 
 
 def test_every_refusal_that_depends_on_more_than_the_depositors_own_bytes_reaches_it_as_refused(relay: Relay) -> None:
-    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    answers = relay.answers()
     (good,) = answers[relay.slots[0]].answers
 
     def reason(*codes: str) -> str | None:
         told = dict(answers)
         for slot, code in zip(relay.slots, codes, strict=False):
-            told[slot] = PrepareAnswer(answers=(replace(good, refusal=code),))
-        return decide(relay.world.manifest, relay.evaluated, told, 5)[0].reason
+            told[slot] = PrepareAnswer(answers=(replace(good, refusal=code),), garbled=None)
+        return relay.decided(told).reason
 
     for code in (
         "wrong-earlier",
@@ -1241,26 +1354,26 @@ def test_a_deposit_in_one_shard_does_not_touch_the_checks_of_another() -> None:
 
 
 def test_what_the_service_sees_of_a_deposit_has_no_share_salt_unblinder_or_proof_in_it(relay: Relay) -> None:
-    sees = encode(relay.evaluated.batch) + b"".join(encode(relay.prepare(slot)) for slot in relay.slots)
+    answers = relay.answers(order=relay.order())
+    sees = encode(relay.evaluated.batch) + b"".join(encode(answer) for answer in answers.values())
     assert decode(DepositBatch, encode(relay.evaluated.batch)) == relay.evaluated.batch
     for slot in relay.slots:
         body = opened(relay, slot)
         for secret in (body.unblinder, body.proof.challenge, body.proof.response, *body.salts):
             assert secret not in sees
-        for piece in (*body.amounts, *body.counts):
+        assert relay.range_key(slot) not in sees
+        for piece in body.amounts:
             assert piece.to_bytes(6, "big") not in sees
 
 
-@pytest.mark.parametrize("size", [5, 6, 9, 16])
+@pytest.mark.parametrize("size", range(MIN_SLOTS, MAX_SLOTS + 1))
 def test_envelopes_have_one_length_whatever_the_deposit(size: int) -> None:
     world = make_world(size + 1, shards=1, slots=size)
     party, cap = world.party(1), world.manifest.terms.deposit_cap
     made = [
-        make_deposit(
-            party, Entry(person(whom), kind, product, day, amount, count, earlier), bytes([draw]) * 16, world.random
-        )
-        for draw, (kind, count, earlier) in enumerate(
-            [(ISSUE, 1, None), (ISSUE, 0, bytes(16)), (AMENDMENT, 0, bytes(16)), (CANCELLATION, -1, b"\x80" * 16)]
+        make_deposit(party, Entry(person(whom), kind, product, day, amount, earlier), bytes([draw]) * 16, world.random)
+        for draw, (kind, earlier) in enumerate(
+            [(ISSUE, None), (ISSUE, bytes(16)), (AMENDMENT, bytes(16)), (CANCELLATION, b"\x80" * 16)]
         )
         for product in ("a", "accident", "x" * 64, "\u4fdd" * 21)
         for whom, amount, day in ((1, 0, TODAY), (2, cap, 1), (3, -cap, TODAY + 1000))
@@ -1270,7 +1383,7 @@ def test_envelopes_have_one_length_whatever_the_deposit(size: int) -> None:
     assert lengths == {bare + 512 + 128 * size}
 
 
-@pytest.mark.parametrize("size", range(5, 17))
+@pytest.mark.parametrize("size", range(MIN_SLOTS, MAX_SLOTS + 1))
 def test_the_longest_body_that_can_be_said_fits_into_the_padding(relay: Relay, size: int) -> None:
     body = opened(relay, relay.slots[0])
     facts = replace(body.facts, kind=AMENDMENT, depositor="d" * 64, product="p" * 64, earlier=bytes(16))
@@ -1310,3 +1423,131 @@ def test_an_entry_and_what_a_holder_keeps_do_not_print_amount_number_or_shares(r
     assert repr(accepted.pseudonym) not in printed
     assert repr(accepted.proposed.index) not in printed
     assert not any(str(piece) in printed for piece in accepted.proposed.row.amounts)
+
+
+# --- the range check, through envelopes and proofs -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ago", "accepted"),
+    [(DEPOSIT_DAYS, True), (DEPOSIT_DAYS + 1, False), (-AHEAD_DAYS, True), (-AHEAD_DAYS - 1, False)],
+)
+def test_the_day_of_a_deposit_has_bounds_by_the_holders_clock(
+    world: World, insider: int, ago: int, *, accepted: bool
+) -> None:
+    made = make_deposit(world.party(insider), entry(day=TODAY - ago), world.random(16), world.random)
+    decision = Relay.start(world, made, insider).decide()
+    assert decision.reason == (None if accepted else "refused")
+
+
+@deterministic(25)
+@given(st.lists(st.sampled_from([0, 1, 2, 2**47, 2**48 - 1]), min_size=4, max_size=4), st.integers(0, 4))
+def test_a_count_is_shared_in_one_way_and_holders_refuse_any_other(counts: list[int], place: int) -> None:
+    relay = counted_relay()
+    slot = relay.slots[place]
+    plain = opened(relay, slot).counts
+    code = None if tuple(counts) == plain else "bad-sharing"
+    changed = bent(relay, lambda body: replace(body, counts=tuple(counts)), [slot])
+    (result,) = changed.accepted(slot)
+    assert (result.code if isinstance(result, ProtocolError) else None) == code
+    assert sum(plain) in (0, 1)
+
+
+@cache
+def counted_relay() -> Relay:
+    world = make_world(8, shards=1)
+    insider = next(n for n in range(1, 9) if name(n) in world.manifest.committee(0).slots)
+    return Relay.start(world, make_deposit(world.party(insider), entry(), bytes(16), world.random), insider)
+
+
+def test_a_range_check_that_is_asked_for_twice_is_answered_once(relay: Relay) -> None:
+    order, slot = relay.order(), relay.slots[0]
+    assert relay.prepare(slot, relay.call(slot, order)).garbled is not None
+    with pytest.raises(ProtocolError, match="replayed"):
+        relay.prepare(slot, relay.call(slot, order))
+    assert relay.prepare(slot, relay.call(slot, relay.order())).garbled is not None
+
+
+def test_holders_refuse_an_order_whose_a_or_time_cannot_be(relay: Relay) -> None:
+    slot = relay.slots[0]
+    one, two, three, four = relay.slots[:4]
+    for chosen in (
+        (one, two, three),
+        (one, two, four, three),
+        (one, one, two, three),
+        tuple(sorted((one, two, three, relay.made.excluded))),
+        (one, two, three, 6),
+        (one, two, three, 15),
+        (*relay.slots,),
+    ):
+        order = RangeOrder(nonce=bytes(16), chosen=chosen, issued_at=int(BEFORE))
+        assert refusal(relay, slot, relay.call(slot, order)) == "bad-choice"
+    for late in (61, -62):
+        order = replace(relay.order(), issued_at=int(BEFORE) + late)
+        assert refusal(relay, slot, relay.call(slot, order)) == "stale"
+
+
+def test_holders_refuse_a_call_under_another_committee_key(relay: Relay) -> None:
+    slot = relay.slots[0]
+    call, holder = relay.call(slot, relay.order()), relay.holder(slot)
+    for key in holder.committee_keys.values():
+        if key != relay.key(slot):
+            with pytest.raises(ProtocolError, match="other-key"):
+                accept_prepare(holder.party, call, key, BEFORE)
+
+
+def test_a_holder_that_refuses_something_of_a_call_garbles_nothing_of_it(world: World, relay: Relay) -> None:
+    slot = relay.slots[0]
+    bad = bent(relay, lambda body: replace(body, salts=()), [slot])
+    order = bad.order()
+    answers = bad.answers(order=order)
+    assert [holder for holder, answer in answers.items() if answer.garbled is not None] == list(relay.slots[1:4])
+    assert opened_proofs(world.manifest, bad.evaluated, order, answers) is None
+
+
+def test_the_service_makes_no_proof_by_itself(world: World, relay: Relay, insider: int) -> None:
+    batch = [make_deposit(world.party(insider), entry(whom), world.random(16), world.random) for whom in (2, 3)]
+    evaluated = accept_batch(world.service, sign_batch(world.party(insider), batch, BEFORE), BEFORE, world.random)
+    pair = replace(relay, made=batch[0], evaluated=evaluated)
+    order = pair.order()
+    answers = pair.answers(order=order)
+    first, second = opened_proofs(world.manifest, evaluated, order, answers) or ()
+    made_up = replace(first, floor=world.random(16), ceiling=world.random(16))
+    mixed = [
+        replace(first, floor=second.floor),
+        replace(first, ceiling=second.ceiling),
+        replace(second, header_hash=bytes(32)),
+    ]
+    for proof in (second, made_up, *mixed):
+        decisions = [Decision(int(BEFORE), pair.slots, None, proof), UNPROVEN]
+        for slot in pair.slots:
+            call = commit_call(evaluated, decisions, slot)
+            assert call is not None
+            assert [refused_code(state) for state in pair.commit_at(slot, call)] == ["range-not-shown"]
+    decisions = [Decision(int(BEFORE), pair.slots, None, proof) for proof in (first, second)]
+    call = commit_call(evaluated, decisions, pair.slots[4])  # the one outside A
+    assert call is not None
+    assert all(isinstance(state, Kept) for state in pair.commit_at(pair.slots[4], call))
+
+
+@pytest.mark.parametrize(("amount", "more"), [(0, 1), (1, 0)], ids=["at the cap and one more", "one more at once"])
+def test_a_depositor_that_seals_what_its_own_agent_would_refuse_is_refused_by_all_holders(
+    world: World, insider: int, outsider: int, amount: int, more: int
+) -> None:
+    cap, party = world.manifest.terms.deposit_cap, world.party(insider)
+    for index, (whom, value) in enumerate(((1, cap + amount), (1, more), (2, -1), (3, 2**46 // 8 - 1))):
+        made = sealed_regardless(party, entry(whom, value), world)
+        relay = Relay.start(world, made, insider)
+        decision = relay.decide()
+        assert decision.proof is not None
+        outcome = relay.outcome(decision)
+        good = index == 0 and amount == 0
+        assert (len(outcome.receipts), outcome.reason) == ((5, None) if good else (0, "refused"))
+    assert world.check(outsider, person(2), LIMIT) == (WITHIN, None)
+
+
+def sealed_regardless(party: Party, item: Entry, world: World) -> MadeDeposit:
+    """Return what a depositor makes that heeds no cap."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "abs", lambda _: 0, raising=False)
+        return make_deposit(party, item, world.random(16), world.random)

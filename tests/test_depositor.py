@@ -3,31 +3,36 @@
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
 from test_store_outbox import Store, entry
-from world import NOW, World, make_world
+from world import NOW, TODAY, World, make_world, person
 
 import insurer_agent.depositor
-from insurer_agent.depositor import Depositor
-from insurer_agent.store.outbox import Backlog
+from insurer_agent.depositor import BATCH, Depositor
+from insurer_agent.store.outbox import SPARE_DAYS, Backlog
+from protocol.check import shard_of_person
+from protocol.committee import preferred_choice
+from protocol.comparison import Disagreement
 from protocol.deposit import (
-    AcceptedDeposit,
     accept_batch,
     accept_commit,
     accept_prepare,
     batch_outcome,
+    claimed_proofs,
     commit_call,
     confirm,
     decide,
     give_receipts,
+    opened_proofs,
     prepare_call,
 )
 from protocol.encoding import decode, encode
-from protocol.messages import AMENDMENT, BatchOutcome, PrepareAnswer, SignedBatch
+from protocol.manifest import MAX_WINDOW_DAYS
+from protocol.messages import AMENDMENT, BatchOutcome, PrepareAnswer, RangeOrder, SignedBatch
 from protocol.stamps import tick_at
 from transport import internal
 from transport.peers import Peers
@@ -42,10 +47,14 @@ class Alliance:
     world: World
     depositor_now: float = NOW
     others_now: float = NOW
+    passed: float = 0.0
+    """The seconds that have passed by the depositor's other clock."""
     down: frozenset[int] = frozenset()
     """Slots that do not answer commits."""
     first_ticks: list[int] = field(default_factory=list)
     """The tick before which each deposit must not count, as its holders read it."""
+    repeats: list[bool] = field(default_factory=list)
+    """Of each batch, whether its depositor says that it counts already."""
 
     def deposit(self, signed: SignedBatch) -> BatchOutcome:
         """What the relay and the holders do, each step as in `run_deposit`."""
@@ -53,16 +62,24 @@ class Alliance:
         evaluated = accept_batch(world.service, signed, now, world.random)
         batch = evaluated.batch
         slots = world.manifest.committee(batch.shard).slots
+        self.repeats.append(bool(batch.made))
         answers: dict[int, PrepareAnswer] = {}
+        scores = {slot: float(slot in self.down) for slot in evaluated.slots}
+        chosen = None if batch.made else preferred_choice(batch.deposits[0].deposit_id, scores)
+        order = None if chosen is None else RangeOrder(world.random(16), chosen, int(now))
         for slot in evaluated.slots:
             holder = world.members[slots[slot]]
-            accepted = accept_prepare(holder.party, prepare_call(evaluated, slot), now)
-            taken = [item for item in accepted if isinstance(item, AcceptedDeposit)]
-            self.first_ticks += [item.facts.not_before for item in taken if slot == evaluated.slots[0]]
-            kept = holder.custody.prepare([item.proposed for item in taken])
             key = holder.committee_keys[batch.shard, world.manifest.slot_of_group(batch.shard, batch.depositor)]
-            answers[slot] = confirm(accepted, kept, key)
-        decisions = decide(world.manifest, evaluated, answers, tick_at(now, TICK_SECONDS))
+            accepted = accept_prepare(holder.party, prepare_call(evaluated, slot, order), key, now)
+            self.first_ticks += [item.facts.not_before for item in accepted.good if slot == evaluated.slots[0]]
+            prepared = holder.custody.prepare(accepted.proposed, now, accepted.attempt())
+            answers[slot] = confirm(holder.party, accepted, prepared)
+        try:
+            opened = None if order is None else opened_proofs(world.manifest, evaluated, order, answers)
+        except Disagreement:
+            opened = None
+        proofs = claimed_proofs(world.manifest, evaluated, answers) if opened is None else opened
+        decisions = decide(world.manifest, evaluated, answers, proofs, tick_at(now, TICK_SECONDS))
         receipts = {}
         for slot in evaluated.slots:
             call = commit_call(evaluated, decisions, slot)
@@ -71,7 +88,7 @@ class Alliance:
                 commits = accept_commit(holder.party, call, now)
                 states = holder.custody.commit(call.depositor, call.shard, commits)
                 receipts[slot] = give_receipts(
-                    holder.party, call.depositor, call.shard, [i for i, _ in commits], states
+                    holder.party, call.depositor, call.shard, [item.deposit_id for item in commits], states
                 )
         return batch_outcome(decisions, receipts)
 
@@ -96,7 +113,7 @@ def alliance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Alliance]:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         url = f"http://127.0.0.1:{server.server_port}"
         there = Alliance(make_world(tick_seconds=TICK_SECONDS, service_url=url))
-        clock = SimpleNamespace(time=lambda: there.depositor_now)
+        clock = SimpleNamespace(time=lambda: there.depositor_now, monotonic=lambda: there.passed)
         monkeypatch.setattr(insurer_agent.depositor, "time", clock)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -176,4 +193,43 @@ def test_a_deposit_is_made_when_enough_holders_have_receipted_it_in_whatever_att
     alliance.down = frozenset()
     store.wait()
     assert one.send_due() == 1
+    assert store.outbox.backlog() == Backlog(0, 0)
+    assert alliance.repeats == [False, False, True]
+
+
+def test_what_has_waited_until_no_window_reaches_its_day_is_not_sent(alliance: Alliance, store: Store) -> None:
+    days = [TODAY - MAX_WINDOW_DAYS - SPARE_DAYS - late for late in (1, 0)]
+    store.put(*[replace(entry(whom), day=day) for whom, day in enumerate(days)])
+    assert depositor(alliance, store).send_due() == 2
+    assert store.outbox.backlog() == Backlog(0, 0)
+    assert len(alliance.first_ticks) == 1
+
+
+def test_a_holder_that_is_down_is_tried_with_one_batch_longer_and_longer_apart_and_gets_all_once_it_answers(
+    alliance: Alliance, store: Store
+) -> None:
+    party = alliance.world.party(1)
+    shard = next(number for number in (0, 1) if alliance.world.manifest.slot_of_group(number, party.id) is not None)
+    whom = [number for number in range(4 * BATCH) if shard_of_person(party, person(number)) == shard][: BATCH + 3]
+    store.put(*map(entry, whom))
+    one = depositor(alliance, store)
+    (excluded,) = {item.excluded for item in store.due()}
+    alliance.down = frozenset({(excluded + 1) % 6})
+    one.send_due()
+    assert store.outbox.backlog() == Backlog(0, len(whom))
+    assert one.send_due() == len(whom)  # nothing was known of it: all are tried
+    sent = []
+    for _ in range(12):
+        assert one.send_due() == 0
+        assert not one.anything_due()
+        waited = 0
+        while not one.anything_due():
+            alliance.passed, waited = alliance.passed + 1, waited + 1
+        sent.append((one.send_due(), waited))
+    assert {count for count, _ in sent} == {BATCH}
+    assert [waited for _, waited in sent] == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60]
+    alliance.down = frozenset()
+    alliance.passed += 60
+    assert one.send_due() == BATCH
+    assert one.send_due() == len(whom) - BATCH
     assert store.outbox.backlog() == Backlog(0, 0)

@@ -16,7 +16,7 @@ from protocol import group
 from protocol.check import MemberInMemory, Question, Verdict
 from protocol.committee_keys import KeyEnvelope
 from protocol.comparison import Disagreement
-from protocol.deposit import TOO_FEW, decide, make_deposit
+from protocol.deposit import TOO_FEW, make_deposit
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import Manifest
@@ -51,7 +51,7 @@ def test_an_outsider_can_correct_its_deposit() -> None:
     for who in range(6):
         made, _ = world.deposit(outsider, person(who), LIMIT)
         earlier = made.deposit.deposit_id
-        _, states = world.deposit(outsider, person(who), -LIMIT, kind=CANCELLATION, count=-1, earlier=earlier)
+        _, states = world.deposit(outsider, person(who), -LIMIT, kind=CANCELLATION, earlier=earlier)
         assert len(states) == 5
 
 
@@ -104,12 +104,12 @@ def test_a_holder_that_answers_too_little_is_one_that_did_not_answer_not_a_crash
     world = make_world(7, shards=1)
     made = make_deposit(world.party(1), entry(), world.random(16), world.random)
     relay = Relay.start(world, made, 1)
-    answers = {slot: relay.prepare(slot) for slot in relay.slots}
-    answers[relay.slots[0]] = PrepareAnswer(answers=())
-    (decision,) = decide(world.manifest, relay.evaluated, answers, 5)
+    answers = relay.answers()
+    answers[relay.slots[0]] = PrepareAnswer(answers=(), garbled=None)
+    decision = relay.decided(answers)
     assert (decision.tick, decision.slots) == (5, relay.slots[1:])
-    answers[relay.slots[1]] = PrepareAnswer(answers=())
-    (decision,) = decide(world.manifest, relay.evaluated, answers, 5)
+    answers[relay.slots[1]] = PrepareAnswer(answers=(), garbled=None)
+    decision = relay.decided(answers)
     assert (decision.tick, decision.slots, decision.reason) == (None, (), TOO_FEW)
 
 
@@ -126,10 +126,10 @@ def test_a_holder_that_claims_a_future_tick_does_not_name_it_for_all() -> None:
     world = make_world(7, shards=1)
     made = make_deposit(world.party(1), entry(), world.random(16), world.random)
     relay = Relay.start(world, made, 1)
-    answers = {slot: relay.prepare(slot) for slot in relay.slots}
+    answers = relay.answers()
     lie = replace(answers[relay.slots[0]].answers[0], tick=2**64 - 1)
-    answers[relay.slots[0]] = PrepareAnswer(answers=(lie,))
-    assert decide(world.manifest, relay.evaluated, answers, int(NOW))[0].tick == int(NOW)
+    answers[relay.slots[0]] = PrepareAnswer(answers=(lie,), garbled=None)
+    assert relay.decided(answers, tick=int(NOW)).tick == int(NOW)
 
 
 def test_bodies_of_envelopes_do_not_print_their_secrets() -> None:

@@ -197,6 +197,16 @@ def rule_changed(**changes: object) -> Bend:
 
 ONE_OWNER = tuple(replace(member, group=f"group {place % 4}") for place, member in enumerate(TERMS.members))
 SLOTS = TERMS.committees[0].slots
+
+
+def owned_together(terms: Terms) -> Terms:
+    """Give two members that are never in one committee the same owner."""
+    left_out = {next(item.id for item in terms.members if item.id not in one.slots) for one in terms.committees}
+    pair = sorted(left_out | {SLOTS[0], SLOTS[1]} - left_out, key=lambda member: member not in left_out)[:2]
+    members = tuple(replace(item, group="both" if item.id in pair else item.group) for item in terms.members)
+    return replace(terms, members=members)
+
+
 BROKEN: dict[str, tuple[Bend, str]] = {
     "two members have one id": (member_changed(0, id=name(2)), "two members have one id"),
     "too few groups": (lambda terms: replace(terms, members=ONE_OWNER), "5 ownership groups"),
@@ -244,6 +254,10 @@ BROKEN: dict[str, tuple[Bend, str]] = {
     "a rule that names a product twice": (rule_changed(products=("accident", "accident")), "product twice"),
     "an unknown measure": (rule_changed(measure="premium"), "unknown measure"),
     "a limit too large for the ring": (rule_changed(limit=2**46 - 7 * TERMS.deposit_cap), "below 2^46"),
+    "too large for all members of one owner": (
+        lambda terms: rule_changed(limit=2**46 - 7 * TERMS.deposit_cap)(owned_together(terms)),
+        "members x deposit cap",  # each of them has a range of its own
+    ),
     "a cap too large for the ring": (lambda terms: replace(terms, deposit_cap=2**46 // 7), "below 2^46"),
     "a term that has ended before it began": (
         lambda terms: replace(terms, issued_at=terms.valid_until),

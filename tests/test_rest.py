@@ -14,6 +14,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
+from embedded_redis import EmbeddedRedis
 from live import Answer, LiveAlliance, call, china_today, wait_for_ticks, wait_until, write_policies
 
 from insurer_agent.agent import Agent
@@ -30,15 +31,37 @@ RULES = Path(__file__).parent.parent / "deploy" / "rules.toml"
 PEOPLE = iter(range(1, 1000))
 
 
+BY_BACKEND = {"redis": 1, "postgresql": 2}
+"""Members that keep answers under Idempotency-Keys in the one and in the other."""
+LIMITED = 3
+"""A member whose API keys may ask little, over two workers."""
+
+
 @pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]:
+def alliance(tmp_path_factory: pytest.TempPathFactory, redis_server: EmbeddedRedis) -> Iterator[LiveAlliance]:
     root = tmp_path_factory.mktemp("rest")
+    with redis_server.client() as client:
+        client.flushall()
     for number in range(1, MEMBERS + 1):
         write_policies(root / "policies", number, [])
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture", "--rules", str(RULES))
+    options = ("--capture", "--rules", str(RULES), "--redis", redis_server.url)
+    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", *options)
     alliance.start()
-    yield alliance
-    alliance.stop()
+    try:
+        config = alliance.member_state(BY_BACKEND["postgresql"]) / "config.toml"
+        lines = config.read_text().splitlines(keepends=True)
+        config.write_text("".join(line for line in lines if not line.startswith("redis")))
+        alliance.kill(BY_BACKEND["postgresql"])
+        alliance.restart(BY_BACKEND["postgresql"])
+        yield alliance
+    finally:
+        alliance.stop()
+
+
+@pytest.fixture(params=list(BY_BACKEND))
+def member(request: pytest.FixtureRequest) -> int:
+    """Each of the two members."""
+    return BY_BACKEND[request.param]
 
 
 def somebody() -> dict[str, str]:
@@ -59,11 +82,11 @@ def request(
     *,
     member: int = 1,
     key: str | None = None,
-    **headers: str,
+    **headers: str | None,
 ) -> Answer:
     entry = alliance.member(member)
     sent = {"Authorization": f"Bearer {entry['api_key'] if key is None else key}", "Content-Type": "application/json"}
-    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items() if value is not None}
     return call(Request(entry["url"] + path, None if body is None else json.dumps(body).encode(), sent, method=method))
 
 
@@ -349,77 +372,188 @@ def budget_spent(alliance: LiveAlliance) -> int:
     return spent
 
 
-def test_the_same_check_under_one_key_is_answered_as_it_was_and_asks_nobody(alliance: LiveAlliance) -> None:
+def test_the_same_check_under_one_key_is_answered_as_it_was_and_asks_nobody(
+    alliance: LiveAlliance, member: int
+) -> None:
     subject = somebody()
     asked = question(subject, "50000000", reference="UW-9")
-    first = request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-1")
+    first = request(alliance, "POST", "/v1/checks", asked, member=member, Idempotency_Key="K-1")
     assert first.body["verdict"] == "within"
     body = policy(subject, "1.00")
     request(alliance, "POST", "/v1/policies", body)
     wait_until_visible(alliance, body["policy_number"])
     spent = budget_spent(alliance)
     reordered = dict(reversed(asked.items()))
-    assert request(alliance, "POST", "/v1/checks", reordered, Idempotency_Key="K-1").body == first.body
+    again = request(alliance, "POST", "/v1/checks", reordered, member=member, Idempotency_Key="K-1")
+    assert again.body == first.body
+    assert (first.headers["Idempotency-Replayed"], again.headers["Idempotency-Replayed"]) == (None, "true")
+    assert (first.headers["Idempotency-Kept"], again.headers["Idempotency-Kept"]) == (None, None)
     assert budget_spent(alliance) == spent
-    assert request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-2").body["verdict"] == "exceeds"
+    other = request(alliance, "POST", "/v1/checks", asked, member=member, Idempotency_Key="K-2")
+    assert other.body["verdict"] == "exceeds"
     assert budget_spent(alliance) == spent + 4
 
 
-def test_another_request_under_a_key_is_refused(alliance: LiveAlliance) -> None:
+def test_another_request_under_a_key_is_refused(alliance: LiveAlliance, member: int) -> None:
     subject = somebody()
     asked = question(subject, "1.00")
-    assert request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-3").status == 200
+    assert request(alliance, "POST", "/v1/checks", asked, member=member, Idempotency_Key="K-3").status == 200
     for method, path, body in (
         ("POST", "/v1/checks", asked | {"proposed_amount": "1.01"}),
         ("POST", "/v1/policies", policy(subject)),
         ("PUT", at("any"), {"insured_amount": "1"}),
     ):
-        refused = request(alliance, method, path, body, Idempotency_Key="K-3")
+        refused = request(alliance, method, path, body, member=member, Idempotency_Key="K-3")
         assert (refused.status, refused.body["code"]) == (422, "idempotency-key-reused")
-    other = api_key(alliance, "make", "claims").stdout.strip()
-    assert request(alliance, "POST", "/v1/checks", asked, key=other, Idempotency_Key="K-3").status == 200
+    other = api_key(alliance, "make", "claims", member=member).stdout.strip()
+    again = request(alliance, "POST", "/v1/checks", asked, member=member, key=other, Idempotency_Key="K-3")
+    assert (again.status, again.headers["Idempotency-Replayed"]) == (200, None)
 
 
-def test_a_refused_request_leaves_its_key_free(alliance: LiveAlliance) -> None:
+def test_a_refused_request_leaves_its_key_free(alliance: LiveAlliance, member: int) -> None:
     asked = question(somebody(), "1.00")
     wrong = asked | {"rule": "no-such-rule"}
-    assert request(alliance, "POST", "/v1/checks", wrong, Idempotency_Key="K-4").status == 404
-    assert request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-4").status == 200
+    assert request(alliance, "POST", "/v1/checks", wrong, member=member, Idempotency_Key="K-4").status == 404
+    assert request(alliance, "POST", "/v1/checks", asked, member=member, Idempotency_Key="K-4").status == 200
 
 
-def test_requests_under_one_key_at_once_are_one(alliance: LiveAlliance) -> None:
+def test_requests_under_one_key_at_once_are_one(alliance: LiveAlliance, member: int) -> None:
     asked = question(somebody(), "1.00")
+
+    def ask(_: int) -> Answer:
+        return request(alliance, "POST", "/v1/checks", asked, member=member, Idempotency_Key="K-5")
+
     with ThreadPoolExecutor(6) as pool:
-        every = range(6)
-        answers = list(pool.map(lambda _: request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-5"), every))
+        answers = list(pool.map(ask, range(6)))
     told = [answer.body["code"] for answer in answers if answer.status != 200]
     assert set(told) <= {"idempotency-key-in-use"}
     assert len({answer.body["check_id"] for answer in answers if answer.status == 200}) == 1
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "tab\there", "caf\u00e9"])
-def test_a_malformed_key_is_refused(alliance: LiveAlliance, key: str) -> None:
-    refused = request(alliance, "POST", "/v1/checks", question(somebody(), "1.00"), Idempotency_Key=key)
+def test_a_malformed_key_is_refused(alliance: LiveAlliance, member: int, key: str) -> None:
+    asked = question(somebody(), "1.00")
+    refused = request(alliance, "POST", "/v1/checks", asked, member=member, Idempotency_Key=key)
     assert (refused.status, refused.body["code"]) == (400, "idempotency-key-malformed")
 
 
 def test_what_is_kept_for_repeats_shows_neither_key_nor_answer(alliance: LiveAlliance) -> None:
-    request(
-        alliance, "POST", "/v1/checks", question(somebody(), "1.00", reference="MARK-7"), Idempotency_Key="K-CANARY"
-    )
-    with alliance.database(1) as connection:
+    member = BY_BACKEND["postgresql"]
+    asked = question(somebody(), "1.00", reference="MARK-7")
+    request(alliance, "POST", "/v1/checks", asked, member=member, Idempotency_Key="K-CANARY")
+    with alliance.database(member) as connection:
         rows = connection.execute("SELECT * FROM idempotency").fetchall()
     kept = b"".join(bytes(value) for row in rows for value in row if isinstance(value, bytes))
     assert len(rows) >= 3
     assert all(mark not in kept for mark in (b"K-CANARY", b"MARK-7", b"within", b"accident"))
+    with alliance.database(BY_BACKEND["redis"]) as connection:
+        assert connection.execute("SELECT * FROM idempotency").fetchall() == []
+
+
+# --- Redis ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_in_redis_names_a_person_an_amount_a_policy_or_a_key(
+    alliance: LiveAlliance, redis_server: EmbeddedRedis
+) -> None:
+    subject, key = somebody(), alliance.member(1)["api_key"]
+    with redis_server.watched() as seen:
+        asked = question(subject, "7654321.00", reference="MARK-7")
+        for _ in range(2):
+            assert request(alliance, "POST", "/v1/checks", asked, Idempotency_Key="K-CANARY").status == 200
+        body = policy(subject, "7654321.00")
+        assert request(alliance, "POST", "/v1/policies", body, Idempotency_Key="K-CANARY-2").status == 201
+        wait_until_visible(alliance, body["policy_number"])
+        text = seen()
+    for what in (":idempotency:", ":insurer-01:checks:", ":insurer-01:policies:", "limit:local:deposits:insurer-01"):
+        assert what in text
+    document = subject["document_number"]
+    for mark in (document, "7654321", "765432100", body["policy_number"], "MARK-7", "CANARY", "within", "accident"):
+        assert mark not in text
+    assert not any(secret in text for secret in (key, key.removeprefix("cover_"), "cover_"))
+
+
+def asked_until_answered(alliance: LiveAlliance, subject: dict[str, str], amount: str, key: str | None) -> Answer:
+    """Ask under a key or none, again if a busy machine was too slow for the check itself."""
+    for number in range(5):
+        fresh = None if key is None else f"{key}-{number}"
+        answer = request(alliance, "POST", "/v1/checks", question(subject, amount), Idempotency_Key=fresh)
+        if answer.status != 200 or answer.body["reason"] != "timeout":
+            break
+    return answer
+
+
+def amended(alliance: LiveAlliance, number: object, amount: str, key: str | None) -> Answer:
+    return request(alliance, "PUT", at(number), {"insured_amount": amount}, Idempotency_Key=key)
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_without_redis_checks_go_on_and_changes_under_a_key_wait(
+    alliance: LiveAlliance, redis_server: EmbeddedRedis, fault: str
+) -> None:
+    subject = somebody()
+    body = policy(subject)
+    number = body["policy_number"]
+    assert request(alliance, "POST", "/v1/policies", body, Idempotency_Key=f"{fault}-P").status == 201
+    wait_until_visible(alliance, number)
+    with redis_server.killed() if fault == "killed" else redis_server.stopped():
+        for _ in range(3):
+            answer = asked_until_answered(alliance, subject, "20000000", fault)
+            assert (answer.status, answer.body["verdict"]) == (200, "within")
+            assert answer.headers["Idempotency-Kept"] == "false"
+            plain = asked_until_answered(alliance, subject, "20000000.01", None)
+            assert (plain.body["verdict"], plain.headers["Idempotency-Kept"]) == ("exceeds", None)
+        waiting = amended(alliance, number, "2.00", f"{fault}-A")
+        assert (waiting.status, waiting.body["code"]) == (503, "idempotency-unavailable")
+        assert waiting.headers["Retry-After"] == str(waiting.body["retry_after"]) == "1"
+        assert amended(alliance, number, "3.00", None).status == 200  # without a key there is nothing to look up
+    # What Redis took while it hung is under way for as long as a killed request is, so it is another key now.
+    wait_until(lambda: amended(alliance, number, "4.00", f"{fault}-{secrets.token_hex(8)}").status == 200)
+    first = amended(alliance, number, "2.00", f"{fault}-B")
+    assert amended(alliance, number, "5.00", f"{fault}-C").status == 200
+    again = amended(alliance, number, "2.00", f"{fault}-B")  # does not undo what came after it
+    assert (again.body, again.headers["Idempotency-Replayed"]) == (first.body, "true")
+    (state,) = request(alliance, "GET", at(number)).body["policies"]
+    assert state["insured_amount"] == "5.00"
+
+
+def test_an_api_key_that_asks_too_much_is_told_when_to_ask_again(alliance: LiveAlliance) -> None:
+    config = alliance.member_state(LIMITED) / "config.toml"
+    before = config.read_text()
+    rates = "checks_a_second = 0.01\nchecks_at_once = 3\npolicies_a_second = 0.01\npolicies_at_once = 4\n"
+    config.write_text(before.replace("redis_seconds = 0.3", "redis_seconds = 2") + rates + "workers = 2\n")
+    alliance.kill(LIMITED)
+    alliance.restart(LIMITED)
+    try:
+        asked = question(somebody(), "1.00")
+        answers = [request(alliance, "POST", "/v1/checks", asked, member=LIMITED) for _ in range(8)]
+        assert [answer.status for answer in answers] == [200] * 3 + [429] * 5
+        refused = answers[-1]
+        assert (refused.body["code"], refused.content_type) == ("rate-limited", "application/problem+json")
+        assert 0 < refused.body["retry_after"] <= 100
+        assert refused.headers["Retry-After"] == str(refused.body["retry_after"])
+        assert refused.body["hint"]
+        changes = [request(alliance, "GET", at("none"), member=LIMITED).status for _ in range(4)]
+        assert changes == [404] * 4
+        assert request(alliance, "POST", "/v1/policies", policy(somebody()), member=LIMITED).status == 429
+        assert request(alliance, "PUT", at("none"), {"insured_amount": "1"}, member=LIMITED).status == 429
+        assert request(alliance, "GET", at("none"), member=LIMITED).status == 429
+        assert request(alliance, "GET", "/v1/status", member=LIMITED).status == 200
+        other = api_key(alliance, "make", "claims", member=LIMITED).stdout.strip()
+        assert request(alliance, "POST", "/v1/checks", asked, member=LIMITED, key=other).status == 200
+        assert request(alliance, "POST", "/v1/checks", asked, member=LIMITED, key="cover_none").status == 401
+    finally:
+        config.write_text(before)
+        alliance.kill(LIMITED)
+        alliance.restart(LIMITED)
 
 
 # --- API keys ------------------------------------------------------------------------------------------------------
 
 
-def api_key(alliance: LiveAlliance, *arguments: str) -> subprocess.CompletedProcess[str]:
+def api_key(alliance: LiveAlliance, *arguments: str, member: int = 1) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "insurer_agent.cli", "api-key", *arguments]
-    command += ["--state", str(alliance.member_state(1))]
+    command += ["--state", str(alliance.member_state(member))]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

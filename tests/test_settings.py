@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from live import write_policies
 from world import seeded
 
 from insurer_agent import cli as agent_cli
@@ -18,6 +19,7 @@ from protocol.party import MemberKeys
 from protocol.secret import Secret
 from service import cli as service_cli
 from service.admin import cli as admin_cli
+from service.config import Settings as ServiceSettings
 from service.config import generate_keys, load_keys, save_keys
 from transport.settings import SettingsError, load_pins, write_private
 
@@ -51,12 +53,51 @@ def test_the_environment_takes_the_place_of_the_file(tmp_path: Path, monkeypatch
         (GOOD.replace("8443", "99999"), "port"),
         (GOOD + 'database = "db.internal"\n', "database"),
         (GOOD + "check_seconds = 0\n", "check_seconds"),
+        (GOOD + "checks_a_second = 0\n", "checks_a_second"),
+        (GOOD + "policies_at_once = 0\n", "policies_at_once"),
+        (GOOD + "redis_seconds = 0\n", "redis_seconds"),
         ("not toml", "TOML"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         settings(tmp_path, text)
+
+
+@pytest.mark.parametrize("url", ["s3cret.internal", "http://s3cret", "redis://h:s3cret", "redis://:s3cret@h?s3cret=1"])
+@pytest.mark.parametrize("kind", [Settings, ServiceSettings])
+def test_a_wrong_redis_is_named_and_not_quoted(
+    tmp_path: Path, kind: type[Settings | ServiceSettings], url: str
+) -> None:
+    text = f'port = 8443\nredis = "{url}"\n' + ('member_id = "insurer-01"\n' if kind is Settings else "")
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"redis: the Redis URL .*: redis://user:password@host:port") as refused:
+        kind.load(tmp_path)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_redis_is_named_by_the_environment_too_and_never_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "rediss://user:s3cret@redis.internal:6380/1"
+    monkeypatch.setenv("INSURER_AGENT_REDIS", url)
+    monkeypatch.setenv("LOOKUP_SERVICE_REDIS", url)
+    loaded = settings(tmp_path, GOOD)
+    (tmp_path / "config.toml").write_text("port = 8443\n", encoding="utf-8")
+    service = ServiceSettings.load(tmp_path)
+    assert loaded.redis == service.redis == url
+    assert "s3cret" not in repr(loaded) + repr(service)
+
+
+def test_a_local_alliance_refuses_a_wrong_redis_before_it_makes_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1, 6):
+        write_policies(tmp_path / "policies", number, [])
+    command = ["local", "--members", "5", "--policies", str(tmp_path / "policies"), "--state", str(tmp_path / "state")]
+    assert admin_cli.main([*command, "--redis", "http://s3cret"]) == 2
+    assert capsys.readouterr().err.startswith("alliance: the Redis URL is not redis://")
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_misspelt_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from protocol.sharing import (
     label,
     labels,
     labels_of_sharing,
+    plain_share,
     share,
     signed,
 )
@@ -52,7 +53,7 @@ def sharings(draw: st.DrawFn) -> tuple[int, int, int, bytes]:
 def test_the_shares_of_a_value_add_up_to_it(sharing: tuple[int, int, int, bytes]) -> None:
     value, size, excluded, uniform = sharing
     shares = share(value, size, excluded, uniform)
-    assert list(shares) == labels_of_sharing(size, excluded)
+    assert tuple(shares) == labels_of_sharing(size, excluded)
     assert all(0 <= piece < RING for piece in shares.values())
     assert signed(sum(shares.values()) % RING) == value
 
@@ -82,7 +83,7 @@ def test_every_slot_lacks_exactly_one_label_and_the_excluded_slot_has_none(size:
     for excluded in range(size):
         names = labels_of_sharing(size, excluded)
         assert len(set(names)) == size - 1
-        assert held_labels(size, excluded, excluded) == []
+        assert held_labels(size, excluded, excluded) == ()
         for slot in set(range(size)) - {excluded}:
             assert set(names) - set(held_labels(size, excluded, slot)) == {label(excluded, slot)}
         for name in names:
@@ -211,3 +212,11 @@ def test_each_label_is_counted_in_exactly_one_group(chosen: Chosen) -> None:
 def test_a_choice_that_is_not_four_sorted_slots_of_the_committee_is_refused(slots: tuple[int, ...]) -> None:
     with pytest.raises(ProtocolError, match="bad-choice"):
         Chosen(slots, 6)  # type: ignore[arg-type]  the point of the test
+
+
+@pytest.mark.parametrize("size", range(5, MAX_SLOTS + 1))
+@pytest.mark.parametrize("value", [-1, 0, 1])
+def test_a_value_that_holders_know_is_borne_by_the_first_label_alone(size: int, value: int) -> None:
+    for excluded in range(size):
+        first, *others = labels_of_sharing(size, excluded)
+        assert plain_share(value, size, excluded) == {first: value % RING, **dict.fromkeys(others, 0)}

@@ -1,5 +1,7 @@
 """A custodian's store in PostgreSQL does what the one in memory does, and goes on doing it in a crowd."""
 
+import datetime as dt
+import hashlib
 import itertools
 import secrets
 import threading
@@ -18,25 +20,32 @@ from world import LIMIT, NOW, TODAY, World, make_world, name, person, seeded
 
 from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.store.custody import KEEP_CHECK_RECORDS_DAYS, PostgresCustody
+from insurer_agent.store.custody_deposits import FACTS, _place, read_facts
 from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.partitions import arrange_partitions
 from insurer_agent.store.vault import Vault, VaultError
 from protocol import group
 from protocol.check import Verdict, shard_of_person
 from protocol.custody import (
+    PENDING_SECONDS,
     Admission,
+    BaseRow,
     Charge,
     Custody,
     CustodyRow,
     CustodyView,
     Kept,
     MemoryCustody,
+    Preparation,
     Proposed,
+    RangeAttempt,
     Reading,
     Refusable,
 )
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
-from protocol.messages import AMENDMENT, CANCELLATION, ISSUE
+from protocol.messages import AMENDMENT, CANCELLATION, ISSUE, RECHECK, UNDERWRITING, Commit, RangeProof
+from protocol.range_tags import range_tags
 from protocol.secret import Secret
 from protocol.sharing import SHARE_BYTES
 from protocol.stamps import MAX_AS_OF_AGE, deposit_stamp
@@ -45,7 +54,16 @@ from protocol.token import IndexKey
 T = TypeVar("T")
 
 EPOCH = 1
-TABLES = ("custody_deposit", "custody_stamp", "check_request", "check_attempt", "budget")
+TABLES = (
+    "custody_pending",
+    "custody_row",
+    "custody_own_stamp",
+    "custody_stamp",
+    "range_attempt",
+    "check_request",
+    "check_attempt",
+    "budget",
+)
 TICK_SECONDS = 20
 WINDOW_TICKS = MAX_AS_OF_AGE // TICK_SECONDS + 1
 """How many ticks before its own a custodian may still be asked about."""
@@ -80,12 +98,36 @@ def row(*, product: str = "accident", day: int = A_DAY, excluded: int = 0, value
 
 
 def proposed(number: int, *, depositor: str = "insurer-01", whom: int = 0, **fields: Any) -> Proposed:  # noqa: ANN401  of several types
-    item = Proposed(depositor, deposit_id(number), ISSUE, None, 0, 1, index(whom), row(value=number), bytes(32), 0)
+    key = range_key(deposit_id(number))
+    item = Proposed(depositor, deposit_id(number), ISSUE, None, 0, 1, index(whom), row(value=number), bytes(32), 0, key)
     return replace(item, **fields)
 
 
+def range_key(number: bytes, version: int = 0) -> bytes:
+    """Return the key of a deposit's range proof; another version, as under another committee key."""
+    return seeded(("range key", number, version))(32)
+
+
+def proof_of(number: bytes, version: int = 0, header: bytes = bytes(32)) -> RangeProof:
+    """Return the tags that a range check opens for a deposit that is found good."""
+    return RangeProof(header, *(good for good, _ in range_tags(range_key(number, version), header)))
+
+
+def commit_of(item: Proposed | int, tick: int) -> Commit:
+    number = item.deposit_id if isinstance(item, Proposed) else deposit_id(item)
+    return Commit(number, tick, proof_of(number))
+
+
+def prepare(custody: Custody, items: Sequence[Proposed]) -> list[Kept | str]:
+    return plain(custody.prepare(items, 0.0).kept)
+
+
+def given_up(custody: Custody, depositor: str, number: int) -> list[Kept | str]:
+    return plain(custody.abandon(depositor, 0, [deposit_id(number)], 0.0))
+
+
 def admission(check: int = 0, *, attempt: int = 1, today: int = A_DAY, **fields: Any) -> Admission:  # noqa: ANN401  of several types
-    charges = (Charge(index(0), "rule", budget=3, budget_days=30),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, budget=3, budget_days=30),)
     item = Admission("insurer-02", "group-02", check.to_bytes(16, "big"), bytes(32), attempt, today, charges, 100)
     return replace(item, **fields)
 
@@ -109,6 +151,25 @@ def comparable(view: CustodyView) -> tuple[list[Counter[CustodyRow]], dict[int, 
     return [Counter(lane.rows) for lane in view.lanes], {
         slot: total for slot, total in view.stamp_sums.items() if total != group.IDENTITY
     }
+
+
+def judged(
+    preparation: Preparation,
+) -> tuple[list[Kept | str], tuple[list[tuple[Counter[BaseRow], Counter[int]]], dict] | None]:
+    """Return a preparation without what it leaves open, as `comparable` does."""
+    if preparation.base is None:
+        return plain(preparation.kept), None
+    deposits = [(Counter(base.rows), Counter(base.pending)) for base in preparation.base.deposits]
+    sums = {slot: total for slot, total in preparation.base.stamp_sums.items() if total != group.IDENTITY}
+    return plain(preparation.kept), (deposits, sums)
+
+
+def refused_or(action: Callable[[], T]) -> T | tuple[list[str], None]:
+    """Return what an action does, or in its place the code with which the whole of it is refused."""
+    try:
+        return action()
+    except ProtocolError as refusal:
+        return [refusal.code], None
 
 
 def at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
@@ -137,8 +198,9 @@ FIRST_TICK = 1_000
 CHARGES = st.builds(
     Charge,
     st.integers(0, 1).map(index),
-    st.sampled_from(["sum", "number"]),
-    budget=st.integers(1, 3),
+    st.sampled_from(["sum", "sum", "sum", "number"]),
+    st.sampled_from([UNDERWRITING, UNDERWRITING, UNDERWRITING, RECHECK]),
+    budget=st.sampled_from([1, 1, 2, 3]),
     budget_days=st.sampled_from([1, 2, 30]),
 )
 # Two of a kind in one admission, too: a person may stand in two lanes under one rule.
@@ -153,10 +215,12 @@ ADMISSIONS = st.builds(
     st.lists(CHARGES, min_size=1, max_size=3).map(tuple),
     st.sampled_from([100, 100, 101]),
 )
+FAR_DAY = A_DAY + 200
+"""In the partition of later days, until its month comes near."""
 ROWS = st.builds(
     CustodyRow,
-    st.sampled_from(["accident", "term_life"]),
-    st.sampled_from([A_DAY, A_DAY + 1]),
+    st.sampled_from(["accident", "accident", "term_life"]),
+    st.sampled_from([A_DAY, A_DAY, A_DAY + 1, FAR_DAY]),
     st.integers(0, 2),
     st.tuples(*[st.integers(0, 2**48 - 1)] * 3),
     st.tuples(*[st.integers(0, 2**48 - 1)] * 3),
@@ -171,9 +235,29 @@ ITEMS = st.builds(
     st.just(1),
     st.integers(0, 1).map(index),
     ROWS,
-    st.sampled_from([bytes(32), bytes([1] * 32)]),
+    st.just(b""),
     st.sampled_from([0, FIRST_TICK - 2, FIRST_TICK + 50, 10**6]),
+    st.sampled_from([0, 0, 0, 1]).map(lambda version: bytes([version])),
 )
+HEADERS = st.integers(0, 9).map(lambda number: bytes([number] * 32))
+BAD = st.sampled_from(["", "", "", "", "floor", "ceiling", "alone", "header", "key"])
+
+
+def sealed(item: Proposed, depositor: str, shard: int) -> Proposed:
+    """Return a deposit as one of this depositor and shard: an envelope's hash says what is in it."""
+    own = replace(item, depositor=depositor, shard=shard, range_key=b"", envelope_hash=b"")
+    content = hashlib.sha256(repr((own, own.index, own.row.amounts, own.row.counts)).encode()).digest()
+    return replace(own, envelope_hash=content, range_key=range_key(own.deposit_id, sum(item.range_key)))
+
+
+def shown(number: bytes, tick: int, header: bytes, bad: str) -> Commit:
+    """Return a commit with a range proof, or one that is wrong in one thing."""
+    proof = proof_of(number, int(bad == "key"), header)
+    lanes = ("floor", "ceiling", "alone")
+    if bad in lanes:
+        others = dict(zip(lanes, (other for _, other in range_tags(range_key(number), header)), strict=True))
+        proof = replace(proof, **{bad: others[bad]})
+    return Commit(number, tick, replace(proof, header_hash=bytes([99] * 32)) if bad == "header" else proof)
 
 
 class CustodyMachine(RuleBasedStateMachine):
@@ -190,7 +274,12 @@ class CustodyMachine(RuleBasedStateMachine):
         self.stores: tuple[Custody, Custody] = (MemoryCustody(), kept)
         self.tick = FIRST_TICK
         self.today = A_DAY
+        self.now = 0.0
         self.fresh = itertools.count(1_000)
+        self.headers = itertools.count(1_000)
+        self.asked: list[Admission] = []
+        self.made: list[Proposed] = []
+        self.judged: dict[tuple[str, bytes], bytes] = {}
         self.flooded = False
 
     def both(self, action: Callable[[Custody], T]) -> T:
@@ -201,38 +290,166 @@ class CustodyMachine(RuleBasedStateMachine):
     @rule(admission=ADMISSIONS, days=st.sampled_from([0, 0, 0, 1, 2, 29]))
     def admit(self, admission: Admission, days: int) -> None:
         self.today += days
+        self.asked.append(admission)
+        self.admitted(admission)
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), change=st.sampled_from(["nothing", "tick", "statement_hash", "attempt", "check_id"]))
+    def ask_again(self, data: st.DataObject, change: str) -> None:
+        """Ask what was asked before, but for one thing."""
+        earlier = data.draw(st.sampled_from(self.asked))
+        fresh = next(self.fresh)
+        others = {
+            "tick": 102,
+            "statement_hash": bytes([2] * 32),
+            "attempt": fresh % 100,
+            "check_id": fresh.to_bytes(16),
+        }
+        self.admitted(replace(earlier, **{change: others[change]}) if change in others else earlier)
+
+    def admitted(self, admission: Admission) -> None:
         asked = replace(admission, today=self.today)
         refusal = self.both(lambda custody: code_of(lambda: custody.admit(asked)))
         self.seen[refusal or "admitted"] += 1
 
-    @rule(depositor=st.sampled_from(DEPOSITORS), items=st.lists(ITEMS, max_size=4))
-    def prepare(self, depositor: str, items: list[Proposed]) -> None:
-        own = [replace(item, depositor=depositor) for item in items]
-        self.note(self.both(lambda custody: plain(custody.prepare(own))))
+    def prepared(self, items: Sequence[Proposed], attempt: RangeAttempt | None) -> list[Kept | str]:
+        def prepare(custody: Custody) -> object:
+            return judged(custody.prepare(items, self.now, attempt))
 
-    @rule(depositor=st.sampled_from(DEPOSITORS), issue=ITEMS, correction=ITEMS)
-    def correct(self, depositor: str, issue: Proposed, correction: Proposed) -> None:
-        own = [
-            replace(issue, depositor=depositor, kind=ISSUE, earlier=None),
-            replace(correction, depositor=depositor, kind=AMENDMENT, earlier=issue.deposit_id),
-        ]
-        self.note(self.both(lambda custody: plain(custody.prepare(own))))
+        kept, base = self.both(lambda custody: refused_or(lambda: prepare(custody)))
+        self.note(kept)
+        self.made += items
+        for rows, pending in () if base is None else base[0]:
+            self.seen["not alone" if pending else "alone"] += 1
+            self.seen["judged with others"] += sum(rows.values()) > 1
+        if attempt is not None and base is not None:
+            self.judged |= {(item.depositor, item.deposit_id): attempt.header_hash for item in items}
+        return kept
 
     @rule(
         depositor=st.sampled_from(DEPOSITORS),
         shard=st.integers(0, 1),
-        commits=st.lists(st.tuples(IDS.map(deposit_id), st.integers(0, 2 * WINDOW_TICKS)), min_size=1, max_size=5),
+        items=st.lists(ITEMS, min_size=1, max_size=4),
+        later=st.sampled_from([0, 0, 1, PENDING_SECONDS]),
+        header=st.none() | st.just(b"") | HEADERS,
+        first=st.sampled_from([0, 0, 1, 2]),
+    )
+    def prepare(
+        self, depositor: str, shard: int, items: list[Proposed], later: int, header: bytes | None, first: int
+    ) -> None:
+        self.now += later
+        own = [sealed(item, depositor, shard) for item in items]
+        self.prepared(own, self.attempt(header, first))
+
+    def attempt(self, header: bytes | None, first: int) -> RangeAttempt | None:
+        """Return a range check under a header that may have been seen; one of no bytes is fresh."""
+        if header is None:
+            return None
+        return RangeAttempt(header or next(self.headers).to_bytes(32, "big"), self.today, A_DAY + first)
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), twice=st.booleans(), version=st.integers(0, 1), later=st.sampled_from([0, 1]))
+    def repeat(self, data: st.DataObject, later: int, version: int, *, twice: bool) -> None:
+        self.now += later
+        item = data.draw(st.sampled_from(self.made))
+        again = replace(item, range_key=range_key(item.deposit_id, version))
+        self.prepared([again] * (2 if twice else 1), self.attempt(b"", 0))
+
+    @rule(depositor=st.sampled_from(DEPOSITORS), shard=st.integers(0, 1), issue=ITEMS, correction=ITEMS)
+    def correct(self, depositor: str, shard: int, issue: Proposed, correction: Proposed) -> None:
+        own = [
+            replace(issue, kind=ISSUE, earlier=None, range_key=b""),
+            replace(correction, kind=AMENDMENT, earlier=issue.deposit_id, range_key=b""),
+        ]
+        self.prepared([sealed(item, depositor, shard) for item in own], self.attempt(b"", 0))
+
+    @rule(
+        depositor=st.sampled_from(DEPOSITORS),
+        shard=st.integers(0, 1),
+        commits=st.lists(
+            st.tuples(IDS.map(deposit_id), st.integers(0, 2 * WINDOW_TICKS), HEADERS, BAD), min_size=1, max_size=5
+        ),
         later=st.sampled_from([0, 1, 100]),
     )
-    def commit(self, depositor: str, shard: int, commits: list[tuple[bytes, int]], later: int) -> None:
+    def commit(self, depositor: str, shard: int, commits: list[tuple[bytes, int, bytes, str]], later: int) -> None:
         self.tick += later
-        named = [(number, self.tick - ago) for number, ago in commits]
-        self.note(self.both(lambda custody: plain(custody.commit(depositor, shard, named))))
+        named = [shown(number, self.tick - ago, header, bad) for number, ago, header, bad in commits]
+        self.committed(depositor, shard, named)
+
+    def committed(self, depositor: str, shard: int, commits: Sequence[Commit]) -> None:
+        self.note(self.both(lambda custody: plain(custody.commit(depositor, shard, commits))))
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), most=st.integers(1, 3), ago=st.integers(0, 2), bad=BAD)
+    def finish(self, data: st.DataObject, most: int, ago: int, bad: str) -> None:
+        """Commit what was prepared, under the header of the check that judged it last."""
+        first = data.draw(st.sampled_from(self.made))
+        depositor, shard = first.depositor, first.shard
+        own = [item.deposit_id for item in self.made if (item.depositor, item.shard) == (depositor, shard)]
+        numbers = {first.deposit_id: 0} | dict.fromkeys(data.draw(st.lists(st.sampled_from(own), max_size=most)), 0)
+        headers = {number: self.judged.get((depositor, number), bytes(32)) for number in numbers}
+        self.committed(
+            depositor, shard, [shown(number, self.tick - ago, header, bad) for number, header in headers.items()]
+        )
+
+    @rule(
+        depositor=st.sampled_from(DEPOSITORS),
+        shard=st.integers(0, 1),
+        issues=st.tuples(ITEMS, ITEMS),
+        same=st.sampled_from([True, True, False]),
+        waited=st.sampled_from([PENDING_SECONDS - 1, PENDING_SECONDS, PENDING_SECONDS + 1]),
+        meanwhile=st.sampled_from(["nothing", "nothing", "repeat", "finish", "abandon"]),
+        under=st.sampled_from(["judged", "judged", "judged", "other"]),
+    )
+    def lose(
+        self,
+        depositor: str,
+        shard: int,
+        issues: tuple[Proposed, Proposed],
+        waited: int,
+        meanwhile: str,
+        under: str,
+        *,
+        same: bool,
+    ) -> None:
+        """Leave a deposit pending, judge and commit another of its person a day later; the first comes again."""
+        lost, other = (
+            sealed(
+                replace(
+                    item, deposit_id=deposit_id(next(self.fresh)), kind=ISSUE, earlier=None, not_before=0, range_key=b""
+                ),
+                depositor,
+                shard,
+            )
+            for item in (issues[0], replace(issues[1], index=issues[0].index if same else issues[1].index))
+        )
+        self.prepared([lost], None)
+        self.now += waited
+        attempt = self.attempt(b"", 0)
+        assert attempt is not None
+        self.prepared([other], attempt)
+        if meanwhile == "repeat":
+            self.prepared([lost], None)
+        elif meanwhile == "finish":
+            self.committed(depositor, shard, [shown(lost.deposit_id, self.tick, bytes(32), "")])
+        elif meanwhile == "abandon":
+            self.note(self.both(lambda custody: plain(custody.abandon(depositor, shard, [lost.deposit_id], self.now))))
+        header = attempt.header_hash if under == "judged" else bytes([7] * 32)
+        self.committed(depositor, shard, [shown(other.deposit_id, self.tick, header, "")])
+        (state,) = self.prepared([lost], self.attempt(b"", 0))
+        if meanwhile != "abandon":
+            self.seen["passed over" if state == "deposit-abandoned" else "not passed over"] += 1
 
     @rule(depositor=st.sampled_from(DEPOSITORS), shard=st.integers(0, 1), ids=st.lists(IDS, max_size=2))
     def abandon(self, depositor: str, shard: int, ids: list[int]) -> None:
         numbers = [deposit_id(number) for number in ids]
-        self.note(self.both(lambda custody: plain(custody.abandon(depositor, shard, numbers))))
+        self.note(self.both(lambda custody: plain(custody.abandon(depositor, shard, numbers, self.now))))
+
+    @rule(days=st.sampled_from([0, 100, 150, 250]))
+    def upkeep(self, days: int) -> None:
+        """Make partitions for the months, and move there what lies in that of later days; nothing is seen of it."""
+        today = dt.date.fromordinal(A_DAY + days)
+        self.store.run("arrange", lambda connection: arrange_partitions(connection, today))
 
     @precondition(lambda self: not self.flooded)
     @rule(shard=st.integers(0, 1), again=st.integers(0, 69))
@@ -243,14 +460,14 @@ class CustodyMachine(RuleBasedStateMachine):
             proposed(number, shard=shard, row=row(excluded=number % 2, value=number))
             for number in itertools.islice(self.fresh, 75)
         ]
-        self.both(lambda custody: plain(custody.prepare(items)))
+        self.both(lambda custody: plain(custody.prepare(items, self.now).kept))
         begin, self.tick = self.tick, self.tick + 100
-        commits = [(item.deposit_id, begin + place + 1) for place, item in enumerate(items)]
-        commits[-1] = (items[-1].deposit_id, self.tick)
+        commits = [commit_of(item, begin + place + 1) for place, item in enumerate(items)]
+        commits[-1] = commit_of(items[-1], self.tick)
         self.both(lambda custody: plain(custody.commit("insurer-01", shard, commits)))
         stamps = f"SELECT count(*) FROM custody_stamp WHERE shard = {shard}"  # noqa: S608
         self.seen["folded"] += count(self.store, stamps) < len(items)
-        lowered = [(items[again].deposit_id, begin)]
+        lowered = [commit_of(items[again], begin)]
         assert self.both(lambda custody: plain(custody.commit("insurer-01", shard, lowered)))[0].tick == begin
 
     @rule(shard=st.integers(0, 1), ago=st.integers(-1, WINDOW_TICKS), first=st.sampled_from([0, 1]))
@@ -283,6 +500,7 @@ def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> N
         "deposit-abandoned",
     }
     outcomes |= {"wrong-earlier", "not-prepared", "early-tick", "never", "kept", "rows seen", "folded"}
+    outcomes |= {"range-not-shown", "alone", "not alone", "judged with others", "passed over", "not passed over"}
     assert {outcome for outcome in outcomes if not seen[outcome]} == set()
 
 
@@ -315,24 +533,26 @@ def test_a_correction_fits_the_issue_that_it_names_in_every_field(
     custody: PostgresCustody, correction: Proposed, *, fits: bool, committed: bool
 ) -> None:
     for stored in (MemoryCustody(), custody):
-        stored.prepare([proposed(1), replace(CORRECTION, deposit_id=deposit_id(3)), proposed(4)])
-        stored.abandon("insurer-01", 0, [deposit_id(4)])
+        third = replace(CORRECTION, deposit_id=deposit_id(3), range_key=range_key(deposit_id(3)))
+        prepare(stored, [proposed(1), third, proposed(4)])
+        given_up(stored, "insurer-01", 4)
         if committed:
-            stored.commit("insurer-01", 0, [(deposit_id(1), 5), (deposit_id(3), 5)])
+            stored.commit("insurer-01", 0, [commit_of(1, 5), commit_of(3, 5)])
         expected = [Kept(None, never=False, envelope_hash=bytes(32))] if fits else ["wrong-earlier"]
-        assert plain(stored.prepare([correction])) == expected
+        assert prepare(stored, [correction]) == expected
 
 
 def test_a_store_of_another_epoch_neither_reads_nor_keeps(store: Database, custody: PostgresCustody) -> None:
-    custody.prepare([proposed(1)])
-    custody.commit("insurer-01", 0, [(deposit_id(1), 5)])
+    prepare(custody, [proposed(1)])
+    custody.commit("insurer-01", 0, [commit_of(1, 5)])
     later = PostgresCustody(store, VAULT, TICK_SECONDS, EPOCH + 1)
     for stored, epoch in ((custody, EPOCH + 1), (later, EPOCH)):
         reading = Reading(0, epoch, 9, ((index(0), 1),))
         assert code_of(lambda stored=stored, reading=reading: stored.view(reading)) == "other-epoch"
         batch = [proposed(2, epoch=stored._epoch), proposed(3, epoch=epoch)]
-        assert code_of(lambda stored=stored, batch=batch: stored.prepare(batch)) == "other-epoch"
-    assert count(store, "SELECT count(*) FROM custody_deposit") == 1
+        assert code_of(lambda stored=stored, batch=batch: prepare(stored, batch)) == "other-epoch"
+    assert count(store, "SELECT count(*) FROM custody_pending") == 0
+    assert count(store, "SELECT count(*) FROM custody_row") == 1
 
 
 @pytest.mark.parametrize("tick_seconds", [1, 7, 20, 60])
@@ -342,9 +562,9 @@ def test_folding_keeps_the_stamps_of_every_tick_that_may_still_be_asked_for(stor
     items = [proposed(number, row=row(excluded=number % 3)) for number in range(220)]
     begin = 50_000
     for stored in stores:
-        stored.prepare(items)
+        prepare(stored, items)
         for item, tick in zip(items, itertools.count(begin), strict=False):
-            stored.commit(item.depositor, 0, [(item.deposit_id, tick)])
+            stored.commit(item.depositor, 0, [commit_of(item, tick)])
     last = begin + len(items) - 1
     for tick in range(last - reach, last + 2):
         reading = Reading(0, 1, tick, ((index(0), 1),))
@@ -367,7 +587,7 @@ def recorded(store: Database) -> dict[str, int]:
 def test_exactly_the_budget_passes_however_many_ask_at_once(
     store: Database, custody: PostgresCustody, budget: int
 ) -> None:
-    charges = (Charge(index(0), "rule", budget, 30),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, budget, 30),)
 
     def ask(first: int) -> list[str | None]:
         mine = [admission(first * 100 + number, charges=charges) for number in range(4)]
@@ -378,10 +598,33 @@ def test_exactly_the_budget_passes_however_many_ask_at_once(
     assert recorded(store) == {"requests": budget, "attempts": budget, "charges": budget}
 
 
+def test_a_budget_of_each_occasion_is_spent_by_itself_however_many_ask_at_once(
+    store: Database, custody: PostgresCustody
+) -> None:
+    memory, budgets = MemoryCustody(), {UNDERWRITING: 2, RECHECK: 5}
+
+    def asked(number: int) -> Admission:
+        occasion = (UNDERWRITING, RECHECK)[number % 2]
+        return admission(number, charges=(Charge(index(0), "rule", occasion, budgets[occasion], 30),))
+
+    every = [asked(number) for number in range(4 * THREADS)]
+    expected = Counter(code_of(lambda item=item: memory.admit(item)) for item in every)
+    assert expected == Counter({None: 7, "budget-exhausted": 4 * THREADS - 7})
+    parts = [every[place::THREADS] for place in range(THREADS)]
+    had = at_once(
+        [lambda part=part: [code_of(lambda item=item: custody.admit(item)) for item in part] for part in parts]
+    )
+    assert Counter(itertools.chain(*had)) == expected
+    spent = store.run(
+        "read", lambda connection: connection.execute("SELECT occasion, sum(answers) FROM budget GROUP BY 1").fetchall()
+    )
+    assert dict(spent) == budgets
+
+
 def test_checks_of_the_same_persons_in_any_order_do_not_lock_each_other_up(
     store: Database, custody: PostgresCustody
 ) -> None:
-    charges = [Charge(index(number), "rule", 1_000, 30) for number in range(6)]
+    charges = [Charge(index(number), "rule", UNDERWRITING, 1_000, 30) for number in range(6)]
 
     def ask(first: int) -> None:
         for number in range(4):
@@ -395,7 +638,7 @@ def test_checks_of_the_same_persons_in_any_order_do_not_lock_each_other_up(
 def test_a_check_refused_for_one_lane_leaves_the_budget_of_the_others(
     store: Database, custody: PostgresCustody
 ) -> None:
-    spent, other = (Charge(index(number), "rule", budget, 30) for number, budget in ((0, 1), (1, 5)))
+    spent, other = (Charge(index(number), "rule", UNDERWRITING, budget, 30) for number, budget in ((0, 1), (1, 5)))
     custody.admit(admission(1, charges=(spent,)))
     before = recorded(store)
     for charges in ((other, spent), (spent, other)):
@@ -407,7 +650,7 @@ def test_a_check_refused_for_one_lane_leaves_the_budget_of_the_others(
 def test_one_attempt_asked_for_by_many_at_once_passes_once(store: Database, custody: PostgresCustody) -> None:
     for check in range(5):
         for attempt in (1, 2, 3):
-            asked = admission(check, attempt=attempt, charges=(Charge(index(check), "rule", 1, 30),))
+            asked = admission(check, attempt=attempt, charges=(Charge(index(check), "rule", UNDERWRITING, 1, 30),))
             codes = at_once([lambda asked=asked: code_of(lambda: custody.admit(asked))] * THREADS)
             assert Counter(codes) == Counter({None: 1, "replayed": THREADS - 1})
     assert recorded(store) == {"requests": 5, "attempts": 15, "charges": 5}
@@ -429,7 +672,7 @@ def test_all_attempts_of_a_check_at_once_are_charged_once(store: Database, custo
 
 def test_a_check_that_is_recorded_after_the_first_of_the_next_day_counts_that_one_too(custody: PostgresCustody) -> None:
     memory = MemoryCustody()
-    charges = (Charge(index(0), "rule", 1, 30),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, 1, 30),)
     late, early = admission(1, today=A_DAY + 1, charges=charges), admission(2, today=A_DAY, charges=charges)
     for stored in (memory, custody):
         stored.admit(late)
@@ -450,7 +693,9 @@ def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database
             assert go_on.wait(20)
 
     slow = Slow(store, VAULT, TICK_SECONDS, EPOCH)
-    before, after = (admission(day, today=A_DAY + day, charges=(Charge(index(0), "rule", 1, 30),)) for day in (0, 1))
+    before, after = (
+        admission(day, today=A_DAY + day, charges=(Charge(index(0), "rule", UNDERWRITING, 1, 30),)) for day in (0, 1)
+    )
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lambda: code_of(lambda: slow.admit(before)))
         assert charged.wait(20)
@@ -461,7 +706,7 @@ def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database
 
 
 def test_old_replay_records_go_and_what_can_still_matter_stays(store: Database, custody: PostgresCustody) -> None:
-    charges = (Charge(index(0), "rule", 2, 366),)
+    charges = (Charge(index(0), "rule", UNDERWRITING, 2, 366),)
     custody.admit(admission(1, today=A_DAY, charges=charges))
     custody.admit(admission(2, today=A_DAY + KEEP_CHECK_RECORDS_DAYS, charges=charges))
     custody.admit(admission(2, today=A_DAY + KEEP_CHECK_RECORDS_DAYS, attempt=2, charges=charges))
@@ -482,8 +727,8 @@ def test_old_replay_records_go_and_what_can_still_matter_stays(store: Database, 
 
 def test_a_deposit_that_arrives_many_times_at_once_is_kept_once(store: Database, custody: PostgresCustody) -> None:
     one, other = proposed(1), proposed(1, envelope_hash=bytes([1] * 32))
-    results = at_once([lambda item=item: plain(custody.prepare([item]))[0] for item in [one, other] * (THREADS // 2)])
-    assert count(store, "SELECT count(*) FROM custody_deposit") == 1
+    results = at_once([lambda item=item: prepare(custody, [item])[0] for item in [one, other] * (THREADS // 2)])
+    assert count(store, "SELECT count(*) FROM custody_pending") == 1
     kept = {item.envelope_hash for item in results if isinstance(item, Kept)}
     assert len(kept) == 1
     assert Counter(isinstance(item, Kept) for item in results) == {True: THREADS // 2, False: THREADS // 2}
@@ -491,20 +736,24 @@ def test_a_deposit_that_arrives_many_times_at_once_is_kept_once(store: Database,
 
 def test_a_deposit_committed_and_given_up_at_once_is_one_of_the_two(custody: PostgresCustody) -> None:
     for number in range(12):
-        custody.prepare([proposed(number)])
-        commit = [lambda number=number: plain(custody.commit("insurer-01", 0, [(deposit_id(number), 5)]))[0]]
-        abandon = [lambda number=number: plain(custody.abandon("insurer-01", 0, [deposit_id(number)]))[0]]
+        prepare(custody, [proposed(number)])
+        commit = [lambda number=number: plain(custody.commit("insurer-01", 0, [commit_of(number, 5)]))[0]]
+        abandon = [lambda number=number: given_up(custody, "insurer-01", number)[0]]
         results = set(at_once(commit * 2 + abandon * 2))
-        kept, never = Kept(5, never=False, envelope_hash=bytes(32)), Kept(None, never=True, envelope_hash=b"")
+        proof = proof_of(deposit_id(number))
+        kept, never = (
+            Kept(5, never=False, envelope_hash=bytes(32), proof=proof),
+            Kept(None, never=True, envelope_hash=b""),
+        )
         assert results in ({kept}, {"not-prepared", never})
 
 
 def test_commits_that_race_with_different_ticks_all_end_at_the_lowest(custody: PostgresCustody) -> None:
     memory = MemoryCustody()
     items = [proposed(number, row=row(excluded=number % 2)) for number in range(10)]
-    named = [[(item.deposit_id, 30 - thread) for item in items] for thread in range(THREADS)]
+    named = [[commit_of(item, 30 - thread) for item in items] for thread in range(THREADS)]
     for stored in (memory, custody):
-        stored.prepare(items)
+        prepare(stored, items)
     at_once([lambda commits=commits: custody.commit("insurer-01", 0, commits) for commits in named])
     for commits in named:
         memory.commit("insurer-01", 0, commits)
@@ -522,12 +771,12 @@ def test_depositors_that_commit_and_fold_at_once_lose_no_stamp(store: Database, 
 
     def work(stored: Custody, depositor: str) -> None:
         items = items_of(depositor)
-        stored.prepare(items)
+        prepare(stored, items)
         # Every tick is a hot row of all depositors, and every commit from the 65th tick on folds old ones.
         for place in range(0, each, 6):
-            commits = [(item.deposit_id, place + at) for at, item in enumerate(items[place : place + 6])]
+            commits = [commit_of(item, place + at) for at, item in enumerate(items[place : place + 6])]
             stored.commit(depositor, 0, commits)
-        stored.commit(depositor, 0, [(items[-1].deposit_id, each - 2), (items[0].deposit_id, 0)])
+        stored.commit(depositor, 0, [commit_of(items[-1], each - 2), commit_of(items[0], 0)])
 
     depositors = [name(number) for number in range(1, 5)]
     at_once([lambda depositor=depositor: work(custody, depositor) for depositor in depositors])
@@ -552,27 +801,29 @@ def test_what_was_answered_is_seen_by_others_at_once(database: str, custody: Pos
 
     custody.admit(admission())
     assert elsewhere(lambda other: code_of(lambda: other.admit(admission()))) == "replayed"
-    custody.prepare([proposed(1), proposed(2)])
-    assert elsewhere(lambda other: plain(other.prepare([proposed(1, envelope_hash=b"x" * 32)]))) == ["deposit-reused"]
-    custody.abandon("insurer-01", 0, [deposit_id(2)])
-    assert elsewhere(lambda other: plain(other.prepare([proposed(2)]))) == ["deposit-abandoned"]
-    custody.commit("insurer-01", 0, [(deposit_id(1), 7)])
+    prepare(custody, [proposed(1), proposed(2)])
+    assert elsewhere(lambda other: prepare(other, [proposed(1, envelope_hash=b"x" * 32)])) == ["deposit-reused"]
+    custody.abandon("insurer-01", 0, [deposit_id(2)], 0.0)
+    assert elsewhere(lambda other: prepare(other, [proposed(2)])) == ["deposit-abandoned"]
+    custody.commit("insurer-01", 0, [commit_of(1, 7)])
     view = elsewhere(lambda other: other.view(Reading(0, 1, 7, ((index(0), 1),))))
     assert comparable(view) == ([Counter([row(value=1)])], {0: deposit_stamp("insurer-01", deposit_id(1), 7)})
 
 
 @dataclass
 class Interrupted(Sequence[tuple[IndexKey, int]]):
-    """The lanes of a reading; once the first has been read, something else happens."""
+    """The lanes of a reading; between the queries for those of the first day and of the second, something happens."""
 
     lanes: tuple[tuple[IndexKey, int], ...]
     meanwhile: Callable[[], object]
     happened: list[object] = field(default_factory=list)
+    gone_through: int = 0
 
     def __iter__(self) -> Iterator[tuple[IndexKey, int]]:
-        yield self.lanes[0]
-        self.happened.append(self.meanwhile())
-        yield from self.lanes[1:]
+        self.gone_through += 1
+        if self.gone_through == 3:  # for the days, for the persons of the first, for those of the second
+            self.happened.append(self.meanwhile())
+        yield from self.lanes
 
     def __len__(self) -> int:
         return len(self.lanes)
@@ -583,13 +834,13 @@ class Interrupted(Sequence[tuple[IndexKey, int]]):
 
 def test_a_commit_between_the_lanes_of_a_view_is_not_half_seen(custody: PostgresCustody) -> None:
     items = [proposed(number, whom=number % 2) for number in range(4)]
-    custody.prepare(items)
-    custody.commit("insurer-01", 0, [(items[0].deposit_id, 5), (items[1].deposit_id, 9)])
-    lanes = ((index(0), 1), (index(1), 1))
+    prepare(custody, items)
+    custody.commit("insurer-01", 0, [commit_of(items[0], 5), commit_of(items[1], 9)])
+    lanes = ((index(0), 1), (index(1), 2))
     plain_reading = Reading(0, 1, 8, lanes)
     before = comparable(custody.view(plain_reading))
     # Two appear, and one that lay in the future of the reading is moved before it.
-    later = [(item.deposit_id, 6) for item in items[1:]]
+    later = [commit_of(item, 6) for item in items[1:]]
     interrupted = Interrupted(lanes, lambda: custody.commit("insurer-01", 0, later))
     assert comparable(custody.view(replace(plain_reading, lanes=interrupted))) == before
     assert len(interrupted.happened) == 1
@@ -624,12 +875,12 @@ def test_rows_and_stamps_of_every_view_agree_while_others_commit(custody: Postgr
     def write(place: int) -> int:
         own = items[depositors[place]]
         try:
-            custody.prepare(own)
+            prepare(custody, own)
             for at in range(0, len(own), size):
                 batch = own[at : at + size]
                 # First a tick that the reading does not reach, then, by another relay, the one that it does.
-                custody.commit(depositors[place], 0, [(item.deposit_id, tick + 1) for item in batch])
-                custody.commit(depositors[place], 0, [(item.deposit_id, tick) for item in batch])
+                custody.commit(depositors[place], 0, [commit_of(item, tick + 1) for item in batch])
+                custody.commit(depositors[place], 0, [commit_of(item, tick) for item in batch])
         finally:
             writing[place] = False
         return 0
@@ -662,12 +913,12 @@ def tamper(store: Database, statement: str, *values: object) -> None:
 
 def with_two_rows(custody: PostgresCustody) -> None:
     for depositor, number in (("insurer-01", 1), ("insurer-01", 2), ("insurer-03", 3)):
-        custody.prepare([proposed(number, depositor=depositor, row=row(value=number * 100))])
-        custody.commit(depositor, 0, [(deposit_id(number), 5)])
+        prepare(custody, [proposed(number, depositor=depositor, row=row(value=number * 100))])
+        custody.commit(depositor, 0, [commit_of(number, 5)])
 
 
 SWAP = """
-    UPDATE custody_deposit a SET shares = b.shares FROM custody_deposit b
+    UPDATE custody_row a SET shares = b.shares FROM custody_row b
     WHERE a.ctid <> b.ctid AND a.depositor {} 'insurer-01' AND b.depositor = 'insurer-01'
 """
 
@@ -677,14 +928,14 @@ SWAP = """
     [
         SWAP.format("="),
         SWAP.format("<>"),
-        "UPDATE custody_deposit SET depositor = 'insurer-09' WHERE depositor = 'insurer-03'",
-        "UPDATE custody_deposit SET id_key = sha256(id_key) WHERE depositor = 'insurer-03'",
-        "UPDATE custody_deposit SET shares = set_byte(shares, 0, 255 - get_byte(shares, 0))",
-        "UPDATE custody_deposit SET shares = set_byte(shares, length(shares) - 1, 255 - get_byte(shares, 20))",
-        "UPDATE custody_deposit SET shares = substr(shares, 1, length(shares) - 1)",
-        "UPDATE custody_deposit SET shares = substr(shares, 1, 8)",
-        "UPDATE custody_deposit SET shares = ''",
-        "UPDATE custody_deposit SET shares = shares || '\\x00'",
+        "UPDATE custody_row SET depositor = 'insurer-09' WHERE depositor = 'insurer-03'",
+        "UPDATE custody_row SET id_key = sha256(id_key) WHERE depositor = 'insurer-03'",
+        "UPDATE custody_row SET shares = set_byte(shares, 0, 255 - get_byte(shares, 0))",
+        "UPDATE custody_row SET shares = set_byte(shares, length(shares) - 1, 255 - get_byte(shares, 20))",
+        "UPDATE custody_row SET shares = substr(shares, 1, length(shares) - 1)",
+        "UPDATE custody_row SET shares = substr(shares, 1, 8)",
+        "UPDATE custody_row SET shares = ''",
+        "UPDATE custody_row SET shares = shares || '\\x00'",
     ],
 )
 def test_shares_that_were_moved_or_changed_do_not_open(
@@ -697,11 +948,77 @@ def test_shares_that_were_moved_or_changed_do_not_open(
         custody.view(VIEW_ALL)
 
 
-def test_shares_that_were_erased_do_not_open(store: Database, custody: PostgresCustody) -> None:
+PENDING_SWAP = """
+    UPDATE custody_pending a SET sealed = b.sealed FROM custody_pending b WHERE a.id_key <> b.id_key
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        PENDING_SWAP,
+        "UPDATE custody_pending SET product = 'term_life'",
+        "UPDATE custody_pending SET day = day + 1",
+        "UPDATE custody_pending SET token = sha256(token)",
+        "UPDATE custody_pending SET excluded = 3",
+        "UPDATE custody_pending SET sealed = set_byte(sealed, 20, 255 - get_byte(sealed, 20))",
+        "UPDATE custody_pending p SET sealed = r.shares FROM custody_row r",
+        "UPDATE custody_pending p SET sealed = r.proof FROM custody_row r",
+        "UPDATE custody_pending SET sealed = NULL",
+    ],
+)
+def test_what_is_pending_and_was_moved_or_changed_is_not_committed(
+    store: Database, custody: PostgresCustody, statement: str
+) -> None:
     with_two_rows(custody)
-    tamper(store, "UPDATE custody_deposit SET shares = NULL WHERE depositor = 'insurer-03'")
+    prepare(custody, [proposed(7), proposed(8)])
+    tamper(store, statement)
+    before = dumped(store)
     with pytest.raises(VaultError):
-        custody.view(VIEW_ALL)
+        custody.commit("insurer-01", 0, [commit_of(7, 5), commit_of(8, 5)])
+    assert dumped(store) == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        SWAP.format("=").replace("shares", "proof"),
+        SWAP.format("<>").replace("shares", "proof"),
+        "UPDATE custody_row SET proof = shares",
+        "UPDATE custody_row SET product = 'term_life'",
+        "UPDATE custody_row SET proof = set_byte(proof, 20, 255 - get_byte(proof, 20))",
+    ],
+)
+def test_a_proof_that_was_moved_or_changed_is_not_told(
+    store: Database, custody: PostgresCustody, statement: str
+) -> None:
+    with_two_rows(custody)
+    items = [
+        proposed(number, depositor=depositor, row=row(value=number * 100))
+        for depositor, number in (("insurer-01", 1), ("insurer-01", 2), ("insurer-03", 3))
+    ]
+    for item in items:
+        (kept,) = prepare(custody, [item])
+        assert kept == Kept(5, never=False, envelope_hash=bytes(32), proof=proof_of(item.deposit_id))
+    tamper(store, statement)
+
+    def repeat_all() -> None:
+        for item in items:
+            prepare(custody, [item])
+
+    with pytest.raises(VaultError):
+        repeat_all()
+
+
+def test_the_range_key_of_a_deposit_goes_when_it_is_committed(store: Database, custody: PostgresCustody) -> None:
+    prepare(custody, [proposed(1), proposed(2)])
+    refused = Commit(deposit_id(2), 5, proof_of(deposit_id(1)))
+    assert plain(custody.commit("insurer-01", 0, [commit_of(1, 5), refused]))[1] == "range-not-shown"
+    opened = store.run("read", lambda at: at.execute(f"SELECT {FACTS}, shares FROM custody_row").fetchall())  # noqa: S608
+    ((*facts, shares),) = opened
+    place = _place(b"row", "insurer-01", custody._deposits.id_key("insurer-01", deposit_id(1)), read_facts(facts))
+    assert range_key(deposit_id(1)) not in VAULT.open(place, shares)
+    assert count(store, "SELECT count(*) FROM custody_pending") == 1  # that of the other, which may yet be shown
 
 
 def test_another_storage_key_opens_nothing(store: Database, custody: PostgresCustody) -> None:
@@ -710,7 +1027,7 @@ def test_another_storage_key_opens_nothing(store: Database, custody: PostgresCus
     with pytest.raises(VaultError):
         other.view(VIEW_ALL)
     # Nor does it know the ids: the deposit is another one to it.
-    assert plain(other.commit("insurer-01", 0, [(deposit_id(1), 5)])) == ["not-prepared"]
+    assert plain(other.commit("insurer-01", 0, [commit_of(1, 5)])) == ["not-prepared"]
 
 
 def dumped(store: Database) -> bytes:
@@ -736,11 +1053,11 @@ def test_no_deposit_id_and_no_share_stands_in_any_table(store: Database, custody
     amounts = tuple(int.from_bytes(seeded(("amount", place))(SHARE_BYTES), "big") for place in range(4))
     counts = tuple(int.from_bytes(seeded(("count", place))(SHARE_BYTES), "big") for place in range(4))
     body = CustodyRow("accident", A_DAY, 0, amounts, counts)
-    custody.prepare([proposed(number, row=body) for number in range(4)])
-    custody.commit("insurer-01", 0, [(deposit_id(0), 5), (deposit_id(1), 5)])
-    custody.commit("insurer-01", 0, [(deposit_id(1), 4)])
-    custody.prepare([proposed(5, kind=CANCELLATION, earlier=deposit_id(0), row=body)])
-    custody.abandon("insurer-01", 0, [deposit_id(2), deposit_id(9)])
+    prepare(custody, [proposed(number, row=body) for number in range(4)])
+    custody.commit("insurer-01", 0, [commit_of(0, 5), commit_of(1, 5)])
+    custody.commit("insurer-01", 0, [commit_of(1, 4)])
+    prepare(custody, [proposed(5, kind=CANCELLATION, earlier=deposit_id(0), row=body)])
+    custody.abandon("insurer-01", 0, [deposit_id(2), deposit_id(9)], 0.0)
     custody.admit(admission())
     had = dumped(store)
     assert index(0) in had  # so a dump does show what stands there
@@ -752,10 +1069,11 @@ def test_no_deposit_id_and_no_share_stands_in_any_table(store: Database, custody
 
 
 def test_a_deposit_that_was_given_up_leaves_no_person_and_no_share(store: Database, custody: PostgresCustody) -> None:
-    custody.prepare([proposed(1)])
-    custody.abandon("insurer-01", 0, [deposit_id(1)])
+    prepare(custody, [proposed(1)])
+    custody.abandon("insurer-01", 0, [deposit_id(1)], 0.0)
     assert index(0) not in dumped(store)
-    assert count(store, "SELECT count(*) FROM custody_deposit WHERE shares IS NULL AND token IS NULL AND never") == 1
+    nothing = "never AND sealed IS NULL AND token IS NULL AND chain_key IS NULL AND product IS NULL AND day IS NULL"
+    assert count(store, f"SELECT count(*) FROM custody_pending WHERE {nothing}") == 1  # noqa: S608  a constant
 
 
 # --- in an alliance ------------------------------------------------------------------------------------------------
@@ -808,7 +1126,6 @@ def test_custodians_on_disk_and_in_memory_answer_a_check_together(two_on_disk: T
         whom,
         -8,
         kind=AMENDMENT,
-        count=0,
         earlier=issue.deposit.deposit_id,
         now=NOW - 40,
     )
@@ -825,13 +1142,24 @@ def test_two_custodians_databases_have_no_byte_string_in_common(two_on_disk: Two
     for whom in itertools.islice(persons_of(world, two_on_disk.shard), 4):
         made, _ = world.deposit(depositor, whom, LIMIT)
         earlier = made.deposit.deposit_id
-        world.deposit(depositor, whom, -LIMIT, kind=CANCELLATION, count=-1, earlier=earlier, now=NOW - 50)
+        world.deposit(depositor, whom, -LIMIT, kind=CANCELLATION, earlier=earlier, now=NOW - 50)
         world.check(depositor, whom, 5)
+    few = frozenset(world.manifest.committee(two_on_disk.shard).slots[2:])
+    for whom in itertools.islice(persons_of(world, two_on_disk.shard), 4, 12):
+        world.deposit(depositor, whom, LIMIT, without=few)  # which stays pending
+    least = {"custody_row": 4, "custody_pending": 2, "range_attempt": 2}  # each of the two is excluded from some
 
     def columns(connection: Rows) -> list[bytes]:
-        found = connection.execute("SELECT id_key, token, shares, envelope_hash FROM custody_deposit").fetchall()
-        assert len(found) > 4  # each of the two is excluded from some
-        return [bytes(cell) for line in found for cell in line]
+        had = []
+        for query in (
+            "SELECT id_key, token, chain_key, shares, proof, envelope_hash FROM custody_row",
+            "SELECT id_key, token, chain_key, sealed, envelope_hash FROM custody_pending",
+            "SELECT header_key FROM range_attempt",
+        ):
+            found = connection.execute(query.encode()).fetchall()
+            assert len(found) > least[query.split()[-1]]
+            had += [bytes(cell) for line in found for cell in line]
+        return had
 
     one, other = (windows(opened.run("read all", columns)) for opened in two_on_disk.databases)
     assert one

@@ -38,11 +38,12 @@ from insurer_agent.store.server import database_server, find_dsn
 from insurer_agent.store.vault import Vault, VaultError
 from protocol import signing
 from protocol.committee_keys import CommitteeKey
-from protocol.custody import Admission, Charge, CustodyRow, Kept, Proposed
+from protocol.custody import Admission, Charge, CustodyRow, Kept, Preparation, Proposed, RangeAttempt
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import AdminSignature, SignedManifest, Terms, sign_terms
-from protocol.messages import ISSUE
+from protocol.messages import ISSUE, UNDERWRITING, Commit, RangeProof
+from protocol.range_tags import range_tags
 from protocol.secret import Secret
 from protocol.token import IndexKey
 from transport.problems import Problem
@@ -372,7 +373,15 @@ def test_many_processes_may_migrate_an_empty_database_at_once(database: str) -> 
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(opened(database, size=1, migrated=False)) for _ in range(THREADS)]
         at_once([store.migrate for store in stores])
-        assert tables(stores[0]) >= {"setting", "api_key", "policy", "deposit", "custody_deposit", "budget"}
+        assert tables(stores[0]) >= {
+            "setting",
+            "api_key",
+            "policy",
+            "deposit",
+            "custody_pending",
+            "custody_row",
+            "budget",
+        }
 
 
 SETTINGS = "SELECT count(*) FROM setting"
@@ -579,7 +588,7 @@ def custody_on(store: Database) -> PostgresCustody:
 
 
 def admission(budget: int = 1) -> Admission:
-    charges = (Charge(IndexKey(bytes(32)), "rule", budget, 30),)
+    charges = (Charge(IndexKey(bytes(32)), "rule", UNDERWRITING, budget, 30),)
     return Admission("insurer-02", "group-02", bytes(16), bytes(32), 1, 739_000, charges, 100)
 
 
@@ -594,14 +603,31 @@ def test_an_attempt_whose_commit_was_not_heard_of_is_charged_once_and_not_answer
 
 def test_a_deposit_whose_commit_was_not_heard_of_counts_once(forgetful: Forgetful) -> None:
     row = CustodyRow("accident", 739_000, 0, (1, 2, 3), (1, 2, 3))
-    item = Proposed("insurer-01", bytes(16), ISSUE, None, 0, 1, IndexKey(bytes(32)), row, bytes(32), 0)
+    item = Proposed("insurer-01", bytes(16), ISSUE, None, 0, 1, IndexKey(bytes(32)), row, bytes(32), 0, bytes(32))
+    proof = RangeProof(bytes(32), *(good for good, _ in range_tags(item.range_key, bytes(32))))
     with opened(forgetful.dsn) as store:
         forgetful.to_lose = 1
-        assert custody_on(store).prepare([item]) == [Kept(None, never=False, envelope_hash=bytes(32))]
+        pending = Kept(None, never=False, envelope_hash=bytes(32))
+        assert custody_on(store).prepare([item], 0.0) == Preparation([pending], None)
         forgetful.to_lose = 1
-        assert custody_on(store).commit("insurer-01", 0, [(bytes(16), 5)]) == [Kept(5, False, bytes(32))]  # noqa: FBT003
-        assert one(store, "SELECT count(*) FROM custody_deposit") == 1
+        made = Kept(5, never=False, envelope_hash=bytes(32), proof=proof)
+        assert custody_on(store).commit("insurer-01", 0, [Commit(bytes(16), 5, proof)]) == [made]
+        assert one(store, "SELECT count(*) FROM custody_pending") == 0
+        assert one(store, "SELECT count(*) FROM custody_row") == 1
         assert one(store, "SELECT count(DISTINCT sum) FROM custody_stamp") == 1
+        assert one(store, "SELECT count(DISTINCT sum) FROM custody_own_stamp") == 1
+        assert forgetful.to_lose == 0
+
+
+def test_a_range_check_whose_record_was_not_heard_of_is_not_garbled(forgetful: Forgetful) -> None:
+    row = CustodyRow("accident", 739_000, 0, (1, 2, 3), (1, 2, 3))
+    item = Proposed("insurer-01", bytes(16), ISSUE, None, 0, 1, IndexKey(bytes(32)), row, bytes(32), 0, bytes(32))
+    with opened(forgetful.dsn) as store:
+        forgetful.to_lose = 1
+        with pytest.raises(ProtocolError, match="replayed"):  # never garbled twice, then rather not at all
+            custody_on(store).prepare([item], 0.0, RangeAttempt(bytes(32), 739_000, 738_000))
+        assert one(store, "SELECT count(*) FROM range_attempt") == 1
+        assert custody_on(store).prepare([item], 0.0, RangeAttempt(bytes([1] * 32), 739_000, 738_000)).base is not None
         assert forgetful.to_lose == 0
 
 
@@ -806,6 +832,12 @@ def configured(tmp_path: Path) -> Settings:
         check_seconds=2,
         deposit_seconds=10,
         deposit_jitter_seconds=0,
+        redis=None,
+        redis_seconds=1,
+        checks_a_second=1,
+        checks_at_once=1,
+        policies_a_second=1,
+        policies_at_once=1,
         capture=None,
     )
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
-from world import make_world, name, person, seeded
+from world import IMPORT_NOW, make_world, name, person, seeded
 
 from insurer_agent import importer
 from insurer_agent.importer import import_files
@@ -31,7 +31,7 @@ from insurer_agent.intake.policy import COLUMNS, MAX_POLICY_NUMBER_CHARACTERS, E
 from insurer_agent.intake.policy_file import read_policies
 from insurer_agent.store import outbox as outbox_module
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.outbox import Outbox
+from insurer_agent.store.outbox import SPARE_DAYS, Outbox
 from insurer_agent.store.register import Applied, PolicyEvent, Record, Register
 from insurer_agent.store.vault import Vault, VaultError
 from protocol.check import shard_of_person
@@ -39,7 +39,8 @@ from protocol.committee import excluded_slot
 from protocol.deposit import Entry
 from protocol.encoding import decode
 from protocol.identity import Identity
-from protocol.messages import AMENDMENT, CANCELLATION, ISSUE
+from protocol.manifest import MAX_WINDOW_DAYS, china_day
+from protocol.messages import AMENDMENT, CANCELLATION, COUNT_OF_KIND, ISSUE
 from protocol.party import Party, RandomBytes
 from protocol.secret import Secret
 from transport.problems import Problem
@@ -54,6 +55,12 @@ LATEST = LATER + dt.timedelta(days=1)
 A_MILLION = 100_000_000
 STORAGE_KEY = Secret(bytes(range(32)))
 WORLD = make_world()
+
+
+def clock() -> float:
+    return IMPORT_NOW
+
+
 ACCEPTED, CORRECTED, REPEATED = Applied.ACCEPTED, Applied.CORRECTED, Applied.REPEATED
 
 
@@ -73,7 +80,7 @@ class Insurer:
         database, party = Database(dsn, size=size), WORLD.party(1)
         database.migrate()
         vault = Vault(STORAGE_KEY, "register", secrets.token_bytes)
-        return cls(party, database, vault, Register(database, vault, party, random), Outbox(database, vault))
+        return cls(party, database, vault, Register(database, vault, party, random, clock), Outbox(database, vault))
 
     def import_files(self, *files: Path) -> Counter[str]:
         return import_files(cast("Agent", self), list(files), io.StringIO())
@@ -108,7 +115,7 @@ class Insurer:
         for deposit_id, entry in self.entries():
             key = (by_issue[entry.earlier or deposit_id], entry.identity, entry.product)
             amount, count = sums.get(key, (0, 0))
-            sums[key] = (amount + entry.amount, count + entry.count)
+            sums[key] = (amount + entry.amount, count + COUNT_OF_KIND[entry.kind])
         return sums
 
     def state(self) -> tuple[int, ...]:
@@ -241,7 +248,7 @@ def test_a_deposit_goes_where_the_protocol_sends_it_and_a_correction_where_its_i
 def test_an_issue_is_deposited_as_it_is(insurer: Insurer) -> None:
     assert insurer.apply(event()) == [ACCEPTED]
     ((deposit_id, entry),) = insurer.entries()
-    assert entry == Entry(person(1), ISSUE, "accident", ISSUED_ON.toordinal(), A_MILLION, 1)
+    assert entry == Entry(person(1), ISSUE, "accident", ISSUED_ON.toordinal(), A_MILLION)
     assert [record.issue_id for record in insurer.records()] == [deposit_id]
 
 
@@ -253,9 +260,9 @@ def test_corrections_bear_the_original_day_and_the_difference(insurer: Insurer, 
     (issue_id, _), *corrections = insurer.entries()
     day = ISSUED_ON.toordinal()
     assert [entry for _, entry in corrections] == [
-        Entry(person(1), AMENDMENT, "accident", day, 2 * A_MILLION, 0, issue_id),
-        Entry(person(1), AMENDMENT, "accident", day, -5 * A_MILLION // 2, 0, issue_id),
-        Entry(person(1), CANCELLATION, "accident", day, -A_MILLION // 2, -1, issue_id),
+        Entry(person(1), AMENDMENT, "accident", day, 2 * A_MILLION, issue_id),
+        Entry(person(1), AMENDMENT, "accident", day, -5 * A_MILLION // 2, issue_id),
+        Entry(person(1), CANCELLATION, "accident", day, -A_MILLION // 2, issue_id),
     ]
     assert len({deposit_id for deposit_id, _ in insurer.entries()}) == 4
 
@@ -334,11 +341,25 @@ def test_one_number_with_another_person_or_product_is_another_policy(insurer: In
 
 def test_the_largest_amounts_and_the_first_and_last_day_are_kept_exactly(insurer: Insurer) -> None:
     cap = insurer.party.manifest.terms.deposit_cap
-    for number, day in (("first", dt.date.min), ("last", dt.date.max)):
+    first = dt.date.fromordinal(china_day(IMPORT_NOW) - MAX_WINDOW_DAYS - SPARE_DAYS)
+    for number, day in (("first", first), ("last", dt.date.max)):
         issue, up, down = (event(amount=amount, day=day, number=number) for amount in (1, cap, 1))
         insurer.apply(issue, replace(up, event=Event.AMEND), replace(down, event=Event.AMEND, day=max(day, LATER)))
     amounts = [(entry.day, entry.amount) for _, entry in insurer.entries()]
-    assert amounts == [(day, amount) for day in (1, dt.date.max.toordinal()) for amount in (1, cap - 1, 1 - cap)]
+    days = (first.toordinal(), dt.date.max.toordinal())
+    assert amounts == [(day, amount) for day in days for amount in (1, cap - 1, 1 - cap)]
+
+
+@pytest.mark.parametrize("days", [1, 1_000, None])
+def test_what_no_window_reaches_any_more_is_on_record_and_not_deposited(insurer: Insurer, days: int | None) -> None:
+    recent = dt.date.fromordinal(china_day(IMPORT_NOW) - MAX_WINDOW_DAYS - SPARE_DAYS)
+    day = dt.date.min if days is None else recent - dt.timedelta(days=days)
+    old = [event(day=day, amount=1), replace(event(day=day), event=Event.AMEND, amount=7), cancel()]
+    assert insurer.apply(*old, event(day=recent, number="B")) == [ACCEPTED, CORRECTED, CORRECTED, ACCEPTED]
+    assert [entry.day for _, entry in insurer.entries()] == [recent.toordinal()]
+    records = {record.policy_number: (record.day, record.current, record.cancelled) for record in insurer.records()}
+    assert records == {"A-1": (day.toordinal(), 0, 1), "B": (recent.toordinal(), A_MILLION, 0)}
+    assert insurer.apply(*old) == [REPEATED] * 3
 
 
 def test_results_stand_in_the_order_of_the_events_whatever_is_refused_between(insurer: Insurer) -> None:
@@ -609,7 +630,7 @@ def test_a_crash_in_the_middle_changes_neither_register_nor_outbox(
     insurer: Insurer, before: tuple[object, ...], at: int
 ) -> None:
     crashing = Crashing(crash, range(at, at + 1))
-    register = Register(insurer.database, insurer.vault, insurer.party, crashing)
+    register = Register(insurer.database, insurer.vault, insurer.party, crashing, clock)
     with pytest.raises(CrashError):
         register.apply(EVENTS_TO_CRASH)
     assert (insurer.state(), insurer.entries(), insurer.records()) == before
@@ -632,7 +653,7 @@ def test_a_transaction_whose_connection_dies_is_done_once_on_another(
     database: str, insurer: Insurer, before: tuple[object, ...], at: int
 ) -> None:
     crashing = Crashing(lambda: kill_connections(database), range(at, at + 1))
-    register = Register(insurer.database, insurer.vault, insurer.party, crashing)
+    register = Register(insurer.database, insurer.vault, insurer.party, crashing, clock)
     assert register.apply(EVENTS_TO_CRASH) == [ACCEPTED, CORRECTED, ACCEPTED, ACCEPTED]
     assert len(insurer.entries()) == len(cast("list[object]", before[1])) + 4
     assert insurer.deposited()["A-1", person(1), "accident"] == (5, 1)
@@ -642,7 +663,7 @@ def test_a_transaction_whose_connections_all_die_changes_nothing(
     database: str, insurer: Insurer, another: Insurer, before: tuple[object, ...]
 ) -> None:
     crashing = Crashing(lambda: kill_connections(database), range(1, 1_000))
-    register = Register(insurer.database, insurer.vault, insurer.party, crashing)
+    register = Register(insurer.database, insurer.vault, insurer.party, crashing, clock)
     with pytest.raises(Problem) as problem:
         register.apply(EVENTS_TO_CRASH)
     assert (problem.value.status, problem.value.code) == (503, "database-unavailable")

@@ -1,9 +1,7 @@
 """Watermarks are believed of their member alone; the service can only make an alliance look less complete."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,7 +13,6 @@ from strategies import deterministic
 from test_store_outbox import SET_ASIDE_AFTER, Store, entry, refuse
 from world import NOW, RULE, make_world, name
 
-import service.directory
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.requester import _lane
 from protocol.check import Verdict, Void
@@ -34,7 +31,6 @@ from protocol.watermark import (
     newest,
     sign_watermark,
 )
-from service.directory import DataDirectory
 from transport.peers import Peers
 
 WORLD = make_world()
@@ -148,26 +144,6 @@ def test_below_a_rules_floor_nothing_is_within_and_what_exceeds_still_does(curre
     void = _lane(rule, Verdict.INDETERMINATE, Void.TIMEOUT, seen)
     assert (void.verdict, void.reason) == (Verdict.INDETERMINATE, Void.TIMEOUT)
     assert _lane(RULE, Verdict.WITHIN, None, seen).verdict is Verdict.WITHIN
-
-
-# --- the service's directory ---------------------------------------------------------------------------------------
-
-
-def test_the_directory_keeps_the_newest_of_each_and_gives_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.directory, "time", type("Clock", (), {"time": staticmethod(lambda: NOW)}))
-    folder = tmp_path / "directory"
-    one, worker = DataDirectory(MANIFEST, folder), DataDirectory(MANIFEST, folder)
-    assert one.exchange(by(1)) == Directory(watermarks=(by(1),))
-    assert worker.exchange(by(2)) == Directory(watermarks=(by(1), by(2)))
-    late = by(2, NOW - 900, NOW - 30)
-    assert one.exchange(late) == Directory(watermarks=(by(1), by(2)))  # an older one does not take its place
-    assert refusal(lambda: one.exchange(bent(by(3), member=name(2)))) == "bad-signature"
-    (folder / name(1)).write_bytes(b"damaged")
-    assert one.exchange(by(2)) == Directory(watermarks=(by(2),))
-    assert one.exchange(by(1)) == Directory(watermarks=(by(1), by(2)))
-    assert sorted(file.name for file in folder.iterdir()) == [name(1), name(2)]
-    shutil.rmtree(folder)
-    assert one.exchange(by(1)) == Directory(watermarks=(by(1),))
 
 
 # --- how far a member's own deposits are ---------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from protocol.token import Pseudonym
 
 NOW = 1_790_000_000.0
 TODAY = china_day(NOW)
+IMPORT_NOW = NOW + 64 * 86_400
+"""The clock of imports: their files have policies of November 2026."""
 LIMIT = 5_000_000_000
 RULE = Rule(
     id="accident-30d",
@@ -35,6 +37,7 @@ RULE = Rule(
     limit=LIMIT,
     currency="CNY",
     budget=50,
+    recheck_budget=60,
     budget_days=30,
     valid_from=TODAY - 1000,
     min_current=0,
@@ -79,11 +82,10 @@ class World:
         day: int = TODAY,
         product: str = "accident",
         kind: int = ISSUE,
-        count: int = 1,
         earlier: bytes | None = None,
         without: frozenset[str] = frozenset(),
     ) -> tuple[MadeDeposit, dict[int, Kept]]:
-        entry = Entry(identity, kind, product, day, amount, count, earlier)
+        entry = Entry(identity, kind, product, day, amount, earlier)
         reachable = {key: value for key, value in self.members.items() if key not in without}
         return run_deposit(self.party(depositor), self.service, reachable, entry, now, self.random)
 

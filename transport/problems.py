@@ -1,6 +1,9 @@
 """Errors as they are told to callers: a stable code, a hint, and the HTTP status that goes with each."""
 
+import math
 from typing import Any
+
+from protocol.errors import ProtocolError
 
 STATUS_OF_CODE = {
     "unknown-rule": 404,
@@ -15,6 +18,7 @@ STATUS_OF_CODE = {
     "manifest-expired": 503,
     "not-ready": 503,
     "rate-limited": 429,
+    "busy": 503,
     "unreachable": 502,
     "timeout": 504,
 }
@@ -29,6 +33,8 @@ HINT_OF_CODE = {
     "unknown-member": "the manifest lists the members; compare it with this member's id",
     "not-custodian": "the manifest lists each shard's custodians",
     "rate-limited": "send less at once, or ask the operator for a higher rate",
+    "busy": "try again shortly",
+    "recheck-not-allowed": "GET /v1/rules of the agent says which rules have a recheck_budget",
     "malformed": "both sides must run versions that know this message",
 }
 """What to do about a protocol refusal."""
@@ -80,7 +86,21 @@ class Problem(Exception):  # noqa: N818  the term of RFC 9457
             body["hint"] = self.hint
         if self.errors is not None:
             body["errors"] = self.errors
+        if self.retry_after is not None:
+            body["retry_after"] = self.retry_after
         return body
+
+
+class RateLimitedError(ProtocolError):
+    """A refusal (`rate-limited`) of more than a rate allows; `retry_after` seconds later it fits, unless it never does.
+
+    `wait` is in seconds, and infinite for what is more than may come at once.
+    """
+
+    def __init__(self, wait: float) -> None:
+        never = math.isinf(wait)
+        super().__init__("rate-limited", "more than may be asked at once" if never else "too much at once; slow down")
+        self.retry_after = None if never else max(1, math.ceil(wait))
 
 
 def fault(error: BaseException) -> str:

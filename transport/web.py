@@ -14,7 +14,7 @@ from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import FRESHNESS_SECONDS
 from transport.internal import CONTENT_TYPE, PURPOSE, SIGNATURE_HEADER, TIME_HEADER, signed_parts
-from transport.problems import HINT_OF_CODE, HINT_OF_STATUS, STATUS_OF_CODE, Problem, fault
+from transport.problems import HINT_OF_CODE, HINT_OF_STATUS, STATUS_OF_CODE, Problem, RateLimitedError, fault
 
 M = TypeVar("M")
 
@@ -47,7 +47,8 @@ def register(app: Flask) -> None:
     @app.errorhandler(ProtocolError)
     def on_refusal(error: ProtocolError) -> Response:
         status, hint = STATUS_OF_CODE.get(error.code, 422), HINT_OF_CODE.get(error.code)
-        return problem_response(Problem(status, error.code, error.hint, hint=hint))
+        retry_after = error.retry_after if isinstance(error, RateLimitedError) else None
+        return problem_response(Problem(status, error.code, error.hint, hint=hint, retry_after=retry_after))
 
     @app.errorhandler(ValidationError)
     def on_invalid(error: ValidationError) -> Response:

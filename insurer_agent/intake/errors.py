@@ -5,6 +5,8 @@ fixed words and of names from the file format only, never of text from the file:
 support and shown on screens, and any cell may hold a person's number (columns get swapped).
 """
 
+from typing import Self
+
 
 class _RefusedError(Exception):
     """A refusal with a stable `code` and a `reason` that quotes nothing from the file."""
@@ -13,6 +15,9 @@ class _RefusedError(Exception):
         super().__init__(f"{code}: {reason}")
         self.code = code
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        return type(self), (self.code, self.reason)  # what is pickled by default lacks the code
 
 
 class IntakeError(_RefusedError):

@@ -54,7 +54,7 @@ def serve(app: Flask, agent: Agent) -> None:
 
     @app.post("/v1/checks")
     def check() -> Response:
-        return answer(agent, CheckRequestSchema, ask)
+        return answer(agent, agent.limits.checks, CheckRequestSchema, ask, bears_repeating=True)
 
     @app.get("/v1/rules")
     def rules() -> Response:
@@ -130,6 +130,7 @@ def _rule(rule: Rule) -> Any:  # noqa: ANN401  JSON
             "limit": limit,
             "currency": rule.currency,
             "budget": rule.budget,
+            "recheck_budget": rule.recheck_budget,
             "budget_days": rule.budget_days,
             "valid_from": day_of(rule.valid_from),
             "min_current": rule.min_current,

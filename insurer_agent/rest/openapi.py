@@ -8,7 +8,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema
 
 from insurer_agent.rest import schemas
-from insurer_agent.rest.requests import IDEMPOTENCY_KEY, MAX_KEY_CHARACTERS, REPLAYED
+from insurer_agent.rest.requests import IDEMPOTENCY_KEY, KEPT, MAX_KEY_CHARACTERS, REPLAYED
 
 PROBLEM = "application/problem+json"
 _PROBLEMS = {
@@ -19,7 +19,13 @@ _PROBLEMS = {
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "It does not fit the schema, a value is not good, or the Idempotency-Key was used for another request.",
+    429: "More requests than this API key may make at once; `retry_after` says when to send it again.",
     503: "It cannot be answered now. Sending it again is safe.",
+}
+_RETRIED = (409, 429, 503)
+_RETRY_AFTER = {
+    "description": "Seconds after which to send it again, where that is known.",
+    "schema": {"type": "string", "pattern": "^[0-9]+$"},
 }
 _NUMBER = {
     "name": "number",
@@ -51,7 +57,10 @@ def document() -> dict[str, Any]:
     spec.components.security_scheme("apiKey", {"type": "http", "scheme": "bearer"})
     problem = {"schema": schemas.ProblemSchema}
     for status, description in _PROBLEMS.items():
-        spec.components.response(_problem(status), {"description": description, "content": {PROBLEM: problem}})
+        told: dict[str, Any] = {"description": description, "content": {PROBLEM: problem}}
+        if status in _RETRIED:
+            told["headers"] = {"Retry-After": _RETRY_AFTER}
+        spec.components.response(_problem(status), told)
     for path, operations in _paths().items():
         spec.path(path, parameters=[_NUMBER] if "{number}" in path else [], operations=operations)
     result: dict[str, Any] = spec.to_dict()
@@ -79,7 +88,7 @@ def _paths() -> dict[str, dict[str, Any]]:
             )
         },
         "/v1/policies/{number}": {
-            "get": _operation("Find the policies of a number", {200: schemas.PoliciesSchema}, problems=(404, 422)),
+            "get": _operation("Find the policies of a number", {200: schemas.PoliciesSchema}, problems=(404, 422, 429)),
             "put": _operation(
                 "Amend a policy's sum insured",
                 {200: schemas.PolicyAnswerSchema},
@@ -113,9 +122,13 @@ def _operation(
                 "description": "True where this is the answer to an earlier request.",
                 "schema": {"const": "true"},
             }
-            responses[str(status)]["headers"] = {REPLAYED: replayed}
+            kept = {
+                "description": "False where this is not kept: a repeat under the Idempotency-Key is done anew.",
+                "schema": {"const": "false"},
+            }
+            responses[str(status)]["headers"] = {REPLAYED: replayed, KEPT: kept}
     always = (503,) if open_to_all else (401, 503)
-    for status in (*problems, *always, *((400, 409, 413, 415, 422) if body is not None else ())):
+    for status in (*problems, *always, *((400, 409, 413, 415, 422, 429) if body is not None else ())):
         responses[str(status)] = _problem(status)
     operation: dict[str, Any] = {"summary": summary, "responses": responses}
     if open_to_all:

@@ -39,10 +39,11 @@ HINT_OF_REFUSAL = {
 
 def serve(app: Flask, agent: Agent) -> None:
     """Add the endpoints."""
+    limit = agent.limits.policies
 
     @app.post("/v1/policies")
     def issue_policy() -> Response:
-        response = answer(agent, PolicySchema, partial(_issue, agent))
+        response = answer(agent, limit, PolicySchema, partial(_issue, agent))
         body = response.get_json()
         response.headers["Location"] = "/v1/policies/" + quote(body["policy_number"], safe="")
         return response
@@ -50,7 +51,7 @@ def serve(app: Flask, agent: Agent) -> None:
     # A policy number may have slashes in it, which WSGI servers hand on unescaped.
     @app.get("/v1/policies/<path:number>")
     def find_policies(number: str) -> Response:
-        require_api_key(agent)
+        limit.take(require_api_key(agent))
         states = agent.register.find(PolicyName(_number(number)))
         if not states:
             raise _refusal(IntakeError(POLICY_UNKNOWN, "no such policy was issued"))
@@ -59,11 +60,11 @@ def serve(app: Flask, agent: Agent) -> None:
 
     @app.put("/v1/policies/<path:number>")
     def amend_policy(number: str) -> Response:
-        return answer(agent, AmendmentSchema, partial(_correct, agent, number, Event.AMEND))
+        return answer(agent, limit, AmendmentSchema, partial(_correct, agent, number, Event.AMEND))
 
     @app.post("/v1/policies/<path:number>/cancellation")
     def cancel_policy(number: str) -> Response:
-        return answer(agent, CancellationSchema, partial(_correct, agent, number, Event.CANCEL))
+        return answer(agent, limit, CancellationSchema, partial(_correct, agent, number, Event.CANCEL))
 
 
 def _issue(agent: Agent, body: dict[str, Any]) -> Reply:

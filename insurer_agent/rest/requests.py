@@ -15,7 +15,8 @@ from insurer_agent.intake.amounts import parse_amount
 from insurer_agent.intake.documents import normalise
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.json_text import parse_json
-from insurer_agent.store.idempotency import Place, StoredAnswer
+from insurer_agent.limits import RequestLimit
+from insurer_agent.store.idempotency import IdempotencyAwayError, Place, StoredAnswer
 from protocol.identity import Identity
 from transport.problems import Problem
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 MAX_JSON = 64 << 10
 IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
+KEPT = "Idempotency-Kept"
 MAX_KEY_CHARACTERS = 255
 
 
@@ -47,16 +49,34 @@ def require_api_key(agent: Agent) -> str:
     return key
 
 
-def answer(agent: Agent, schema: type[Schema], reply: Callable[[dict[str, Any]], Reply]) -> Response:
-    """Answer a request whose body fits `schema`; under an Idempotency-Key once, and again what was answered then."""
+def answer(
+    agent: Agent,
+    limit: RequestLimit,
+    schema: type[Schema],
+    reply: Callable[[dict[str, Any]], Reply],
+    *,
+    bears_repeating: bool = False,
+) -> Response:
+    """Answer a request whose body fits `schema`; under an Idempotency-Key once, and again what was answered then.
+
+    Where it cannot be told whether it was made before, what changes policies is refused (503): an amendment that is
+    repeated after a later one would undo that, and who sends policies can wait. A request that `bears_repeating` goes
+    on, and its answer says that it is not kept: a check asked twice is right each time, and underwriting cannot wait.
+    """
     api_key = require_api_key(agent)
+    limit.take(api_key)
     body = _json()
     loaded: dict[str, Any] = schema().load(body)
     key = _idempotency_key()
     if key is None:
         return _response(reply(loaded))
     asked = json.dumps([request.method, request.path, body], sort_keys=True).encode()
-    place = agent.idempotency.begin(api_key, key, asked)
+    try:
+        place = agent.idempotency.begin(api_key, key, asked)
+    except IdempotencyAwayError:
+        if not bears_repeating:
+            raise
+        return _response(reply(loaded), kept=False)
     if isinstance(place, StoredAnswer):
         stored = json.loads(place.body)
         response = _response(Reply(stored["body"], stored["status"]))
@@ -71,21 +91,23 @@ def answer(agent: Agent, schema: type[Schema], reply: Callable[[dict[str, Any]],
         if not kept:
             with suppress(Problem):  # it lapses by itself
                 agent.idempotency.release(place)
-    return _response(given)
+    return _response(given, kept=kept)
 
 
 def _kept(agent: Agent, place: Place, given: Reply) -> bool:
     """Keep an answer; where that fails it is given all the same, as what it tells of is done."""
     try:
-        agent.idempotency.keep(place, json.dumps({"status": given.status, "body": given.body}).encode())
+        return agent.idempotency.keep(place, json.dumps({"status": given.status, "body": given.body}).encode())
     except Problem as problem:
         log.warning("an answer is not kept under its Idempotency-Key: %s", problem.code)
         return False
-    return True
 
 
-def _response(reply: Reply) -> Response:
-    return Response(json.dumps(reply.body) + "\n", reply.status, content_type="application/json")
+def _response(reply: Reply, *, kept: bool = True) -> Response:
+    response = Response(json.dumps(reply.body) + "\n", reply.status, content_type="application/json")
+    if not kept:
+        response.headers[KEPT] = "false"
+    return response
 
 
 def _idempotency_key() -> str | None:

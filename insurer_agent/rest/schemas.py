@@ -154,6 +154,9 @@ class RuleSchema(Schema):
     limit = fields.String(required=True)
     currency = fields.String(required=True)
     budget = fields.Integer(required=True)
+    recheck_budget = fields.Integer(
+        required=True, metadata=_about("Answers by rechecks in `budget_days` days, beside `budget`; 0: no rechecks.")
+    )
     budget_days = fields.Integer(required=True)
     valid_from = fields.Date(required=True)
     min_current = fields.Integer(
@@ -253,3 +256,4 @@ class ProblemSchema(Schema):
     detail = fields.String(required=True)
     hint = fields.String()
     errors = fields.Dict(keys=fields.String(), metadata=_about("What is wrong with each field."))
+    retry_after = fields.Integer(metadata=_about("Seconds after which to send it again, as in Retry-After."))

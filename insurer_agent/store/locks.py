@@ -17,3 +17,6 @@ class Lock(IntEnum):
     WATERMARKS = 7_261_006
     """Held by the process that publishes watermarks, for as long as it runs."""
     SNAPSHOT = 7_261_007
+    PARTITIONS = 7_261_008
+    RECHECK = 7_261_010
+    """Held by the command that checks the insured persons again, for as long as it runs."""

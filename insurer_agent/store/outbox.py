@@ -26,19 +26,65 @@ from protocol.deposit import Entry, MadeDeposit
 from protocol.encoding import ID, Maybe, Text, UInt, decode, encode, message
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
-from protocol.manifest import DAY
+from protocol.manifest import DAY, MAX_WINDOW_DAYS, Manifest, china_day
 from protocol.messages import KIND, Deposit
 from protocol.party import Party
 
 log = logging.getLogger(__name__)
 
 _SIGN = 1 << 63
-"""Amounts and counts may be negative; they are stored with this added."""
+"""Amounts may be negative; they are stored with this added."""
 MAX_BACKOFF_SECONDS = 60
 SET_ASIDE_AFTER = 8
 """Refusals in a row: some three minutes, so that no fault that passes sets anything aside."""
 SET_ASIDE_SECONDS = 3600
 DAMAGED = "damaged"
+SPARE_DAYS = 7
+"""By how much the day of a deposit may be older than any window: clocks and days differ, and it may have to wait."""
+
+
+_BEHIND = """
+WITH RECURSIVE found AS (
+    SELECT -1 AS shard, -1::smallint AS excluded, '[]'::jsonb AS had
+    UNION ALL SELECT next.* FROM found, LATERAL (
+        SELECT shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key') AS had
+        FROM deposit WHERE made_at IS NOT NULL AND completed_at IS NULL
+        AND (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'))
+        > (found.shard, found.excluded, found.had) ORDER BY shard, excluded, had LIMIT 1
+    ) AS next
+)
+SELECT shard, excluded, had FROM found WHERE shard >= 0"""
+"""From one combination to the next in the index `deposit_behind`: few, however many deposits wait for a holder."""
+
+
+_OUTGOING = "seq, deposit_id, shard, excluded, entry, made, attempts, receipts, made_at IS NOT NULL"
+
+
+_RECORD = """
+WITH said AS (
+    SELECT * FROM unnest(
+        %s::bigint[], %s::jsonb[], %s::bigint[], %s::text[], %s::boolean[], %s::boolean[], %s::boolean[]
+    )
+    AS said(seq, receipts, tick, reason, refused, made, complete)
+), most AS (SELECT %s::integer AS refusals, %s::float8 AS pause, %s::float8 AS aside)
+UPDATE deposit d SET
+    receipts = d.receipts || said.receipts,
+    tick = greatest(d.tick, said.tick),
+    attempts = d.attempts + 1,
+    last_reason = said.reason,
+    refusals = CASE WHEN said.refused THEN d.refusals + 1 ELSE 0 END,
+    set_aside_at = CASE WHEN said.refused AND d.refusals + 1 >= most.refusals
+        THEN coalesce(d.set_aside_at, now()) ELSE d.set_aside_at END,
+    next_attempt_at = now() + make_interval(secs => CASE
+        WHEN d.made_at IS NULL AND NOT said.made
+        AND (d.set_aside_at IS NOT NULL OR said.refused AND d.refusals + 1 >= most.refusals) THEN most.aside
+        ELSE least(most.pause, 2 ^ least(d.attempts, 10)) END),
+    made_at = CASE WHEN said.made THEN coalesce(d.made_at, now()) ELSE d.made_at END,
+    completed_at = CASE WHEN said.complete THEN coalesce(d.completed_at, now()) ELSE d.completed_at END,
+    made = CASE WHEN said.complete THEN NULL ELSE d.made END
+FROM said, most WHERE d.seq = said.seq
+RETURNING coalesce(d.set_aside_at = now(), false)"""
+"""One statement for a batch, and one version of each row: each has as many entries in indexes as there are indexes."""
 
 
 @message("deposit entry", version=1)
@@ -49,13 +95,14 @@ class _StoredEntry:
     product: Annotated[str, Text(64)]
     day: Annotated[int, DAY]
     amount: Annotated[int, UInt(64)]
-    count: Annotated[int, UInt(64)]
     earlier: Annotated[bytes | None, Maybe(ID)]
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A deposit that is due: its place, its bytes if they were made before, the ticks of its receipts by slot."""
+    """A deposit that is due: its place, its bytes if they were made before, the ticks of its receipts by slot, and
+    whether it counts already and only some holder lacks it.
+    """
 
     seq: int
     deposit_id: bytes
@@ -65,6 +112,7 @@ class Outgoing:
     made: MadeDeposit | None
     attempts: int
     receipts: Mapping[int, int] = field(default_factory=dict)
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +125,19 @@ class Attempt:
     complete: bool = False
     refused: bool = False
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Deposits that count, of one shard and excluded slot, that have the same holders' receipts: `slots` lack them.
+
+    With none lacking, the holders have them at unequal ticks.
+    """
+
+    shard: int
+    excluded: int
+    had: tuple[str, ...]
+    slots: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -111,7 +172,6 @@ def enqueue(connection: Rows, vault: Vault, party: Party, entry: Entry, deposit_
         product=entry.product,
         day=entry.day,
         amount=entry.amount + _SIGN,
-        count=entry.count + _SIGN,
         earlier=entry.earlier,
     )
     connection.execute(
@@ -124,6 +184,11 @@ def enqueue(connection: Rows, vault: Vault, party: Party, entry: Entry, deposit_
             vault.seal(deposit_id, encode(stored)),
         ),
     )
+
+
+def counts_still(entry: Entry, now: float) -> bool:
+    """Tell whether the day of a deposit is recent enough for any rule: holders refuse those that are much older."""
+    return entry.day >= china_day(now) - MAX_WINDOW_DAYS - SPARE_DAYS
 
 
 def is_visible(connection: Rows, vault: Vault, party: Party, person: Identity) -> bool:
@@ -144,25 +209,58 @@ class Outbox:
         self._vault = vault
 
     def due(self, limit: int) -> list[Outgoing]:
-        """Return deposits that are due, in order, none of them before what it waits for.
-
-        Repeats of what counts already come last: for a holder that is down they grow many.
-        """
-        rows = self._database.run(
+        """Return deposits that do not count yet and are due, in order, none of them before what it waits for."""
+        return self._outgoing(
             "due deposits",
+            f"SELECT {_OUTGOING} FROM deposit d"  # noqa: S608  names of columns
+            " WHERE completed_at IS NULL AND made_at IS NULL AND next_attempt_at <= now() AND (made IS NOT NULL OR"
+            " NOT EXISTS ("
+            "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
+            " AND NOT EXISTS ("
+            "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL"
+            "  AND e.set_aside_at IS NULL))"
+            " ORDER BY next_attempt_at, seq LIMIT %s",
+            (limit,),
+        )
+
+    def lacking(self, manifest: Manifest) -> list[Lacking]:
+        """Return by whom deposits that count are lacking still: a few combinations, however many deposits wait."""
+        rows = self._database.run(
+            "find what is lacking",
             lambda connection: connection.execute(
-                "SELECT seq, deposit_id, shard, excluded, entry, made, attempts, receipts FROM deposit d"
-                " WHERE completed_at IS NULL AND next_attempt_at <= now() AND (made IS NOT NULL OR NOT EXISTS ("
-                "  SELECT 1 FROM deposit e WHERE e.person_key = d.person_key AND e.seq < d.seq AND e.made_at IS NULL)"
-                "  AND NOT EXISTS ("
-                "  SELECT 1 FROM deposit e WHERE e.shard = d.shard AND e.made IS NOT NULL AND e.made_at IS NULL"
-                "  AND e.set_aside_at IS NULL))"
-                " ORDER BY made_at IS NOT NULL, next_attempt_at, seq LIMIT %s",
-                (limit,),
+                _BEHIND,
+                prepare=False,  # a plan from when the table was empty would sort all of it
             ).fetchall(),
         )
+        return [
+            Lacking(
+                shard,
+                excluded,
+                tuple(had),
+                frozenset(
+                    slot
+                    for slot in range(len(manifest.committee(shard).slots))
+                    if slot != excluded and str(slot) not in had
+                ),
+            )
+            for shard, excluded, had in rows
+        ]
+
+    def repeats(self, lacking: Lacking, limit: int) -> list[Outgoing]:
+        """Return deposits of a combination, those first whose last attempt is longest ago."""
+        return self._outgoing(
+            "repeated deposits",
+            f"SELECT {_OUTGOING} FROM deposit"  # noqa: S608  names of columns
+            " WHERE made_at IS NOT NULL AND completed_at IS NULL AND shard = %s AND excluded = %s"
+            " AND jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key') = %s"
+            " ORDER BY next_attempt_at LIMIT %s",
+            (lacking.shard, lacking.excluded, Jsonb(list(lacking.had)), limit),
+        )
+
+    def _outgoing(self, name: str, query: str, values: tuple[object, ...]) -> list[Outgoing]:
+        rows = self._database.run(name, lambda connection: connection.execute(query.encode(), values).fetchall())
         found, damaged = [], []
-        for seq, deposit_id, shard, excluded, entry, made, attempts, receipts in rows:
+        for seq, deposit_id, shard, excluded, entry, made, attempts, receipts, counts in rows:
             try:
                 found.append(
                     Outgoing(
@@ -174,6 +272,7 @@ class Outbox:
                         None if made is None else self._opened(shard, excluded, deposit_id, made),
                         attempts,
                         {int(slot): tick for slot, tick in receipts.items() if tick is not None},
+                        counts,
                     )
                 )
             except (VaultError, ProtocolError):
@@ -234,34 +333,14 @@ class Outbox:
 
     def record(self, attempts: Sequence[Attempt]) -> None:
         """Record what came of a batch, in one transaction: receipts, whether made and complete, or when to repeat."""
+        columns = zip(*map(_recorded, attempts), strict=True) if attempts else ()
 
         def transaction(connection: Rows) -> int:
-            with connection.cursor() as cursor:
-                cursor.executemany(
-                    "UPDATE deposit SET receipts = receipts || %(receipts)s, tick = greatest(tick, %(tick)s),"
-                    " attempts = attempts + 1, last_reason = %(reason)s,"
-                    " refusals = CASE WHEN %(refused)s THEN refusals + 1 ELSE 0 END,"
-                    " set_aside_at = CASE WHEN %(refused)s AND refusals + 1 >= %(most)s"
-                    " THEN coalesce(set_aside_at, now()) ELSE set_aside_at END,"
-                    " made_at = CASE WHEN %(made)s THEN coalesce(made_at, now()) ELSE made_at END,"
-                    " completed_at = CASE WHEN %(complete)s THEN coalesce(completed_at, now()) ELSE completed_at END,"
-                    " made = CASE WHEN %(complete)s THEN NULL ELSE made END WHERE seq = %(seq)s",
-                    [_recorded(attempt) for attempt in attempts],
-                )
-                cursor.execute(
-                    "UPDATE deposit SET next_attempt_at = now() + CASE WHEN set_aside_at IS NULL OR made_at IS NOT NULL"
-                    " THEN make_interval(secs => least(%s, 2 ^ least(attempts - 1, 10)))"
-                    " ELSE make_interval(secs => %s) END WHERE seq = ANY(%s)",
-                    (MAX_BACKOFF_SECONDS, SET_ASIDE_SECONDS, [attempt.outgoing.seq for attempt in attempts]),
-                )
-                cursor.execute(
-                    "SELECT count(*) FROM deposit WHERE set_aside_at = now() AND seq = ANY(%s)",
-                    ([attempt.outgoing.seq for attempt in attempts],),
-                )
-                row = cursor.fetchone()
-                return row[0] if row else 0
+            rows = connection.execute(_RECORD, (*values, SET_ASIDE_AFTER, MAX_BACKOFF_SECONDS, SET_ASIDE_SECONDS))
+            return sum(fresh for (fresh,) in rows)
 
-        if attempts and (fresh := self._database.run("record deposit attempts", transaction)):
+        values = [list(column) for column in columns]
+        if values and (fresh := self._database.run("record deposit attempts", transaction)):
             log.error("%d deposits are refused again and again: they are set aside; see insurer-agent outbox", fresh)
 
     def backlog(self) -> Backlog:
@@ -296,6 +375,13 @@ class Outbox:
         assert row is not None
         return float(row[0])
 
+    def behind(self, manifest: Manifest) -> set[tuple[int, int]]:
+        """Return each (shard, slot) whose receipt some deposit that is made still lacks.
+
+        A receipt of another tick than the others' is none that is lacking: the next repeat puts it right.
+        """
+        return {(one.shard, slot) for one in self.lacking(manifest) for slot in one.slots}
+
     def set_aside(self) -> list[SetAside]:
         """Return what is set aside and unmade, the oldest first."""
         rows = self._database.run(
@@ -308,18 +394,12 @@ class Outbox:
         return [SetAside(*row) for row in rows]
 
 
-def _recorded(attempt: Attempt) -> dict[str, object]:
+def _recorded(attempt: Attempt) -> tuple[object, ...]:
+    """Return the values of `_RECORD` for one deposit."""
     ticks = {str(slot): kept.tick for slot, kept in attempt.states.items()}
-    return {
-        "receipts": Jsonb(ticks),
-        "tick": max((tick for tick in ticks.values() if tick is not None), default=None),
-        "reason": attempt.reason,
-        "refused": attempt.refused,
-        "most": SET_ASIDE_AFTER,
-        "made": attempt.made,
-        "complete": attempt.complete,
-        "seq": attempt.outgoing.seq,
-    }
+    highest = max((tick for tick in ticks.values() if tick is not None), default=None)
+    place = attempt.outgoing.seq
+    return place, Jsonb(ticks), highest, attempt.reason, attempt.refused, attempt.made, attempt.complete
 
 
 def _made_place(deposit_id: bytes) -> bytes:
@@ -333,6 +413,5 @@ def _entry(stored: _StoredEntry) -> Entry:
         stored.product,
         stored.day,
         stored.amount - _SIGN,
-        stored.count - _SIGN,
         stored.earlier,
     )

@@ -6,14 +6,15 @@ together with the deposit that it calls for, in one transaction, so that neither
 
 import datetime as dt
 import enum
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.policy import Event, PolicyRow
 from insurer_agent.store.database import Database, Rows
-from insurer_agent.store.outbox import enqueue, is_visible
+from insurer_agent.store.outbox import counts_still, enqueue, is_visible
 from insurer_agent.store.vault import Vault
 from protocol.deposit import Entry, draw_deposit_id
 from protocol.encoding import ID, Text, UInt, decode, encode, message
@@ -24,6 +25,7 @@ from protocol.party import Party, RandomBytes
 
 _BY_NUMBER = "SELECT policy_key, sealed FROM policy WHERE policy_number = %s ORDER BY policy_key"
 _BY_NUMBER_LOCKED = "SELECT policy_key, sealed FROM policy WHERE policy_number = %s ORDER BY policy_key FOR UPDATE"
+_FETCHED_ROWS = 2_000
 POLICY_UNKNOWN = "policy-unknown"
 POLICY_AMBIGUOUS = "policy-ambiguous"
 
@@ -101,7 +103,15 @@ class PolicyState:
 class Register:
     """Applies events to the register and puts the deposits they call for into the outbox."""
 
-    def __init__(self, database: Database, vault: Vault, party: Party, random: RandomBytes) -> None:
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        party: Party,
+        random: RandomBytes,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._database = database
         self._vault = vault
         self._party = party
@@ -126,6 +136,8 @@ class Register:
             new = {key for key, fingerprint in zip(keys, fingerprints, strict=True) if fingerprint not in known}
             records = self.records(connection, new)
             results: list[Applied | IntakeError] = []
+            changes: dict[bytes, Record] = {}
+            fresh: list[bytes] = []
             with connection.pipeline():  # what is written is not waited for one by one
                 for event, key, fingerprint in zip(events, keys, fingerprints, strict=True):
                     if fingerprint in known:
@@ -133,12 +145,22 @@ class Register:
                         continue
                     try:
                         require_in_order(event, records.get(key))
-                        results.append(self.settle(connection, event, key, records))
+                        applied, changed, entry = decide(event, records.get(key), self._random)
                     except IntakeError as refusal:
                         results.append(refusal)
                         continue
+                    if changed is not None and entry is not None:
+                        records[key] = changes[key] = changed
+                        self._enqueue(connection, changed, entry)
+                    results.append(applied)
                     known.add(fingerprint)
-                    connection.execute("INSERT INTO policy_row (fingerprint) VALUES (%s)", (fingerprint,))
+                    fresh.append(fingerprint)
+                # Statements cost more than all else here, so these two are of the whole transaction.
+                if changes:
+                    self._keep(connection, changes)
+                if fresh:
+                    query = "INSERT INTO policy_row (fingerprint) SELECT unnest(%s::bytea[])"
+                    connection.execute(query, (fresh,))
             return results
 
         return self._database.run("apply policy events", transaction)
@@ -197,6 +219,24 @@ class Register:
         """Return the key of an event's policy: an HMAC of its number, insured and product."""
         return self._vault.index("policy", *event.policy())
 
+    def each(self, connection: Rows) -> Iterator[tuple[bytes, Record]]:
+        """Yield every policy that was ever issued with its key, as it stands, in constant memory.
+
+        All are of one snapshot where the transaction is.
+        """
+        with connection.cursor(name="register") as cursor:
+            cursor.itersize = _FETCHED_ROWS
+            for key, sealed in cursor.execute("SELECT policy_key, sealed FROM policy"):
+                yield bytes(key), self._opened(key, sealed)
+
+    def peek(self, connection: Rows, keys: Collection[bytes]) -> dict[bytes, Record]:
+        """Return those policies that were ever issued, as they stand now."""
+        rows = connection.execute("SELECT policy_key, sealed FROM policy WHERE policy_key = ANY(%s)", (list(keys),))
+        return {bytes(key): self._opened(key, sealed) for key, sealed in rows}
+
+    def _opened(self, key: bytes, sealed: bytes) -> Record:
+        return decode(Record, self._vault.open(bytes(key), sealed))
+
     def records(self, connection: Rows, keys: Collection[bytes]) -> dict[bytes, Record]:
         """Return those policies that were ever issued, as they stand, and keep them from changing until the end."""
         query = "SELECT policy_key, sealed FROM policy WHERE policy_key = ANY(%s) ORDER BY policy_key FOR UPDATE"
@@ -212,24 +252,32 @@ class Register:
         return applied
 
     def write(self, connection: Rows, policy_key: bytes, changed: Record | None, entry: Entry | None) -> None:
-        """Keep a policy's new record and put its deposit into the outbox, if `decide` has called for them."""
+        """Keep a policy's new record and put its deposit into the outbox, if `decide` has called for them and some
+        window may still reach its day.
+        """
         if changed is None or entry is None:
             return
+        self._keep(connection, {policy_key: changed})
+        self._enqueue(connection, changed, entry)
+
+    def _keep(self, connection: Rows, changes: Mapping[bytes, Record]) -> None:
+        sealed = [self._vault.seal(key, encode(record)) for key, record in changes.items()]
+        numbers = [self.number_index(record.policy_number) for record in changes.values()]
+        connection.execute(
+            "INSERT INTO policy (policy_key, policy_number, sealed)"
+            " SELECT * FROM unnest(%s::bytea[], %s::bytea[], %s::bytea[])"
+            " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",
+            (list(changes), numbers, sealed),
+        )
+
+    def _enqueue(self, connection: Rows, changed: Record, entry: Entry) -> None:
         deposit_id = (
             changed.issue_id
             if entry.kind == ISSUE
             else draw_deposit_id(self._party, entry.identity, entry.earlier, self._random)
         )
-        connection.execute(
-            "INSERT INTO policy (policy_key, policy_number, sealed) VALUES (%s, %s, %s)"
-            " ON CONFLICT (policy_key) DO UPDATE SET sealed = EXCLUDED.sealed",
-            (
-                policy_key,
-                self.number_index(changed.policy_number),
-                self._vault.seal(policy_key, encode(changed)),
-            ),
-        )
-        enqueue(connection, self._vault, self._party, entry, deposit_id)
+        if counts_still(entry, self._clock()):
+            enqueue(connection, self._vault, self._party, entry, deposit_id)
 
 
 def require_in_order(event: PolicyEvent, record: Record | None) -> None:
@@ -265,13 +313,13 @@ def decide(
     if event.event is Event.CANCEL:
         if record.cancelled:
             return Applied.REPEATED, None, None
-        entry = _correction(event, record, CANCELLATION, -record.current, -1)
+        entry = _correction(event, record, CANCELLATION, -record.current)
         return Applied.CORRECTED, replace(record, current=0, cancelled=1), entry
     if record.cancelled:
         raise IntakeError("policy-cancelled", "amends a policy that was cancelled")
     if event.amount == record.current:
         return Applied.REPEATED, None, None
-    entry = _correction(event, record, AMENDMENT, event.amount - record.current, 0)
+    entry = _correction(event, record, AMENDMENT, event.amount - record.current)
     corrected_on = max(record.corrected_on, event.day.toordinal())
     return Applied.CORRECTED, replace(record, current=event.amount, corrected_on=corrected_on), entry
 
@@ -297,13 +345,13 @@ def _issue(
         corrected_on=0,
         issue_id=random(16),
     )
-    entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount, 1)
+    entry = Entry(event.insured, ISSUE, event.product, new.day, event.amount)
     return Applied.ACCEPTED, new, entry
 
 
-def _correction(event: PolicyEvent, record: Record, kind: int, amount: int, count: int) -> Entry:
+def _correction(event: PolicyEvent, record: Record, kind: int, amount: int) -> Entry:
     """Return a deposit of the difference: on the original day, whatever date the event bears."""
-    return Entry(insured_of(record), kind, event.product, record.day, amount, count, earlier=record.issue_id)
+    return Entry(insured_of(record), kind, event.product, record.day, amount, earlier=record.issue_id)
 
 
 def insured_of(record: Record) -> Identity:

@@ -51,6 +51,16 @@ CREATE TABLE IF NOT EXISTS snapshot_seen (
     PRIMARY KEY (snapshot, policy_key)
 );
 
+-- What a recheck has not settled yet, a row a person and rule. Unlogged: the next recheck begins anew.
+CREATE UNLOGGED TABLE IF NOT EXISTS recheck_lane (
+    shard       integer NOT NULL,
+    person_key  bytea NOT NULL,  -- HMAC of the insured and a random number of the run, so in another order each night
+    rule_id     text NOT NULL,
+    policy_keys bytea[] NOT NULL,
+    reason      text,            -- why there was no answer, once it was asked
+    PRIMARY KEY (shard, person_key, rule_id)
+);
+
 -- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
 -- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.
 CREATE TABLE IF NOT EXISTS deposit (
@@ -72,8 +82,10 @@ CREATE TABLE IF NOT EXISTS deposit (
     made_at         timestamptz,
     completed_at    timestamptz
 );
-CREATE INDEX IF NOT EXISTS deposit_due ON deposit ((made_at IS NOT NULL), next_attempt_at, seq)
-    WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_due ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL AND made_at IS NULL;
+CREATE INDEX IF NOT EXISTS deposit_behind ON deposit
+    (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'), next_attempt_at)
+    WHERE made_at IS NOT NULL AND completed_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_made ON deposit (made_at) WHERE made_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deposit_person ON deposit (person_key, made_at);
 CREATE INDEX IF NOT EXISTS deposit_unmade ON deposit (person_key, seq) WHERE made_at IS NULL;
@@ -83,10 +95,10 @@ CREATE INDEX IF NOT EXISTS deposit_tick ON deposit (tick);
 
 -- What is kept for others --------------------------------------------------------------------------------------------
 
--- A deposit of another member: prepared while `tick` is null, given up when `never`, else committed and visible.
-CREATE TABLE IF NOT EXISTS custody_deposit (
+-- A deposit of another member that is pending, seen by no check; or an id that was given up for good.
+CREATE TABLE IF NOT EXISTS custody_pending (
     depositor     text NOT NULL,
-    id_key        bytea NOT NULL,    -- HMAC of the deposit id
+    id_key        bytea NOT NULL,    -- HMAC of depositor and deposit id
     shard         integer NOT NULL,
     epoch         integer,
     kind          smallint,
@@ -94,16 +106,56 @@ CREATE TABLE IF NOT EXISTS custody_deposit (
     product       text,
     day           date,
     excluded      smallint,
-    shares        bytea,             -- sealed, with the deposit id
+    chain_key     bytea,             -- HMAC of the id of the policy's issue
+    sealed        bytea,             -- deposit id, shares, and what its range proof is verified by
     envelope_hash bytea NOT NULL,
     not_before    bigint,            -- the least tick that it may be committed at
-    tick          bigint,
+    prepared_at   double precision NOT NULL,  -- when it was last asked for, Unix seconds
     never         boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (depositor, id_key),
-    CHECK (never OR token IS NOT NULL),
-    CHECK (NOT (never AND tick IS NOT NULL))
+    PRIMARY KEY (id_key),
+    CHECK (never OR token IS NOT NULL)
 );
-CREATE INDEX IF NOT EXISTS custody_deposit_person ON custody_deposit (token, day) WHERE tick IS NOT NULL;
+CREATE INDEX IF NOT EXISTS custody_pending_person ON custody_pending (token) WHERE NOT never;
+
+-- Committed deposits, a partition a calendar month of days (see partitions.py): a window is read by one index, and what
+-- no window reaches any more is dropped a whole partition at a time.
+CREATE TABLE IF NOT EXISTS custody_row (
+    depositor     text NOT NULL,
+    id_key        bytea NOT NULL,
+    shard         integer NOT NULL,
+    epoch         integer NOT NULL,
+    kind          smallint NOT NULL,
+    token         bytea NOT NULL,
+    product       text NOT NULL,
+    day           date NOT NULL,
+    excluded      smallint NOT NULL,
+    chain_key     bytea NOT NULL,
+    shares        bytea NOT NULL,    -- sealed, with the deposit id
+    proof         bytea NOT NULL,    -- sealed: what its range check opened
+    envelope_hash bytea NOT NULL,
+    not_before    bigint NOT NULL,
+    tick          bigint NOT NULL,
+    PRIMARY KEY (id_key, day)
+) PARTITION BY RANGE (day);
+CREATE INDEX IF NOT EXISTS custody_row_person ON custody_row (token, day);
+CREATE TABLE IF NOT EXISTS custody_row_later PARTITION OF custody_row DEFAULT;
+
+-- Range checks that were answered: one header is garbled once.
+CREATE TABLE IF NOT EXISTS range_attempt (
+    header_key bytea PRIMARY KEY,  -- HMAC of the header's hash, which others of the four have too
+    day        date NOT NULL,
+    passed     bytea[] NOT NULL    -- ids of what was pending for too long to be counted: given up if it stands
+);
+CREATE INDEX IF NOT EXISTS range_attempt_age ON range_attempt (day);
+
+-- Sums of the stamps of one depositor's deposits: by these the four that judge a deposit of his are told apart.
+CREATE TABLE IF NOT EXISTS custody_own_stamp (
+    depositor text NOT NULL,
+    shard     integer NOT NULL,
+    excluded  smallint NOT NULL,
+    sum       bytea NOT NULL,
+    PRIMARY KEY (depositor, shard, excluded)
+);
 
 -- Sums of deposit stamps, group elements, one row a tick; ticks too old to be asked for are folded into one.
 CREATE TABLE IF NOT EXISTS custody_stamp (
@@ -134,9 +186,10 @@ CREATE TABLE IF NOT EXISTS budget (
     requester_group text NOT NULL,
     token           bytea NOT NULL,
     rule_id         text NOT NULL,
+    occasion        smallint NOT NULL,
     day             date NOT NULL,
     answers         integer NOT NULL,
-    PRIMARY KEY (requester_group, token, rule_id, day)
+    PRIMARY KEY (requester_group, token, rule_id, occasion, day)
 );
 
 CREATE TABLE IF NOT EXISTS committee_key (

@@ -30,6 +30,9 @@ def _local(args: argparse.Namespace) -> int:
             database=args.database,
             capture=args.capture,
             rules=args.rules,
+            redis=args.redis,
+            tick_seconds=args.tick_seconds,
+            jitter_seconds=args.jitter_seconds,
         )
     )
 
@@ -152,6 +155,11 @@ def _parser() -> argparse.ArgumentParser:
     local.add_argument("--port-base", type=int, help="first of the ports to use; any free ones unless given")
     local.add_argument("--shards", type=int, default=4)
     local.add_argument("--database", help="a PostgreSQL server to use instead of the embedded one")
+    local.add_argument("--redis", metavar="URL", help="a Redis for rate limits and Idempotency-Keys; none unless given")
+    local.add_argument("--tick-seconds", type=int, default=1, help="length of a tick; an alliance over machines has 10")
+    local.add_argument(
+        "--jitter-seconds", type=float, default=0.3, help="most that deposits wait; an agent's own is 20"
+    )
     local.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
     local.add_argument("--capture", action="store_true", help="record what each party receives, under STATE/capture")
 

@@ -365,8 +365,8 @@ def _custodian_row(state: Path, custodian: str, shard: int, slot: int, samples: 
     his = {(policy.insurer, policy.product, policy.day) for policy in policies}
     settings = tomllib.loads((state / "members" / custodian / "config.toml").read_text(encoding="utf-8"))
     query = (
-        "SELECT token, depositor, product, day, excluded, shares FROM custody_deposit"
-        " WHERE shard = %s AND tick IS NOT NULL ORDER BY day, depositor"
+        "SELECT token, depositor, product, day, excluded, shares FROM custody_row"
+        " WHERE shard = %s ORDER BY day, depositor"
     )
     persons: dict[bytes, list[tuple[Any, ...]]] = defaultdict(list)
     try:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,21 +32,23 @@ from protocol.stamps import as_of_tick, tick_at
 from service.admin.manifests import add_signature, build_terms, pins_json, unsigned
 from service.admin.processes import Processes, ProcessFailedError, run_all
 from service.admin.rules import read_rules
+from transport.redis_link import connection_pool
 from transport.settings import SettingsError, write_private
 
 AGENT = "insurer_agent.cli"
 SERVICE = "service.cli"
-TICK_SECONDS = 1
 VALID_DAYS = 30
 START_SECONDS = 120
 DEPOSIT_SECONDS = 3600
+ROUND_SECONDS = 12
+"""For a batch of deposits: many processes share few cores."""
 _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class LocalOptions:
     """What `alliance local` was asked for. `database` is a PostgreSQL to use instead of the embedded one, `rules`
-    a file of rules for the first start.
+    a file of rules for the first start, `redis` the URL of a Redis for the service and all agents.
     """
 
     members: int
@@ -57,6 +59,9 @@ class LocalOptions:
     database: str | None
     capture: bool
     rules: Path | None = None
+    redis: str | None = field(default=None, repr=False)
+    tick_seconds: int = 1
+    jitter_seconds: float = 0.3
 
 
 class _StoppedError(Exception):
@@ -128,6 +133,8 @@ class _Alliance:
             raise SettingsError("--port-base and the ports after it, one a member and one more, are 1 to 65535")
         if self._options.members < 5:  # noqa: PLR2004  SPEC.md, section 4
             raise SettingsError("an alliance has at least 5 members")
+        if self._options.redis is not None:
+            connection_pool(self._options.redis, 1.0)  # which says what is wrong
         missing = [name for name in self._ids if not (self._options.policies / f"{name}.csv").is_file()]
         if missing:
             raise SettingsError(f"{self._options.policies} has no {missing[0]}.csv")
@@ -211,7 +218,7 @@ class _Alliance:
             service=_json(self._state / "service" / "service.json"),
             shards=self._options.shards,
             expected_persons=0,
-            tick_seconds=TICK_SECONDS,
+            tick_seconds=self._options.tick_seconds,
             valid_days=VALID_DAYS,
             local=True,
             book=None if self._options.rules is None else read_rules(self._options.rules),
@@ -246,8 +253,15 @@ class _Alliance:
         server = self._options.database or self._embedded()
         create_databases(server, [_database(name) for name in self._ids])
         capture = self._state / "capture" if self._options.capture else None
+        redis: dict[str, Any] = {}
+        if self._options.redis is not None:
+            redis = {"redis": self._options.redis, "redis_seconds": 0.3}  # many processes share few cores
         _write_settings(
-            self._state / "service", port=_port(self._service_url), capture=capture and capture / "service.jsonl"
+            self._state / "service",
+            port=_port(self._service_url),
+            deposit_seconds=ROUND_SECONDS,
+            **redis,
+            capture=capture and capture / "service.jsonl",
         )
         for name in self._ids:
             _write_settings(
@@ -256,7 +270,9 @@ class _Alliance:
                 port=_port(self._urls[name]),
                 database=make_conninfo(server, dbname=_database(name)),
                 allow_local=True,
-                deposit_jitter_seconds=0.3,
+                deposit_jitter_seconds=self._options.jitter_seconds,
+                deposit_seconds=2 * ROUND_SECONDS,
+                **redis,
                 capture=capture and capture / f"{name}.jsonl",
             )
         say("preparing the members' databases")

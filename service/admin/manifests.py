@@ -44,6 +44,7 @@ def default_rules(today: int) -> tuple[Rule, ...]:
             limit=5_000_000_000,
             currency="CNY",
             budget=50,
+            recheck_budget=60,
             budget_days=30,
             valid_from=today - 366,
             min_current=0,

@@ -12,6 +12,8 @@ from protocol.sharing import HALF_RING
 from transport.settings import SettingsError
 
 CURRENCY = "CNY"
+RECHECKS_A_DAY = 2
+"""What a rule allows that does not say: one a night, and as many again for nights that go wrong."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class _RuleSchema(Schema):
     measure = fields.String(required=True, validate=validate.OneOf([SUM_INSURED, POLICY_COUNT]))
     limit = fields.Decimal(required=True, validate=validate.Range(0), places=None)
     budget = fields.Integer(required=True, strict=True, validate=validate.Range(1))
+    recheck_budget = fields.Integer(load_default=None, strict=True, validate=validate.Range(0, (1 << 32) - 1))
     budget_days = fields.Integer(required=True, strict=True, validate=validate.Range(1, MAX_WINDOW_DAYS))
     valid_from = fields.Raw(required=True)
     min_current = fields.Integer(load_default=0, strict=True, validate=validate.Range(0, 4096))
@@ -61,4 +64,6 @@ def _rule(entry: dict[str, Any]) -> Rule:
     if not hasattr(entry["valid_from"], "toordinal") or hasattr(entry["valid_from"], "hour"):
         raise ValidationError(f"{entry['id']}: a day, written 2026-12-31 without quotes", "valid_from")
     day = entry.pop("valid_from").toordinal()
+    if entry["recheck_budget"] is None:
+        entry["recheck_budget"] = RECHECKS_A_DAY * entry["budget_days"]
     return Rule(limit=int(limit), currency=CURRENCY, valid_from=day, **(entry | {"products": tuple(entry["products"])}))

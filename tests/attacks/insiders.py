@@ -31,7 +31,7 @@ from protocol.encoding import encode
 from protocol.manifest import open_manifest
 from protocol.messages import BatchOutcome, CheckOutcome, CheckRequest, SignedBatch
 from protocol.party import Party, RandomBytes, ServiceParty
-from service.app import make_relay_app, open_service
+from service.app import make_relay_app, open_directory, open_service
 from service.config import Settings as ServiceSettings
 from service.custodians import Custodians
 from service.relay import Relay
@@ -120,8 +120,9 @@ def service_replaced(alliance: LiveAlliance, make_relay: MakeRelay[R]) -> Iterat
     state = alliance.state / "service"
     settings, party, manifest = open_service(state)
     settings, peers = replace(settings, capture=None), Peers()
-    relay = make_relay(party, Custodians(party, peers), settings, secrets.token_bytes)
-    app = make_relay_app(settings, party, manifest, relay)
+    directory = open_directory(settings, party)
+    relay = make_relay(party, Custodians(party, peers, directory), settings, secrets.token_bytes)
+    app = make_relay_app(settings, party, manifest, relay, directory)
     app.teardown_request(lambda _: peers.close())  # each request has a thread of its own
     end(state)
     try:

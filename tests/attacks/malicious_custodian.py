@@ -127,7 +127,8 @@ class Malicious(Custodian):
 
     def __init__(self, agent: Agent) -> None:
         honest = agent.custodian
-        super().__init__(honest._party, honest._custody, honest._keyring, honest._peers, honest._random)
+        peers, random, threads = honest._peers, honest._random, agent.settings.threads
+        super().__init__(honest._party, honest._custody, honest._keyring, peers, random, threads=threads)
         self.told: dict[Key, tuple[int, bool]] = {}
         """Where in A it stood, and whether what it said was another thing than the truth."""
         self.positions: set[int] = set()
@@ -231,7 +232,7 @@ class Watched(Relay):
         self._noted: list[tuple[str, str]] = []
 
     def check(self, request: CheckRequest) -> CheckOutcome:
-        self._custodians._troubles.clear()
+        self._custodians._until.clear()
         return super().check(request)
 
     def _attempt(self, evaluation: Evaluation, named: tuple[int, tuple[int, ...], int], *rest: Any) -> Any:  # noqa: ANN401  as in `Relay`

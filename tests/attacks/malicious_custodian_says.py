@@ -259,7 +259,7 @@ LINE: dict[str, tuple[Change, str]] = {
     "a byte more": (bent(lambda body: body + b"\x00"), "malformed"),
     "it twice": (bent(lambda body: body * 2), "malformed"),
     "nothing": (bent(lambda _: b""), "malformed"),
-    "another kind of message": (bent(lambda _: encode(PrepareAnswer(answers=()))), "malformed"),
+    "another kind of message": (bent(lambda _: encode(PrepareAnswer(answers=(), garbled=None))), "malformed"),
     "it compressed": (
         saying(lambda body: [raw(gzip.compress(body), headers="Content-Encoding: gzip\r\n")]),
         "malformed",

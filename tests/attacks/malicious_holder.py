@@ -8,9 +8,10 @@ from typing import Any
 
 from malicious_custodian import LIMIT, Malicious, Stage
 from malicious_custodian_says import flipped
+from malicious_service import NO_PROOF
 
 from insurer_agent.custodian import Custodian
-from protocol.custody import Kept
+from protocol.custody import Kept, Preparation
 from protocol.deposit import (
     Entry,
     accept_prepare,
@@ -40,7 +41,7 @@ class Policy:
     def __post_init__(self) -> None:
         party = self.stage.insiders[self.depositor].party
         identity = Identity(DocumentType(self.person[0]), self.person[1])
-        entry = Entry(identity, ISSUE, "accident", china_day(time.time()), LIMIT, 1)
+        entry = Entry(identity, ISSUE, "accident", china_day(time.time()), LIMIT)
         self.party, self.made = party, make_deposit(party, entry, secrets.token_bytes(16), secrets.token_bytes)
 
     def send(self) -> tuple[str | None, dict[int, Kept]]:
@@ -67,11 +68,11 @@ class Holder:
 
     def confirm_unkept(self, call: PrepareCall) -> PrepareAnswer:
         party = self.custodian._party
-        accepted = accept_prepare(party, call, time.time())
-        self.hashes |= {item.proposed.deposit_id: item.proposed.envelope_hash for item in accepted}
-        kept = [Kept(None, never=False, envelope_hash=item.proposed.envelope_hash) for item in accepted]
         key = self.custodian._key(call.shard, party.manifest.slot_of_group(call.shard, call.depositor))
-        return confirm(accepted, kept, key)
+        accepted = accept_prepare(party, call, key, time.time())
+        self.hashes |= {item.deposit_id: item.envelope_hash for item in accepted.proposed}
+        kept = [Kept(None, never=False, envelope_hash=item.envelope_hash) for item in accepted.proposed]
+        return confirm(party, accepted, Preparation(list(kept), None))
 
     def receipt_unkept(self, call: CommitCall) -> HolderReceipts:
         states = [Kept(one.tick, never=False, envelope_hash=self.hashes[one.deposit_id]) for one in call.commits]
@@ -82,6 +83,13 @@ class Holder:
         """Keep it and say something else."""
         answer = Custodian.prepare(self.custodian, call)
         return replace(answer, answers=tuple(replace(one, **changes) for one in answer.answers))
+
+    def judged(self, call: PrepareCall, **changes: object) -> PrepareAnswer:
+        """Keep it, and where it is of the four that judge, garble something else."""
+        answer = Custodian.prepare(self.custodian, call)
+        if answer.garbled is None:
+            return answer
+        return replace(answer, garbled=replace(answer.garbled, part=replace(answer.garbled.part, **changes)))
 
     def other_digests(self, call: PrepareCall) -> PrepareAnswer:
         answer = Custodian.prepare(self.custodian, call)
@@ -97,8 +105,7 @@ class Holder:
     def receipts_of(self, call: CommitCall, state: Callable[[Kept], Kept], ids: Callable[[bytes], bytes]) -> Any:  # noqa: ANN401  receipts
         """Commit, and MAC a receipt for another state or id."""
         custodian = self.custodian
-        commits = [(one.deposit_id, one.tick) for one in call.commits]
-        kept = [state(one) for one in custodian._custody.commit(call.depositor, call.shard, commits)]
+        kept = [state(one) for one in custodian._custody.commit(call.depositor, call.shard, call.commits)]
         names = [ids(one.deposit_id) for one in call.commits]
         return give_receipts(custodian._party, call.depositor, call.shard, names, kept)
 
@@ -142,7 +149,7 @@ HOLDING: dict[str, tuple[Callable[[Holder], Any], Callable[[Holder], Any], tuple
         lambda _: None,
         ("refused", "unmade"),
     ),
-    "confirms nothing": (lambda _: lambda _: PrepareAnswer(answers=()), lambda _: None, (None, "made")),
+    "confirms nothing": (lambda _: lambda _: PrepareAnswer(answers=(), garbled=None), lambda _: None, (None, "made")),
     "says that it was committed long ago": (
         lambda h: lambda call: h.prepared(call, tick=1),
         lambda _: None,
@@ -150,6 +157,26 @@ HOLDING: dict[str, tuple[Callable[[Holder], Any], Callable[[Holder], Any], tuple
     ),
     "says that it was committed in the future": (
         lambda h: lambda call: h.prepared(call, tick=1 << 60),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "garbles nothing": (
+        lambda h: lambda call: replace(Custodian.prepare(h.custodian, call), garbled=None),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "garbles under another session": (
+        lambda h: lambda call: h.judged(call, session_check=bytes(32)),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "garbles no group": (
+        lambda h: lambda call: h.judged(call, sent=(), vouched=()),
+        lambda _: None,
+        (None, "complete"),
+    ),
+    "claims a proof of its own making": (
+        lambda h: lambda call: h.prepared(call, tick=1, range_proof=NO_PROOF),
         lambda _: None,
         (None, "complete"),
     ),

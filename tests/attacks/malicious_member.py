@@ -43,7 +43,17 @@ LEFT = LIMIT - HELD
 """What is left for every person of the pool below the limit, in fen."""
 EXCEEDS, WITHIN = (Verdict.EXCEEDS, None), (Verdict.WITHIN, None)
 DISAGREEMENT = (Verdict.INDETERMINATE, Void.DISAGREEMENT)
-TABLES = ("custody_deposit", "custody_stamp", "check_request", "check_attempt", "budget", "committee_key")
+TABLES = (
+    "custody_pending",
+    "custody_row",
+    "custody_stamp",
+    "custody_own_stamp",
+    "check_request",
+    "check_attempt",
+    "budget",
+    "committee_key",
+)
+"""All that a custodian keeps, but its records of range checks: one that it refuses it has on record all the same."""
 Rows = psycopg.Connection[tuple[Any, ...]]
 Bend = Callable[[str, bytes], bytes]
 """What an attacker seals for a custodian in place of the honest body."""
@@ -57,9 +67,9 @@ def subject_of(identity: Identity) -> tuple[str, str]:
 
 
 def start(root: Path) -> LiveAlliance:
-    """Start eight members of whom three have each insured 48 persons for 10 million yuan."""
+    """Start eight members of whom three have each insured 72 persons for 10 million yuan."""
     for member in range(1, MEMBERS + 1):
-        numbers = range(48) if member <= 3 else ()
+        numbers = range(72) if member <= 3 else ()
         rows = [issue(f"A-{n}", ("passport", f"E10{n:06d}"), "10000000.00") for n in numbers]
         write_policies(root / "policies", member, rows)
     alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture", "--shards", str(SHARDS))
@@ -178,7 +188,7 @@ def open_stage(alliance: LiveAlliance, stack: ExitStack) -> Stage:
     databases = {number: stack.enter_context(alliance.database(number)) for number in members}
     for database in databases.values():
         database.autocommit = True
-    pool = [Identity(DocumentType.PASSPORT, f"E10{n:06d}") for n in range(48)]
+    pool = [Identity(DocumentType.PASSPORT, f"E10{n:06d}") for n in range(72)]
     return Stage(alliance, members, databases, pool)
 
 

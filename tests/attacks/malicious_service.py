@@ -1,5 +1,6 @@
 """The service in an attacker's hands, for tests: an honest relay with its keys, until it is told what to do instead."""
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,8 @@ from world import FourCustodians
 from protocol import check as steps
 from protocol import group, voprf
 from protocol.check import Evaluation, Void, accept_request, call_for, conclude, void_outcome
-from protocol.deposit import EvaluatedBatch, accept_batch, prepare_call
+from protocol.comparison import Disagreement
+from protocol.deposit import EvaluatedBatch, accept_batch, claimed_proofs, opened_proofs, prepare_call
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.group import Element
@@ -29,6 +31,9 @@ from protocol.messages import (
     HolderReceipts,
     KeyConfirmation,
     PrepareAnswer,
+    PrepareCall,
+    RangeOrder,
+    RangeProof,
     SignedBatch,
     SignedRelay,
 )
@@ -178,12 +183,16 @@ class Blind(FourCustodians):
         return tag
 
 
-@dataclass(frozen=True)
+NO_PROOF = RangeProof(header_hash=bytes(32), floor=bytes(16), ceiling=bytes(16), alone=bytes(16))
+
+
+@dataclass
 class Batch:
-    """A batch of deposits between the steps of the service."""
+    """A batch of deposits between the steps of the service. It keeps the proofs that it could open, or was told."""
 
     service: Attacker
     evaluated: EvaluatedBatch
+    proofs: list[RangeProof | None] = field(default_factory=list)
 
     @property
     def shard(self) -> int:
@@ -197,11 +206,33 @@ class Batch:
     def ids(self) -> tuple[bytes, ...]:
         return tuple(item.deposit_id for item in self.evaluated.batch.deposits)
 
-    def prepare(self, slots: Iterable[int] | None = None) -> dict[int, Any]:
-        return self.send_prepares({slot: prepare_call(self.evaluated, slot) for slot in slots or self.slots})
+    def order(self, chosen: Iterable[int] | None = None, **changes: Any) -> RangeOrder:  # noqa: ANN401  fields
+        """Order a range check, of the first four holders unless others are given."""
+        four = tuple(self.slots[:4] if chosen is None else chosen)
+        return replace(RangeOrder(nonce=secrets.token_bytes(16), chosen=four, issued_at=int(time.time())), **changes)
 
-    def send_prepares(self, calls: dict[int, Any]) -> dict[int, Any]:
-        return self.service.send(self.shard, internal.PREPARE, calls, PrepareAnswer)
+    def call(self, slot: int, order: RangeOrder | None = None) -> PrepareCall:
+        return prepare_call(self.evaluated, slot, order)
+
+    def prepare(self, slots: Iterable[int] | None = None, order: RangeOrder | None = None) -> dict[int, Any]:
+        """Have holders prepare it, four of them with a range check where there are four."""
+        asked = tuple(slots or self.slots)
+        if order is None and len(asked) >= 4:
+            order = self.order(asked[:4])
+        return self.send_prepares({slot: self.call(slot, order) for slot in asked}, order)
+
+    def send_prepares(self, calls: dict[int, Any], order: RangeOrder | None = None) -> dict[int, Any]:
+        """Send holders a prepare call each, and open what was garbled if it was ordered so."""
+        answers = self.service.send(self.shard, internal.PREPARE, calls, PrepareAnswer)
+        told = {slot: answer for slot, answer in answers.items() if isinstance(answer, PrepareAnswer)}
+        opened = None
+        if order is not None:
+            with contextlib.suppress(Disagreement):
+                opened = opened_proofs(self.service._service.manifest, self.evaluated, order, told)
+        found = claimed_proofs(self.service._service.manifest, self.evaluated, told) if opened is None else opened
+        if any(proof is not None for proof in found):
+            self.proofs = list(found)
+        return answers
 
     def commit(self, tick: int, slots: Iterable[int] | None = None) -> dict[int, Any]:
         call = self.commit_call(tick)
@@ -209,7 +240,12 @@ class Batch:
 
     def commit_call(self, *ticks: int) -> CommitCall:
         """Return the call that commits every deposit of the batch, once at each tick."""
-        commits = tuple(Commit(deposit_id=item, tick=tick) for tick in ticks for item in self.ids)
+        proofs = [proof or NO_PROOF for proof in self.proofs] or [NO_PROOF] * len(self.ids)
+        commits = tuple(
+            Commit(deposit_id=item, tick=tick, range_proof=proof)
+            for tick in ticks
+            for item, proof in zip(self.ids, proofs, strict=True)
+        )
         return CommitCall(depositor=self.evaluated.batch.depositor, shard=self.shard, commits=commits)
 
     def send_commits(self, calls: dict[int, Any]) -> dict[int, Any]:

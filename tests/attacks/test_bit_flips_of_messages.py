@@ -18,7 +18,7 @@ from world import LIMIT, NOW, RULE, World, make_world, person, seeded
 from protocol import deposit, signing
 from protocol.check import PURPOSE, Question, Verdict, Void, accept_call, accept_request, conclude, void_outcome
 from protocol.comparison import Disagreement
-from protocol.deposit import accept_batch, accept_prepare, make_deposit, prepare_call, sign_batch
+from protocol.deposit import accept_batch, make_deposit, opened_proofs, sign_batch
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import CheckAnswer, CheckCall, CheckOutcome, CheckRequest, PrepareCall, SignedBatch
@@ -198,28 +198,41 @@ PREPARE_CODES = {
     "bad-evaluation",
     "bad-envelope",
     "unequal-fields",
+    "other-key",
+    "bad-choice",
+    "stale",
 }
 
 
-def test_every_bit_of_a_prepare_call_is_refused() -> None:
+def test_every_bit_of_a_prepare_call_is_refused_or_is_of_the_order_and_opens_nothing() -> None:
     relay = deposited(one_shard())
     excluded = relay.made.excluded
     # One that a single bit turns into the excluded slot.
     slot = next(slot for slot in relay.slots if (slot ^ excluded).bit_count() == 1)
-    holder, data = relay.holder(slot).party, encode(prepare_call(relay.evaluated, slot))
-    envelope = prepare_call(relay.evaluated, slot).deposits[0].envelope
+    order = relay.order()
+    data, envelope = encode(relay.call(slot, order)), relay.call(slot).deposits[0].envelope
     inside = range(data.index(envelope) * 8, (data.index(envelope) + len(envelope)) * 8)
 
     def read(sent: bytes) -> None:
-        (result,) = accept_prepare(holder, decode(PrepareCall, sent), BEFORE)
+        (result,) = relay.accepted(slot, decode(PrepareCall, sent))
         if isinstance(result, ProtocolError):
             raise result
 
     # Every bit of an envelope is flipped below; of those in the call, some.
     sampled = [bit for bit in bits(data) if bit not in inside] + list(inside[:: STRIDE * 3 if STRIDE > 1 else 1])
-    seen = Counter(refusal_of(lambda bit=bit: read(flipped(data, bit))) for bit in sampled)
-    assert set(seen) == PREPARE_CODES
-    assert refusal_of(lambda: read(data)) == "accepted"
+    seen, answers = Counter[str](), relay.answers(order=order)
+    for bit in sampled:
+        code = refusal_of(lambda bit=bit: read(flipped(data, bit)))
+        seen[code] += 1
+        if code == "accepted":  # nonce, A and time are the service's to name: it gets a garbling of its own
+            bent = decode(PrepareCall, flipped(data, bit))
+            assert replace(bent, order=order) == relay.call(slot, order)
+            told = {**answers, slot: relay.prepare(slot, bent)}
+            with pytest.raises(Disagreement):
+                opened_proofs(relay.world.manifest, relay.evaluated, order, told)
+    assert set(seen) == PREPARE_CODES | {"accepted"}
+    assert seen["accepted"] >= 8 * 16  # the nonce
+    assert set(relay.commit(relay.decide())) == set(relay.slots)
 
 
 def deposited(world: World) -> Relay:

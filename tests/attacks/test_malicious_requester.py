@@ -627,7 +627,7 @@ def test_a_requester_cannot_aim_a_check_at_a_pseudonym_that_it_saw_as_a_custodia
 
 def bait(me: Insider, whom: Identity) -> None:
     """Insure the person for one fen more, and wait until checks count it."""
-    entry = Entry(whom, ISSUE, "accident", china_day(time.time()), 1, 1)
+    entry = Entry(whom, ISSUE, "accident", china_day(time.time()), 1)
     made = make_deposit(me.party, entry, secrets.token_bytes(16), secrets.token_bytes)
     (outcome,) = me.deposit(sign_batch(me.party, [made], time.time())).outcomes
     assert is_complete(me.manifest, made, read_receipts(me.party, made, outcome))

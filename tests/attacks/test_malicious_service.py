@@ -197,7 +197,7 @@ BENT_CALLS: dict[str, tuple[Callable[[CheckCall, Told], Any], str | None]] = {
     "A permuted": (lambda sent, _: replace(sent, chosen=sent.chosen[::-1]), "bad-choice"),
     "A with a slot twice": (lambda sent, at: replace(sent, chosen=at.a_with(at.slot)), "bad-choice"),
     "A with the requester's slot": (lambda sent, at: replace(sent, chosen=at.a_with(at.attempt.own)), "bad-choice"),
-    "A with a slot that is none": (lambda sent, at: replace(sent, chosen=at.a_with(15)), "bad-choice"),
+    "A with a slot that is none": (lambda sent, at: replace(sent, chosen=at.a_with(6)), "bad-choice"),
     "A without the one that is asked": (
         lambda sent, at: replace(sent, chosen=tuple(sorted({*sent.chosen, at.attempt.spare} - {at.slot}))),
         "bad-choice",

@@ -21,7 +21,6 @@ from protocol.check import Question, Verdict, Void, conclude, shard_of_person
 from protocol.comparison import Disagreement, Part
 from protocol.custody import Reading
 from protocol.deposit import (
-    Decision,
     accept_commit,
     batch_outcome,
     commit_call,
@@ -29,7 +28,6 @@ from protocol.deposit import (
     give_receipts,
     is_complete,
     make_deposit,
-    prepare_call,
     read_receipts,
 )
 from protocol.encoding import decode, encode
@@ -150,7 +148,7 @@ def test_a_call_with_any_bit_flipped_is_refused_or_makes_its_custodian_disagree(
 
 def test_a_prepare_with_any_bit_flipped_is_refused(relay: Relay) -> None:
     slot = relay.slots[1]
-    call = prepare_call(relay.evaluated, slot)
+    call = relay.call(slot)  # an order of a range check: `test_bit_flips_of_messages.py`
     assert relay.prepare(slot, call).answers[0].refusal is None
     codes = set()
     for _, data in with_each_bit_flipped(encode(call)):
@@ -160,6 +158,7 @@ def test_a_prepare_with_any_bit_flipped_is_refused(relay: Relay) -> None:
     assert codes == {
         "bad-envelope",
         "bad-evaluation",
+        "other-key",  # that of another depositor
         "other-manifest",
         "unequal-fields",
         "unknown-member",
@@ -205,7 +204,14 @@ def test_a_commit_with_any_bit_flipped_commits_nothing_or_is_told_by_its_tick(re
         assert kept.tick is not None
         assert kept.tick < int(BEFORE)
         assert dict(stamps) != honest  # so it disagrees with the other holders, whoever is asked about
-    assert ends == {"future-tick", "not-prepared", "unknown-member", "unknown-shard", "an earlier tick"}
+    assert ends == {
+        "future-tick",
+        "not-prepared",
+        "range-not-shown",
+        "unknown-member",
+        "unknown-shard",
+        "an earlier tick",
+    }
 
 
 def test_receipts_with_any_bit_flipped_are_the_true_ones_or_none(world: World, relay: Relay) -> None:
@@ -321,15 +327,15 @@ def test_no_tick_that_the_service_names_makes_a_cancellation_count_without_its_i
     issued, receipts = world.deposit(two, person(1), LIMIT, now=NOW - 10)
     tick = max(kept.tick for kept in receipts.values() if kept.tick is not None)
     earlier = issued.deposit.deposit_id
-    item = entry(1, -LIMIT, kind=CANCELLATION, count=-1, earlier=earlier)
+    item = entry(1, -LIMIT, kind=CANCELLATION, earlier=earlier)
     made_id = draw_deposit_id(world.party(two), person(1), earlier, world.random)
     relay = Relay.start(
         world, make_deposit(world.party(two), item, made_id, world.random, not_before=tick), two, now=NOW - 5
     )
     for tick in (int(NOW) - 5, int(NOW) - 30)[how == "at once" :]:
-        relay.decide()
+        decision = relay.decide()
         for slot in relay.slots:
-            call = commit_call(relay.evaluated, [Decision(tick, relay.slots, None)], slot)
+            call = commit_call(relay.evaluated, [replace(decision, tick=tick)], slot)
             assert call is not None
             with contextlib.suppress(ProtocolError):  # a holder may refuse it
                 relay.holder(slot).custody.commit(

@@ -147,8 +147,11 @@ MAY_GROW = {
     "policy",
     "policy_row",
     "deposit",
-    "custody_deposit",
+    "custody_pending",
+    "custody_row",
     "custody_stamp",
+    "custody_own_stamp",
+    "range_attempt",
 }
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=40),

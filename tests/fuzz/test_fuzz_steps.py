@@ -4,7 +4,7 @@ Messages are well formed, with any values, many of them close to those of an hon
 make itself (its signatures, seals and proofs) is made again over what was changed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from protocol.committee import excluded_slot
 from protocol.committee_keys import PURPOSE as KEY_PURPOSE
 from protocol.committee_keys import CommitteeKey, KeyEnvelope, holders, receive
 from protocol.comparison import Disagreement
-from protocol.custody import Kept, MemoryCustody
+from protocol.custody import AHEAD_DAYS, DEPOSIT_DAYS, Kept, MemoryCustody
 from protocol.deposit import (
     ABANDON,
     PUBLIC_REFUSALS,
@@ -50,6 +50,7 @@ from protocol.deposit import (
     accept_never,
     accept_prepare,
     batch_outcome,
+    claimed_proofs,
     commit_call,
     confirm,
     decide,
@@ -57,6 +58,7 @@ from protocol.deposit import (
     is_complete,
     is_made,
     make_deposit,
+    opened_proofs,
     prepare_call,
     read_receipts,
     sign_abandon,
@@ -67,6 +69,7 @@ from protocol.errors import ProtocolError
 from protocol.group import Element
 from protocol.messages import (
     COMMITTED,
+    COUNT_OF_KIND,
     FRESHNESS_SECONDS,
     ISSUE,
     Abandon,
@@ -76,6 +79,7 @@ from protocol.messages import (
     CheckOutcome,
     CheckRequest,
     CheckStatement,
+    Commit,
     CommitCall,
     DepositBatch,
     DepositEnvelope,
@@ -86,6 +90,8 @@ from protocol.messages import (
     PrepareAnswer,
     PrepareCall,
     Prepared,
+    RangeOrder,
+    RangeProof,
     Receipt,
     ReceiptStatement,
     SignedAbandon,
@@ -94,9 +100,10 @@ from protocol.messages import (
 )
 from protocol.party import Party, random_scalar
 from protocol.secret import Secret
-from protocol.sharing import held_labels
+from protocol.sharing import held_labels, plain_share
 from service.config import Settings
 from service.custodians import Custodians
+from service.directory import DataDirectory
 from service.relay import Relay as ServiceRelay
 from transport.peers import Peers
 
@@ -381,6 +388,7 @@ DEPOSITS = [make_deposit(WORLD.party(INSIDER), entry(whom), some(16), some) for 
 SIGNED = sign_batch(WORLD.party(INSIDER), DEPOSITS, BEFORE)
 BATCH = decode(DepositBatch, SIGNED.batch)
 EVALUATED = accept_batch(WORLD.service, SIGNED, BEFORE, some)
+ORDER = RangeOrder(nonce=bytes(16), chosen=EVALUATED.slots[:4], issued_at=int(BEFORE))
 
 
 def may_be_deposited(batch: DepositBatch) -> bool:
@@ -399,7 +407,8 @@ def test_a_service_evaluates_a_batch_exactly_when_its_depositor_may_make_it(tall
 
     def accepted(signed: SignedBatch) -> DepositBatch:
         made = accept_batch(WORLD.service, signed, BEFORE, some)
-        assert decode(PrepareCall, encode(prepare_call(made, made.slots[0]))) == prepare_call(made, made.slots[0])
+        call = prepare_call(made, made.slots[0], ORDER)
+        assert decode(PrepareCall, encode(call)) == call
         return made.batch
 
     tally.tries(lambda: accepted(SIGNED), lambda got: got == BATCH, ())
@@ -421,19 +430,40 @@ def test_a_service_evaluates_a_batch_exactly_when_its_depositor_may_make_it(tall
 # --- a deposit: step 3 ---------------------------------------------------------------------------------------------
 
 
-def prepared(slot: int, call: PrepareCall) -> tuple[list[Any], PrepareAnswer, dict[Any, Any]]:
+Results = tuple[AcceptedDeposit | ProtocolError, ...]
+
+
+def prepared(slot: int, call: PrepareCall) -> tuple[Results, PrepareAnswer, dict[Any, Any]]:
     """Do what a holder does with a call on a store of its own; return results, answer and what it then keeps."""
     member, custody = WORLD.members[SLOTS[slot]], MemoryCustody()
-    accepted = accept_prepare(member.party, call, BEFORE)
-    kept = custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
-    answer = confirm(accepted, kept, member.committee_keys[0, SLOTS.index(name(INSIDER))])
-    return accepted, answer, custody._deposits
+    accepted = accept_prepare(member.party, call, member.committee_keys[0, SLOTS.index(name(INSIDER))], BEFORE)
+    answer = confirm(member.party, accepted, custody.prepare(accepted.proposed, BEFORE, accepted.attempt()))
+    return accepted.deposits, answer, custody._deposits
 
 
-def only_good_is_kept(call: PrepareCall, bodies: dict[int, DepositEnvelope]) -> Callable[[Any], bool]:
+def is_sharing(slot: int, body: DepositEnvelope) -> bool:
+    """Tell whether a slot was given as many shares as it holds, and the count that follows from the kind."""
+    held = held_labels(len(SLOTS), body.facts.excluded, slot)
+    counts = plain_share(COUNT_OF_KIND[body.facts.kind], len(SLOTS), body.facts.excluded)
+    return len(body.amounts) == len(body.salts) == len(held) and body.counts == tuple(counts[key] for key in held)
+
+
+def garbles(slot: int, call: PrepareCall, results: Results) -> bool:
+    """Tell whether a holder garbles: it is of A, which can be, just now, and refuses nothing."""
+    order, slots = call.order, set(range(len(SLOTS))) - {SLOTS.index(name(INSIDER))}
+    return (
+        order is not None
+        and slot in order.chosen
+        and list(order.chosen) == sorted(set(order.chosen) & slots)
+        and abs(BEFORE - order.issued_at) <= FRESHNESS_SECONDS
+        and not any(isinstance(item, ProtocolError) for item in results)
+    )
+
+
+def only_good_is_kept(slot: int, call: PrepareCall, bodies: dict[int, DepositEnvelope]) -> Callable[[Any], bool]:
     """Say whether a holder kept of a call what it may; `bodies` has, by place, what the depositor really sealed."""
 
-    def right(result: tuple[list[Any], PrepareAnswer, dict[Any, Any]]) -> bool:
+    def right(result: tuple[Results, PrepareAnswer, dict[Any, Any]]) -> bool:
         accepted, answer, deposits = result
         assert decode(PrepareAnswer, encode(answer)) == answer
         good = {
@@ -447,9 +477,12 @@ def only_good_is_kept(call: PrepareCall, bodies: dict[int, DepositEnvelope]) -> 
             and body.facts.manifest_hash == call.manifest_hash == MANIFEST.hash
             and body.facts.epoch == 1
             and (body.facts.kind == ISSUE) is (body.facts.earlier is None)
-            and body.facts.product in MANIFEST.terms.products
-            and len(body.amounts) == len(body.counts) == len(body.salts) == len(SLOTS) - 2
+            and (body.facts.kind != ISSUE or body.facts.product in MANIFEST.terms.products)
+            and TODAY - DEPOSIT_DAYS <= body.facts.day <= TODAY + AHEAD_DAYS
+            and is_sharing(slot, body)
         }
+        if (answer.garbled is not None) is not garbles(slot, call, accepted):
+            return False
         for place, (item, told) in enumerate(zip(accepted, answer.answers, strict=True)):
             if isinstance(item, ProtocolError):
                 assert told.refusal == item.code
@@ -478,16 +511,16 @@ def reproven(call: PrepareCall) -> PrepareCall:
 
 def test_a_holder_keeps_nothing_of_a_call_that_a_service_has_bent_but_what_was_left_whole(tally: Tally) -> None:
     slot = EVALUATED.slots[1]
-    good, bodies = prepare_call(EVALUATED, slot), sealed_bodies(slot)
+    good, bodies = prepare_call(EVALUATED, slot, ORDER), sealed_bodies(slot)
     by_id = {body.facts.deposit_id: body for body in bodies.values()}
-    tally.tries(lambda: prepared(slot, good), only_good_is_kept(good, bodies), ())
+    tally.tries(lambda: prepared(slot, good), only_good_is_kept(slot, good, bodies), ())
 
     @fuzzed(4)
     @given(bent(good, NAMES) | messages(PrepareCall), st.booleans())
     def check(call: PrepareCall, again: bool) -> None:  # noqa: FBT001
         call = reproven(call) if again else call
         known = {place: by_id[item.deposit_id] for place, item in enumerate(call.deposits) if item.deposit_id in by_id}
-        tally.tries(lambda: prepared(slot, call), only_good_is_kept(call, known))
+        tally.tries(lambda: prepared(slot, call), only_good_is_kept(slot, call, known))
 
     check()
     assert tally.accepted > 1
@@ -496,7 +529,7 @@ def test_a_holder_keeps_nothing_of_a_call_that_a_service_has_bent_but_what_was_l
 
 def test_a_holder_keeps_of_what_a_depositor_seals_only_what_is_whole(tally: Tally) -> None:
     slot = EVALUATED.slots[1]
-    good, bodies = prepare_call(EVALUATED, slot), sealed_bodies(slot)
+    good, bodies = prepare_call(EVALUATED, slot, ORDER), sealed_bodies(slot)
     channel = WORLD.party(INSIDER).channel(SLOTS[slot])
     kept = 0
 
@@ -511,7 +544,7 @@ def test_a_holder_keeps_of_what_a_depositor_seals_only_what_is_whole(tally: Tall
         envelope = channel.seal(PURPOSE, good.deposits[0].deposit_id, data, some(32))
         call = replace(good, deposits=(replace(good.deposits[0], envelope=envelope), *good.deposits[1:]))
         known = {place: body for place, body in bodies.items() if place} | ({0: body} if junk is None else {})
-        result = tally.tries(lambda: prepared(slot, call), only_good_is_kept(call, known), ())
+        result = tally.tries(lambda: prepared(slot, call), only_good_is_kept(slot, call, known), ())
         assert sum(isinstance(item, AcceptedDeposit) for item in result[0]) >= 2, "the others do not suffer"
         kept += isinstance(result[0][0], AcceptedDeposit)
 
@@ -521,7 +554,20 @@ def test_a_holder_keeps_of_what_a_depositor_seals_only_what_is_whole(tally: Tall
 
 # --- a deposit: steps 4 to 7 ---------------------------------------------------------------------------------------
 
-TOLD = {slot: prepared(slot, prepare_call(EVALUATED, slot))[1] for slot in EVALUATED.slots}
+TOLD = {slot: prepared(slot, prepare_call(EVALUATED, slot, ORDER))[1] for slot in EVALUATED.slots}
+
+
+def proofs_of(answers: Mapping[int, PrepareAnswer]) -> Sequence[RangeProof | None]:
+    """Return what a service commits with: what it opens, or what holders claim."""
+    try:
+        opened = opened_proofs(MANIFEST, EVALUATED, ORDER, answers)
+    except Disagreement:
+        opened = None
+    return claimed_proofs(MANIFEST, EVALUATED, answers) if opened is None else opened
+
+
+PROOFS = proofs_of(TOLD)
+DECISIONS = [Decision(int(BEFORE), EVALUATED.slots, None, proof) for proof in PROOFS]
 PUBLIC = PUBLIC_REFUSALS | {REFUSED, TOO_FEW}
 NOW_TICK = int(BEFORE)
 
@@ -531,7 +577,9 @@ def legal(decisions: list[Decision], answered: set[int]) -> bool:
         if decision.tick is None:
             if decision.slots or decision.reason not in PUBLIC:
                 return False
-        elif decision.tick > NOW_TICK or decision.reason or not set(decision.slots) <= answered:
+        elif (
+            decision.tick > NOW_TICK or decision.reason or decision.proof is None or not set(decision.slots) <= answered
+        ):
             return False
     return len(decisions) == len(DEPOSITS)
 
@@ -546,7 +594,9 @@ def test_whatever_holders_answer_a_service_commits_at_all_that_agree_or_says_a_p
         silent = set(liars[3:])
         answers = {slot: answer for slot, answer in {**TOLD, **lies}.items() if slot not in silent}
         decisions = tally.tries(
-            lambda: decide(MANIFEST, EVALUATED, answers, NOW_TICK), lambda got: legal(got, set(answers)), ()
+            lambda: decide(MANIFEST, EVALUATED, answers, proofs_of(answers), NOW_TICK),
+            lambda got: legal(got, set(answers)),
+            (),
         )
         for place, decision in enumerate(decisions):
             if decision.tick is not None:  # the liars among those that commit say what the honest ones said
@@ -562,7 +612,7 @@ def test_whatever_holders_answer_a_service_commits_at_all_that_agree_or_says_a_p
         assert {item.reason for item in outcome.outcomes} <= PUBLIC | {None}
 
     check()
-    assert decide(MANIFEST, EVALUATED, TOLD, NOW_TICK) == [Decision(NOW_TICK, EVALUATED.slots, None)] * 3
+    assert decide(MANIFEST, EVALUATED, TOLD, PROOFS, NOW_TICK) == DECISIONS
 
 
 SETTINGS = Settings(
@@ -575,25 +625,31 @@ SETTINGS = Settings(
     threads=2,
     check_seconds=1.0,
     attempt_seconds=1.0,
+    recheck_seconds=1.0,
+    recheck_attempt_seconds=1.0,
     deposit_seconds=1.0,
     checks_a_second=1.0,
+    rechecks_a_second=1.0,
     deposits_a_second=1.0,
+    redis=None,
+    redis_seconds=1.0,
     capture=None,
 )
 
 
 def test_no_holder_writes_lines_of_its_own_into_the_services_log(
-    caplog: pytest.LogCaptureFixture, tally: Tally
+    caplog: pytest.LogCaptureFixture, tally: Tally, tmp_path: Path
 ) -> None:
-    relay = ServiceRelay(WORLD.service, Custodians(WORLD.service, Peers()), SETTINGS, some)
+    line = Custodians(WORLD.service, Peers(), DataDirectory(MANIFEST, tmp_path / "directory"))
+    relay = ServiceRelay(WORLD.service, line, SETTINGS, some)
     texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=16)
 
     @fuzzed(2)
     @given(texts | st.sampled_from(["wrong-earlier", "x\n2026-01-01 WARNING service.relay: all is well"]))
     def check(refusal: str) -> None:
         caplog.clear()
-        told = Prepared(confirmation=bytes(32), digests=(), tick=None, refusal=refusal)
-        answer = decode(PrepareAnswer, encode(PrepareAnswer(answers=(told,))))
+        told = Prepared(confirmation=bytes(32), digests=(), tick=None, range_proof=None, refusal=refusal)
+        answer = decode(PrepareAnswer, encode(PrepareAnswer(answers=(told,), garbled=None)))
         tally.tries(
             lambda: relay._note_dissent(0, {1: answer}),
             lambda _: len(caplog.messages) == 1 and caplog.messages[0].isprintable(),
@@ -607,17 +663,18 @@ def test_no_holder_writes_lines_of_its_own_into_the_services_log(
 def a_holder() -> tuple[int, Party, MemoryCustody]:
     """Return a holder with a store of its own, in which the batch is prepared."""
     slot = EVALUATED.slots[1]
-    party, custody = WORLD.members[SLOTS[slot]].party, MemoryCustody()
-    accepted = accept_prepare(party, prepare_call(EVALUATED, slot), BEFORE)
-    custody.prepare([item.proposed for item in accepted if isinstance(item, AcceptedDeposit)])
-    return slot, party, custody
+    member, custody = WORLD.members[SLOTS[slot]], MemoryCustody()
+    key = member.committee_keys[0, SLOTS.index(name(INSIDER))]
+    custody.prepare(accept_prepare(member.party, prepare_call(EVALUATED, slot, None), key, BEFORE).proposed, BEFORE)
+    return slot, member.party, custody
 
 
 def test_a_commit_makes_visible_what_was_prepared_and_nothing_else(tally: Tally) -> None:
     slot, _, _ = a_holder()
-    good = commit_call(EVALUATED, [Decision(NOW_TICK, EVALUATED.slots, None)] * 3, slot)
+    good = commit_call(EVALUATED, DECISIONS, slot)
     assert good is not None
     ids = {item.deposit_id for item in BATCH.deposits}
+    shown = {item.deposit_id: item.range_proof for item in good.commits}
 
     def committed(call: CommitCall) -> tuple[MemoryCustody, HolderReceipts | None]:
         _, party, custody = a_holder()
@@ -633,11 +690,13 @@ def test_a_commit_makes_visible_what_was_prepared_and_nothing_else(tally: Tally)
 
     def right(call: CommitCall) -> Callable[[tuple[MemoryCustody, HolderReceipts | None]], bool]:
         own = (call.depositor, call.shard) == (name(INSIDER), 0)
-        told = {item.deposit_id: item.tick for item in reversed(call.commits)}
-        lowest = {
-            deposit_id: min(item.tick for item in call.commits if item.deposit_id == deposit_id) for deposit_id in told
-        }
-        expected = {deposit_id: lowest[deposit_id] for deposit_id in ids & set(told)} if own else {}
+        expected, given_for = dict[bytes, int](), list[bool]()
+        for item in call.commits if own else ():  # the first needs the deposit's proof, others may lower the tick
+            if item.deposit_id in expected:
+                expected[item.deposit_id] = min(item.tick, expected[item.deposit_id])
+            elif shown.get(item.deposit_id) == item.range_proof:
+                expected[item.deposit_id] = item.tick
+            given_for.append(item.deposit_id in expected)
 
         def holds(result: tuple[MemoryCustody, HolderReceipts | None]) -> bool:
             custody, given = result
@@ -647,7 +706,7 @@ def test_a_commit_makes_visible_what_was_prepared_and_nothing_else(tally: Tally)
                 ticks == expected
                 and {key[1] for key in custody._deposits} == ids
                 and all(tick <= NOW_TICK for tick in ticks.values())
-                and receipts == [item.deposit_id in expected for item in call.commits]
+                and receipts == (given_for if own else [False] * len(call.commits))
             )
 
         return holds
@@ -673,12 +732,12 @@ def test_only_its_depositor_has_a_deposit_given_up_and_never_a_committed_one(tal
 
     def abandoned(asked: SignedAbandon, *, relay: bool) -> set[bytes]:
         _, party, custody = a_holder()
-        custody.commit(name(INSIDER), 0, [(ids[2], NOW_TICK)])
+        custody.commit(name(INSIDER), 0, [Commit(deposit_id=ids[2], tick=NOW_TICK, range_proof=PROOFS[2])])
         before = deepcopy(vars(custody))
         try:
             call = accept_abandon(WORLD.service, asked, BEFORE)[1] if relay else NeverCall(signed=asked)
             abandon = accept_never(party, call, BEFORE)
-            kept = custody.abandon(abandon.depositor, abandon.shard, abandon.deposit_ids)
+            kept = custody.abandon(abandon.depositor, abandon.shard, abandon.deposit_ids, BEFORE)
             given = give_receipts(party, abandon.depositor, abandon.shard, abandon.deposit_ids, kept)
         except ProtocolError:
             assert vars(custody) == before

@@ -45,7 +45,7 @@ from protocol.deposit import _share_digest
 from protocol.encoding import encode
 from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels
 from protocol.messages import CheckAnswer, CheckEnvelope, DepositEnvelope
-from protocol.sharing import RING, SHARE_BYTES, Chosen, Label, held_labels, labels_of_sharing, share
+from protocol.sharing import RING, SHARE_BYTES, Chosen, Label, held_labels, labels_of_sharing, plain_share, share
 from protocol.token import Pseudonym
 from transport.internal import CHECK, PREPARE
 
@@ -143,7 +143,7 @@ def test_digests_of_shares_open_no_amount_unless_the_salt_of_the_last_is_known(w
                     body.facts.deposit_id,
                     last,
                     (amount - sum(body.amounts)) % RING,
-                    (1 - sum(body.counts)) % RING,
+                    plain_share(1, 5, body.facts.excluded)[last],
                     salt,
                 )
             ]

@@ -143,7 +143,7 @@ def rows_of(worlds: Recording, member: int, person: Subject, dictionary: Diction
 
 
 def custody_of(worlds: Recording, member: int) -> list[Row]:
-    return [row for row in worlds.stored[member] if row.table == "custody_deposit"]
+    return [row for row in worlds.stored[member] if row.table == "custody_row"]
 
 
 def slot_of(worlds: Recording, member: int) -> int:

@@ -8,13 +8,21 @@ from typing import Any
 
 from worlds import CHECKS, MEMBERS, OWN_TABLES, Exchange, Recording, Row, Step, name
 
-from insurer_agent.store.custody import KeptShares, _place
+from insurer_agent.store.custody_deposits import Facts, KeptShares, _place
 from protocol.check import PURPOSE as CHECK_PURPOSE
 from protocol.deposit import PURPOSE as DEPOSIT_PURPOSE
 from protocol.deposit import _unpad
 from protocol.encoding import decode
 from protocol.group import Element
-from protocol.messages import CheckCall, CheckEnvelope, DepositBatch, DepositEnvelope, PrepareCall, SignedBatch
+from protocol.messages import (
+    CheckCall,
+    CheckEnvelope,
+    DepositBatch,
+    DepositEnvelope,
+    PrepareCall,
+    RangeProof,
+    SignedBatch,
+)
 from protocol.token import unblind
 
 # --- what a party sees ---------------------------------------------------------------------------------------------
@@ -32,12 +40,12 @@ def seen_by_custodian(recording: Recording, member: int, step: Step) -> list[Any
     for item in step.exchanges[name(member)]:
         seen += [*_plainly(item), *opened(recording, member, item)]
     for row in step.rows[member]:
-        if row.table == "custody_stamp":  # one row a tick: how many there are follows from the time alone
+        if row.table in {"custody_stamp", "custody_own_stamp"}:  # sums: how many rows follows from time and depositor
             continue
         if row.table not in OWN_TABLES:
             seen += [row.table, dict(row.values)]
-        if row.table == "custody_deposit":
-            seen.append(kept_shares(recording, member, row))
+        if row.table == "custody_row":
+            seen += [kept_shares(recording, member, row), kept_proof(recording, member, row)]
     return seen + _log(step, name(member))
 
 
@@ -87,8 +95,19 @@ def opened(recording: Recording, member: int, item: Exchange) -> list[Any]:
 
 def kept_shares(recording: Recording, member: int, row: Row) -> KeptShares:
     """Open a row of custody with the storage key of its custodian."""
-    place = (row.values[column] for column in ("depositor", "id_key", "shard", "token", "product", "day", "excluded"))
-    return decode(KeptShares, recording.vaults[member].open(_place(*place), row.values["shares"]))
+    place = sealed_for(b"row", row)
+    return decode(KeptShares, recording.vaults[member].open(place, row.values["shares"]))
+
+
+def kept_proof(recording: Recording, member: int, row: Row) -> RangeProof:
+    """Open the range proof that a row was committed with."""
+    place = sealed_for(b"proof", row)
+    return decode(RangeProof, recording.vaults[member].open(place, row.values["proof"]))
+
+
+def sealed_for(what: bytes, row: Row) -> bytes:
+    facts = Facts(**{part.name: row.values[part.name] for part in fields(Facts)})
+    return _place(what, row.values["depositor"], row.values["id_key"], facts)
 
 
 # --- comparing what two worlds left --------------------------------------------------------------------------------
@@ -106,7 +125,7 @@ TIMES = {
     "seq",
 }
 """When something was is no part of a comparison; in what order it was is."""
-RANDOM = {"amounts", "counts", "proposal"}
+RANDOM = {"amounts", "proposal"}
 SMALL = 8
 
 
