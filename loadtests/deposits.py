@@ -4,8 +4,7 @@
 
 Every member imports the same number of policies while the service is held; then it is let go, and what is measured is
 the time in which the members' outboxes empty, and the processor time that service, agents and PostgreSQL use for it.
-Beside it, in the same run, the cryptography alone: the same deposits in one process, through `protocol/`, by party.
-Prints one JSON object, also to build/deposits.json.
+`deposit_profile.py` has the cryptography alone, step by step. Prints one JSON object, also to build/deposits.json.
 """
 
 import argparse
