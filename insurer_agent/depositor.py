@@ -131,17 +131,23 @@ class Depositor:
         return attempts
 
 
+_Place = tuple[int, int, int | None]
+"""Shard, excluded slot, and the slot that lacks something."""
+
+
 class _Holds:
     """Which slots of a shard are not asked for a while, as they gave no receipt: with a holder down for a day, what it
     lacks grows to many deposits, and each repeat costs all holders.
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, int | None], tuple[float, float]] = {}
+        self._held: dict[_Place, tuple[float, float]] = {}
 
     @staticmethod
-    def _places(lacking: Lacking) -> list[tuple[int, int | None]]:
-        return [(lacking.shard, slot) for slot in lacking.slots] or [(lacking.shard, None)]  # None: ticks differ
+    def _places(lacking: Lacking) -> list[_Place]:
+        # By the excluded slot, too: what one holder refuses of some must not keep others of it waiting.
+        slots: list[int | None] = [*lacking.slots] or [None]  # None: ticks differ
+        return [(lacking.shard, lacking.excluded, slot) for slot in slots]
 
     def allow(self, lacking: Lacking, now: float) -> bool:
         """Tell whether one of those that lack something may be asked by now."""
@@ -154,7 +160,7 @@ class _Holds:
     def note(self, lacking: Lacking, reached: set[int], now: float, *, evened: bool) -> None:
         """Note what came of asking: who gave receipts, and whether ticks were made equal."""
         for place in self._places(lacking):
-            if (place[1] in reached) if place[1] is not None else evened:
+            if (place[2] in reached) if place[2] is not None else evened:
                 self._held.pop(place, None)
             else:
                 pause = min(2 * self._held.get(place, (_FIRST_HOLD_SECONDS / 2, 0.0))[0], _MOST_HOLD_SECONDS)

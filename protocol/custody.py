@@ -22,8 +22,10 @@ from protocol.sharing import Label, Share, add_shares, held_labels
 from protocol.stamps import deposit_stamp
 from protocol.token import IndexKey
 
-DEPOSIT_DAYS = MAX_WINDOW_DAYS + 14
-"""How old the day of a deposit may be: no rule's window is as long. A depositor keeps older ones to itself."""
+DEPOSIT_DAYS = MAX_WINDOW_DAYS + 60
+"""How old the day of a deposit may be: no rule's window is as long. A depositor keeps those to itself that are older
+than any window; what it sent before has this long to reach a holder that was down.
+"""
 SUMMED_DAYS = DEPOSIT_DAYS + 14
 """From how many days ago on a range check sums: all that a holder may have accepted and not dropped."""
 KEPT_DAYS = SUMMED_DAYS + 14
@@ -236,8 +238,8 @@ class Custody(Protocol):
     def commit(self, depositor: str, shard: int, commits: Sequence[Commit]) -> list[Refusable]:
         """Make deposits visible from a tick on, each with its stamp, in one transaction.
 
-        What a range check of the deposit passed over here, as pending for too long, is given up for good: else it could
-        come back beside it.
+        What a range check of the deposit passed over here, as pending for too long, is given up for good, and where it
+        has been committed since the deposit is refused (`range-not-shown`): they were not judged together.
 
         Refused: an id that is not prepared (`not-prepared`), a tick before the deposit's `not_before` (`early-tick`),
         and one whose proof does not hold (`range-not-shown`). A deposit that is committed already keeps its first
@@ -372,18 +374,22 @@ class MemoryCustody:
                 results.append(refusal)
                 continue
             if kept.tick is None:
-                self._give_up_passed(proposed, commit.range_proof.header_hash)
+                passed = self._passed(proposed, commit.range_proof.header_hash)
+                if any(self._deposits[key][1].tick is not None for key in passed):
+                    results.append(range_not_shown())
+                    continue
+                for key in passed:
+                    self._deposits[key] = (None, Kept(None, never=True, envelope_hash=b""))
             lower = commit.tick if kept.tick is None else min(commit.tick, kept.tick)
             kept = replace(kept, tick=lower, proof=kept.proof or commit.range_proof)
             self._deposits[depositor, commit.deposit_id] = (proposed, kept)
             results.append(kept)
         return results
 
-    def _give_up_passed(self, committed: Proposed, header_hash: bytes) -> None:
-        for key in self._ranges.get(header_hash, set()):
-            other, kept = self._deposits[key]
-            if other is not None and kept.tick is None and other.index == committed.index:
-                self._deposits[key] = (None, Kept(None, never=True, envelope_hash=b""))
+    def _passed(self, judged: Proposed, header_hash: bytes) -> list[tuple[str, bytes]]:
+        """Return what was passed over when this deposit was judged under a header, and was not given up since."""
+        known = ((key, self._deposits[key][0]) for key in self._ranges.get(header_hash, set()))
+        return [key for key, other in known if other is not None and other.index == judged.index]
 
     def abandon(self, depositor: str, shard: int, deposit_ids: Sequence[bytes], now: float) -> list[Refusable]:
         """See `Custody`."""
@@ -480,5 +486,10 @@ def commit_refusal(commit: Commit, not_before: int, range_key: bytes | None) -> 
     if commit.tick < not_before:
         return early_tick()
     if range_key is not None and not is_good(range_key, commit.range_proof):
-        return ProtocolError("range-not-shown", "the range check of this deposit has not opened as good")
+        return range_not_shown()
     return None
+
+
+def range_not_shown() -> ProtocolError:
+    """Return the refusal of a deposit of which it is not shown that it may stand beside what stands."""
+    return ProtocolError("range-not-shown", "the range check of this deposit has not opened as good")

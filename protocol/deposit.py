@@ -501,17 +501,18 @@ def opened_proofs(
 def claimed_proofs(
     manifest: Manifest, evaluated: EvaluatedBatch, answers: Mapping[int, PrepareAnswer]
 ) -> list[RangeProof | None]:
-    """Step 4: return the proofs that holders have kept of what they committed before, where n-4 of them say the same.
+    """Step 4: return the proofs that holders have kept of what they committed before, where n-4 of them have: the one
+    that most of them have, as two rounds may each have come to some holders.
 
-    Any four holders have one of these among them, so nothing of the depositor has been judged without the deposit
-    since. If fewer have committed it, four others are left to judge it anew.
+    Any four of the deposit's holders have one of these among them. If fewer have committed it, four others are left to
+    judge it anew.
     """
     enough = len(manifest.committee(evaluated.batch.shard).slots) - CHOSEN
     found: list[RangeProof | None] = []
     for place in range(len(evaluated.batch.deposits)):
         claims = [answer.answers[place].range_proof for answer in _whole(evaluated, answers).values()]
-        proofs = [claim for claim in claims if claim is not None and claims.count(claim) >= enough]
-        found.append(max(proofs, key=proofs.count) if proofs else None)
+        proofs = [claim for claim in claims if claim is not None]
+        found.append(max(proofs, key=proofs.count) if len(proofs) >= enough else None)
     return found
 
 

@@ -473,6 +473,49 @@ def test_what_was_passed_over_as_lost_does_not_come_back_beside_what_was_judged_
     assert [code(state) for slot in (2, 3, 4) for state in round_.commit(slot, decisions)] == ["not-prepared"] * 3
 
 
+@pytest.mark.parametrize("lost_first", [True, False])
+def test_of_what_was_passed_over_and_what_was_judged_without_it_one_stands_in_whatever_order_they_are_committed(
+    *, lost_first: bool
+) -> None:
+    committee, later = RangeCommittee(6, 5), NOW + PENDING_SECONDS
+    rounds = [
+        committee.round(committee.deposit(CAP), now=now, chosen=(0, 1, 2, 3)).prepare_all() for now in (NOW, later)
+    ]
+    for round_ in rounds if lost_first else rounds[::-1]:
+        decisions = round_.decisions()
+        for slot in round_.evaluated.slots:
+            round_.commit(slot, decisions)
+    first, second = rounds if lost_first else rounds[::-1]
+    assert committee.committed(first.items[0]) == {0, 1, 2, 3, 4}
+    # The one that judged nothing knows nothing: it shows both, and no four of all have an answer with it.
+    assert committee.committed(second.items[0]) == {4}
+
+
+def test_what_comes_back_between_the_rounds_of_what_was_judged_without_it_keeps_that_from_standing() -> None:
+    committee, later = RangeCommittee(6), NOW + PENDING_SECONDS
+    lost, other = committee.deposit(CAP, excluded=5), committee.deposit(CAP, excluded=0)
+    begun = committee.round(lost).prepare_all()
+    for slot in (0, 1):
+        begun.commit(slot, begun.decisions())
+    judged = committee.round(other, chosen=(2, 3, 4, 5), now=later).prepare_all()
+    opened = judged.decisions()
+    assert opened[0].proof is not None
+    assert committee.round(lost, now=later, order=False).run() == [{0, 1, 2, 3, 4}]
+    for slot in judged.evaluated.slots:
+        judged.commit(slot, opened)
+    assert committee.committed(other) == {1, 5}  # not the four that it takes, and not alike
+
+
+def test_a_deposit_that_came_to_two_holders_by_two_rounds_is_finished_by_the_proof_of_one() -> None:
+    committee = RangeCommittee(6, 5)
+    item = committee.deposit(5)
+    for slot, four in ((0, (0, 1, 2, 3)), (1, (1, 2, 3, 4))):
+        round_ = committee.round(item, chosen=four).prepare_all()
+        round_.commit(slot, round_.decisions())
+    assert committee.committed(item) == {0, 1}
+    assert committee.make(item, chosen=(0, 1, 2, 3)) == [{0, 1, 2, 3, 4}]
+
+
 def test_a_holder_that_lacks_a_commit_gives_up_nothing_of_what_others_have() -> None:
     committee, later = RangeCommittee(6, 5), NOW + PENDING_SECONDS
     made, last = committee.deposit(CAP - 5), committee.deposit(5)

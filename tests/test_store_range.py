@@ -301,3 +301,21 @@ def test_what_a_range_check_passed_over_is_given_up_once_what_it_judged_is_commi
         assert plain(stored.prepare([lost, of_another], 0.0).kept)[0] == "deposit-abandoned"
         assert plain(stored.prepare([of_another], 0.0).kept) != ["deposit-abandoned"]
         assert plain(stored.commit("insurer-01", 0, [commit_of(lost, 2)])) == ["not-prepared"]
+
+
+def test_what_was_judged_without_what_has_been_committed_since_is_refused(custody: PostgresCustody) -> None:
+    lost, judged_now = proposed(1), proposed(3)
+    for stored in (MemoryCustody(), custody):
+        stored.prepare([lost], 0.0)
+        stored.prepare([judged_now], float(PENDING_SECONDS), attempt(1))
+        number, header = judged_now.deposit_id, attempt(1).header_hash
+        under = Commit(number, 2, proof_of(number, header=header))
+        assert plain(stored.commit("insurer-01", 0, [commit_of(lost, 1), under]))[1] == "range-not-shown"
+        assert plain(stored.commit("insurer-01", 0, [under])) == ["range-not-shown"]
+    again = [proposed(5, whom=1), proposed(6, whom=1)]
+    for stored in (MemoryCustody(), custody):
+        stored.prepare(again[:1], 0.0)
+        stored.prepare(again[1:], float(PENDING_SECONDS), attempt(2))
+        number, header = again[1].deposit_id, attempt(2).header_hash
+        commits = [Commit(number, 2, proof_of(number, header=header)), commit_of(again[0], 1)]
+        assert plain(stored.commit("insurer-01", 0, commits))[1] == "not-prepared"

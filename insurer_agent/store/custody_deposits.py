@@ -29,6 +29,7 @@ from protocol.custody import (
     Refusable,
     commit_refusal,
     not_prepared,
+    range_not_shown,
     repeated,
     replayed_range,
     require_epoch,
@@ -267,28 +268,32 @@ class CustodyDeposits:
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.STAMPS, shard))
             pending, _ = self._pending(connection, depositor, keys)
             others = [key for key in keys if key not in pending]
-            work = _Commits(self._vault, depositor, pending, self._committed(connection, depositor, others))
+            headers = {commit.range_proof.header_hash for commit in commits}
+            passed = self._passed(connection, headers)
+            committed = self._committed(
+                connection, depositor, [*others, *(key for ids in passed.values() for key in ids)]
+            )
+            work = _Commits(self._vault, depositor, pending, committed, passed)
             results = [work.commit(shard, commit, key) for commit, key in zip(commits, keys, strict=True)]
             work.write(connection)
-            self._give_up_passed(connection, work.moved)
+            for token, ids in work.given_up:
+                connection.execute(
+                    f"UPDATE custody_pending SET {_GIVEN_UP} WHERE id_key = ANY(%s) AND token = %s",  # noqa: S608  columns
+                    (list(ids), token),
+                )
             if custody_stamps.apply_changes(connection, depositor, shard, work.changes):
                 custody_stamps.fold(connection, shard, max(commit.tick for commit in commits) - self._fold_after)
             return results
 
         return self._in_turn("commit deposits", depositor, transaction)
 
-    def _give_up_passed(self, connection: Rows, moved: Mapping[bytes, set[bytes]]) -> None:
-        """Give up what this holder passed over when it judged what now stands: else it could come back beside it.
-
-        `moved` has the tokens of what was committed by the hash of the header that its proof names. A holder that lacks
-        a commit passes nothing over for good: under its header nothing opens.
-        """
-        for header_hash, tokens in moved.items():
-            connection.execute(
-                f"UPDATE custody_pending SET {_GIVEN_UP} FROM range_attempt"  # noqa: S608  names of columns
-                " WHERE header_key = %s AND id_key = ANY(passed) AND token = ANY(%s)",
-                (self._header_key(header_hash), list(tokens)),
-            )
+    def _passed(self, connection: Rows, headers: Iterable[bytes]) -> dict[bytes, frozenset[bytes]]:
+        """Return, by header's hash, what this holder passed over when it judged under that header, if anything."""
+        keys = {self._header_key(header): header for header in headers}
+        found = connection.execute(
+            "SELECT header_key, passed FROM range_attempt WHERE header_key = ANY(%s) AND passed <> '{}'", (list(keys),)
+        )
+        return {keys[bytes(key)]: frozenset(map(bytes, passed)) for key, passed in found}
 
     # --- give up, forget
 
@@ -321,7 +326,10 @@ class CustodyDeposits:
 
         def transaction(connection: Rows) -> None:
             limit = today - dt.timedelta(days=KEEP_ATTEMPTS_DAYS)
-            connection.execute("DELETE FROM range_attempt WHERE day < %s", (limit,))
+            connection.execute(
+                "DELETE FROM range_attempt WHERE day < %s AND (passed = '{}' OR day < %s)",
+                (limit, today - dt.timedelta(days=KEPT_DAYS)),
+            )
             connection.execute(
                 "DELETE FROM custody_pending WHERE prepared_at < %s AND (NOT never OR prepared_at < %s)",
                 (now - KEPT_DAYS * 86_400, now - (KEPT_DAYS + AHEAD_DAYS) * 86_400),
@@ -383,6 +391,7 @@ class _Commits:
         depositor: str,
         pending: Mapping[bytes, _Pending],
         committed: Mapping[bytes, _Committed],
+        passed: Mapping[bytes, frozenset[bytes]],
     ) -> None:
         self._vault = vault
         self._depositor = depositor
@@ -390,7 +399,11 @@ class _Commits:
         self._committed = dict(committed)
         self._shares: dict[bytes, bytes] = {}
         self._lowered: set[bytes] = set()
-        self.moved: dict[bytes, set[bytes]] = {}
+        self._passed = passed
+        self.given_up: list[tuple[bytes, frozenset[bytes]]] = []
+        """What was passed over when something that now stands was judged, with its person's token. A holder that lacks
+        a commit passes nothing over for good: under its header nothing opens.
+        """
         self.changes: custody_stamps.Changes = {}
 
     def commit(self, shard: int, commit: Commit, key: bytes) -> Refusable:
@@ -406,12 +419,18 @@ class _Commits:
         refusal = commit_refusal(commit, facts.not_before, kept.range_key)
         if refusal is not None:
             return refusal
+        passed = self._passed.get(commit.range_proof.header_hash, frozenset())
+        if any(other in self._committed and self._committed[other].facts.token == facts.token for other in passed):
+            return range_not_shown()  # it has been committed since: they were not judged together
+        if passed:
+            self.given_up.append((facts.token, passed))
+            lost = {other for other in passed & self._pending.keys() if self._pending[other].facts.token == facts.token}
+            self._pending = {other: one for other, one in self._pending.items() if other not in lost}
         shares = KeptShares(deposit_id=kept.deposit_id, amounts=kept.amounts, counts=kept.counts)
         self._shares[key] = self._vault.seal(self._place(b"row", key, facts), encode(shares))
         proof = self._vault.seal(self._place(b"proof", key, facts), encode(commit.range_proof))
         self._committed[key] = _Committed(facts, commit.tick, proof)
         self._stamp(commit, facts.excluded, commit.tick, +1)
-        self.moved.setdefault(commit.range_proof.header_hash, set()).add(facts.token)
         return Kept(commit.tick, never=False, envelope_hash=facts.envelope_hash, proof=commit.range_proof)
 
     def _lower(self, commit: Commit, key: bytes, known: _Committed) -> Kept:

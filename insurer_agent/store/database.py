@@ -27,7 +27,8 @@ MAX_TRIES = 5
 _PAUSE_SECONDS = 0.02
 """Before another try, at random and longer each time: one that is repeated at once meets the same other again."""
 _OPTIONS = (
-    "-c synchronous_commit=on -c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
+    r"-c default_transaction_isolation=read\ committed"  # who waits for his turn sees what was done before it
+    " -c synchronous_commit=on -c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
 )
 """Whatever the role's defaults: an answer may leave only when its replay record cannot be lost any more, and no
 statement, lock or forgotten transaction holds up the others for good."""
