@@ -75,8 +75,8 @@ class LiveAlliance:
     def progress(self) -> str:
         return self._file("stderr").read_text(encoding="utf-8")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End the alliance and return its exit status; fails if it takes more than 30 s."""
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = END_SECONDS) -> int:
+        """End the alliance and return its exit status; fails if it takes longer, 30 s unless told."""
         for child in self._restarted:
             child.terminate()
         for child in self._restarted:
@@ -85,7 +85,7 @@ class LiveAlliance:
         assert self._process is not None
         self._process.send_signal(number)
         try:
-            return self._process.wait(END_SECONDS)
+            return self._process.wait(seconds)
         finally:
             if self._process.poll() is None:
                 self._process.kill()

@@ -75,7 +75,7 @@ class Storm:
             place = ("--database", self._postgres.dsn(), "--port-base", str(ports[0]))
             self._alliance = LiveAlliance(len(self._members), self._root / "policies", self._root / "state", *place)
             self._alliance.start()
-            undo.callback(self._alliance.stop)
+            undo.callback(self._alliance.stop, seconds=120)  # what was restarted last may still be starting
             self.servers = Servers(self._root, self._alliance, redis)
             undo.callback(self.servers.end)
             self.doors = self._open_doors(redis)
