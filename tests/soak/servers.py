@@ -72,7 +72,8 @@ class Servers:
         """Start again what has ended by itself, as a service manager does: at a start without its database, say."""
         found = 0
         for state in (*self.agents, self.service):
-            if not pids_of(state):
+            started = self._started.get(f"serve {state.name}")
+            if not pids_of(state) and (started is None or started.poll() is not None):  # one just begun has no name yet
                 found += 1
                 self.serve(state)
         for member, stream in self._streams.items():
