@@ -29,7 +29,7 @@ from protocol.deposit import (
     opened_proofs,
     prepare_call,
 )
-from protocol.encoding import decode, encode
+from protocol.encoding import encode
 from protocol.errors import ProtocolError, is_code
 from protocol.messages import (
     MAX_ATTEMPTS,
@@ -39,7 +39,6 @@ from protocol.messages import (
     CheckAnswer,
     CheckOutcome,
     CheckRequest,
-    DepositBatch,
     DepositOutcome,
     HolderReceipts,
     KeyConfirmation,
@@ -148,13 +147,13 @@ class Relay:
         deadline = time.monotonic() + self._settings.deposit_seconds
         # 2. Authenticate, evaluate the blinded persons, prove it.
         evaluated = accept_batch(self._service, signed, time.time(), self._random, self._deposits.take)
-        scores = self._custodians.scores(evaluated.batch.shard, list(evaluated.slots))
+        whole, scores = evaluated.batch, self._custodians.scores(evaluated.batch.shard, list(evaluated.slots))
         outcomes: dict[bytes, DepositOutcome] = {}
         tried = set[tuple[int, ...]]()
         for _ in range(MAX_ATTEMPTS):
             order = None if evaluated.batch.made else self._order(scores)
             left = deadline - time.monotonic()
-            if left <= 0 or (order is not None and order.chosen in tried and evaluated.batch.deposits):
+            if left <= 0 or (order is not None and order.chosen in tried):
                 break
             if order is not None:
                 tried.add(order.chosen)
@@ -171,7 +170,7 @@ class Relay:
         return BatchOutcome(
             outcomes=tuple(
                 outcomes.get(deposit.deposit_id, DepositOutcome(receipts=(), reason=TOO_FEW))
-                for deposit in decode(DepositBatch, signed.batch).deposits
+                for deposit in whole.deposits
             )
         )
 
