@@ -84,11 +84,6 @@ def _question(document: str, proposed: Decimal, verdict: str) -> Question:
     return Question({"subject": subject, "rule": RULE, "proposed_amount": f"{proposed:.2f}"}, verdict)
 
 
-def under(question: Question, rules: tuple[str, ...]) -> dict[str, Any]:
-    """Return the body that asks the question under several rules."""
-    return {name: value for name, value in question.body.items() if name != "rule"} | {"rules": list(rules)}
-
-
 def encoded(body: object) -> bytes:
     """Return a body as JSON."""
     return json.dumps(body).encode()

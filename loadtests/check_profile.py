@@ -43,7 +43,6 @@ from service.admin.rules import read_rules
 
 T = TypeVar("T")
 M = TypeVar("M")
-Timed = Callable[[str, Callable[[], T]], T]
 POLICIES = 3
 PERSON = Identity(DocumentType.PASSPORT, "E00000001")
 ASK = "1 requester: blind, share, seal, sign"
@@ -82,6 +81,14 @@ class Checks:
         def sent(kind: type[M], value: M) -> M:
             return timed(MESSAGES, lambda: decode(kind, encode(value)))
 
+        def answer(name: str, call: CheckCall) -> CheckAnswer:
+            party, store = alliance.parties[name], alliance.stores[name]
+            received = sent(CheckCall, call)
+            accepted = timed(ACCEPT, lambda: accept_call(party, received, now))
+            timed(STORES, lambda: store.admit(accepted.admission()))
+            view = timed(STORES, lambda: store.view(accepted.reading()))
+            return sent(CheckAnswer, timed(GARBLE, lambda: answer_call(party, accepted, alliance.key, view)))
+
         alliance, random, now = self._alliance, secrets.token_bytes, time.time()
         asked = [Question(PERSON, rule, 100_000) for rule in self._rules]
         pending, request = timed(ASK, lambda: ask(alliance.insurer, asked, now, now + 2, random))
@@ -92,25 +99,13 @@ class Checks:
         chosen = preferred_choice(statement.check_id, dict.fromkeys((one.slot for one in statement.envelopes), 0.0))
         assert chosen is not None
         tick = as_of_tick(now, alliance.manifest.terms.tick_seconds)
-        answers = {}
-        for slot in chosen:
-            answers[slot] = self._answer(timed, sent, names[slot], call_for(evaluation, 1, chosen, tick, slot), now)
+        answers = {slot: answer(names[slot], call_for(evaluation, 1, chosen, tick, slot)) for slot in chosen}
         outcome = timed(CONCLUDE, lambda: conclude(alliance.service, evaluation, 1, chosen, tick, answers))
         outcome = sent(CheckOutcome, outcome)
         verdicts = timed(READ, lambda: read_outcome(pending, outcome, now))
         if verdicts != [(Verdict.WITHIN, None)] * len(asked):
             raise RuntimeError(f"the verdicts are {verdicts}")
         return seconds
-
-    def _answer(
-        self, timed: "Timed", sent: Callable[..., CheckAnswer], name: str, call: CheckCall, now: float
-    ) -> CheckAnswer:
-        party, store, key = self._alliance.parties[name], self._alliance.stores[name], self._alliance.key
-        call = sent(CheckCall, call)
-        accepted = timed(ACCEPT, lambda: accept_call(party, call, now))
-        timed(STORES, lambda: store.admit(accepted.admission()))
-        view = timed(STORES, lambda: store.view(accepted.reading()))
-        return sent(CheckAnswer, timed(GARBLE, lambda: answer_call(party, accepted, key, view)))
 
 
 def profile(checks: Checks, count: int) -> dict[str, float]:

@@ -52,5 +52,6 @@ class Alliance:
 
     def members(self) -> dict[str, MemberInMemory]:
         """Return the members as `run_check` and `run_deposit` take them."""
+        keys: dict[tuple[int, int | None], committee_keys.CommitteeKey]
         keys = {(0, slot): key for slot, key in self.keys.items()}
-        return {name: MemberInMemory(party, self.stores[name], dict(keys)) for name, party in self.parties.items()}
+        return {name: MemberInMemory(party, self.stores[name], keys) for name, party in self.parties.items()}

@@ -16,13 +16,23 @@ from book import Question, encoded, questions
 from rest import Connection, Door
 
 PATH = "/v1/checks"
-Ask = Callable[[Question], tuple[bytes, str]]
-"""Makes of a question the body of a request, and the verdict that its answer must have."""
+Ask = Callable[[Question], tuple[bytes, list[str]]]
+"""Makes of a question the body of a request, and the verdicts that its answer must have."""
 
 
-def plainly(question: Question) -> tuple[bytes, str]:
+def plainly(question: Question) -> tuple[bytes, list[str]]:
     """Ask under the one rule of the question."""
-    return encoded(question.body), question.verdict
+    return encoded(question.body), [question.verdict]
+
+
+def under(rules: tuple[str, ...]) -> Ask:
+    """Return what asks under several rules, of which the others' limits are above every total."""
+
+    def ask(question: Question) -> tuple[bytes, list[str]]:
+        body = {name: value for name, value in question.body.items() if name != "rule"} | {"rules": list(rules)}
+        return encoded(body), [question.verdict] + (len(rules) - 1) * ["within"]
+
+    return ask
 
 
 @dataclass
@@ -45,7 +55,7 @@ class Run:
         ordered = sorted(self.latencies)
         return 1000 * ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 
-    def took(self, latency: float, answer: tuple[int, bytes], verdict: str) -> None:
+    def took(self, latency: float, answer: tuple[int, bytes], verdicts: list[str]) -> None:
         """Note a request's latency and judge its answer."""
         status, body = answer
         self.latencies.append(latency)
@@ -53,11 +63,11 @@ class Run:
             self.refused += 1
             return
         told = json.loads(body)
-        found = {one["verdict"] for one in told.get("results", [told])}
+        found = [one["verdict"] for one in told.get("results", [told])]
         if "indeterminate" in found:
             self.indeterminate += 1
-        elif found != {verdict}:
-            raise RuntimeError(f"a verdict is {found} and not {verdict}")
+        elif found != verdicts:
+            raise RuntimeError(f"the verdicts are {found} and not {verdicts}")
 
 
 def one_client(
@@ -66,11 +76,11 @@ def one_client(
     """Ask so many questions one after the other; return the latencies, in seconds. Every one must be answered."""
     run = Run()
     for _ in range(count):
-        body, verdict = ask(next(asked))
+        body, verdicts = ask(next(asked))
         request = door.request("POST", PATH, body)
         began = time.perf_counter()
         answer = connection.exchange(request)
-        run.took(time.perf_counter() - began, answer, verdict)
+        run.took(time.perf_counter() - began, answer, verdicts)
     if run.refused or run.indeterminate:
         raise RuntimeError(f"{run.refused} of {count} requests were refused, {run.indeterminate} indeterminate")
     return run.latencies
@@ -87,9 +97,9 @@ def closed_loop(doors: Sequence[Door], clients: int, seconds: float) -> Run:
             while time.monotonic() < until:
                 with lock:
                     question = next(asked)
-                _request(door, connection, question, time.perf_counter, run, lock)
+                _request(door, connection, question, time.perf_counter(), run, lock)
 
-    return _timed(run, [lambda number=number: client(number) for number in range(clients)])
+    return _timed(run, client, clients)
 
 
 def open_loop(doors: Sequence[Door], rate: float, seconds: float, clients: int = 32) -> Run:
@@ -112,40 +122,33 @@ def open_loop(doors: Sequence[Door], rate: float, seconds: float, clients: int =
                 due = began + arrival
                 if (wait := due - time.perf_counter()) > 0:
                     time.sleep(wait)
-                _request(door, connection, question, lambda due=due: due, run, lock)
+                _request(door, connection, question, due, run, lock)
 
-    return _timed(run, [lambda number=number: client(number) for number in range(clients)])
+    return _timed(run, client, clients)
 
 
 def _request(
-    door: Door,
-    connection: Connection,
-    question: Question,
-    start: Callable[[], float],
-    run: Run,
-    lock: threading.Lock,
+    door: Door, connection: Connection, question: Question, began: float, run: Run, lock: threading.Lock
 ) -> None:
-    body, verdict = plainly(question)
-    request = door.request("POST", PATH, body)
-    began = start()
-    answer = connection.exchange(request)
+    body, verdicts = plainly(question)
+    answer = connection.exchange(door.request("POST", PATH, body))
     latency = time.perf_counter() - began
     with lock:
-        run.took(latency, answer, verdict)
+        run.took(latency, answer, verdicts)
 
 
-def _timed(run: Run, work: Sequence[Callable[[], None]]) -> Run:
-    """Run all of it, a thread each; raise what one of them raised."""
+def _timed(run: Run, client: Callable[[int], None], clients: int) -> Run:
+    """Run the clients, a thread each; raise what one of them raised."""
     faults: list[BaseException] = []
 
-    def guarded(one: Callable[[], None]) -> None:
+    def guarded(number: int) -> None:
         try:
-            one()
+            client(number)
         except BaseException as error:  # noqa: BLE001  raised below
             faults.append(error)
 
     used, began = time.process_time(), time.perf_counter()
-    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -19,6 +19,7 @@ from book import COLUMNS
 from processes import command, core_seconds, parent, tree
 from rest import Door
 
+MEMBERS = 6
 START_SECONDS = 300
 END_SECONDS = 60
 
@@ -61,10 +62,18 @@ class LocalAlliance:
             used[self._whose(command(pid))] += core_seconds([pid])
         return used
 
+    def core_seconds(self) -> float:
+        """Return the processor time, in seconds, that all of its processes have used so far."""
+        return core_seconds(tree(self.pid))
+
     def _whose(self, line: str) -> str:
         if " serve " in line:
             return "service" if f"{self.state}/service" in line else "agents"
         return "postgres" if "postgres" in line else "commands"
+
+    def service_processes(self) -> list[int]:
+        """Return the processes of the service."""
+        return [pid for pid in tree(self.pid) if self._whose(command(pid)) == "service"]
 
     def agent_workers(self) -> list[int]:
         """Return the processes of agents that answer requests: those that serve and have no child that does."""
