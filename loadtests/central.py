@@ -203,7 +203,7 @@ def _served(root: Path, database: str) -> Iterator[tuple[Door, int]]:
 
 def _answers(door: Door) -> bool:
     try:
-        door.get("/healthz")
+        door.call("GET", "/healthz")
     except OSError:
         return False
     return True

@@ -47,8 +47,12 @@ class LocalAlliance:
 
     def status(self, member: dict[str, Any]) -> dict[str, Any]:
         """Return a member's /v1/status."""
-        data: dict[str, Any] = self.door(member).get("/v1/status")
+        data: dict[str, Any] = self.call(member, "GET", "/v1/status")
         return data
+
+    def call(self, member: dict[str, Any], method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  JSON
+        """Call a member's REST interface with its API key and return the JSON that it answers."""
+        return self.door(member).call(method, path, body)
 
     def start_import(self, member: dict[str, Any], file: Path) -> subprocess.Popen[bytes]:
         """Start importing a file at a member."""

@@ -31,13 +31,14 @@ class Door:
         """Return a connection, not made yet."""
         return Connection(self)
 
-    def get(self, path: str) -> Any:  # noqa: ANN401  JSON
-        """Return the JSON of a GET on a connection of its own."""
+    def call(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  JSON
+        """Call once, on a connection of its own, and return the JSON of the answer, which must be a good one."""
         with self.open() as connection:
-            status, body = connection.exchange(self.request("GET", path))
-        if status != 200:  # noqa: PLR2004  the one status of success here
+            data = b"" if body is None else json.dumps(body).encode()
+            status, answer = connection.exchange(self.request(method, path, data))
+        if not 200 <= status < 300:  # noqa: PLR2004  success
             raise RuntimeError(f"{path} is answered with status {status}")
-        return json.loads(body)
+        return json.loads(answer)
 
 
 class Connection:
