@@ -8,7 +8,8 @@ else the machine does falls on all alike; a figure is the median of the blocks' 
 lie. The cryptography of a check alone is timed between the blocks, in this process. Then the alliance by TLS is alone:
 its rate with more and more clients, a load at half of that rate, batches, memory, deposits. What makes the load runs
 on the same cores. The limits of REST and service on one caller's rate are lifted, as settings can. Every verdict is
-compared with that of a plain sum. Prints a table; all figures are in build/bench.json.
+compared with that of a plain sum. Prints a table; all figures are in build/bench.json, and build/check-time.svg shows
+where a check's time goes.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from typing import Any
 
 from book import RULES_FILE, policies
 from central import central_check
+from check_picture import picture
+from check_steps import check_steps
 from deposits import drain
 from effort import FULL, QUICK, Effort
 from local_alliance import MEMBERS, LocalAlliance, local_alliance
@@ -34,6 +37,7 @@ from saturation import measure_batches, measure_rates, worker_memory
 from targets import table
 
 PLAIN_OPTION = "--plain-http"
+PICTURE = "check-time.svg"
 PARTS = ("latency", "rules", "rates", "batches", "deposits")
 REST_SECONDS = 5
 UNLIMITED = {
@@ -56,6 +60,8 @@ def main() -> int:
         figures = bench.run(Path(root))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if "check_steps_ms" in figures:
+        args.out.with_name(PICTURE).write_text(picture(figures), encoding="utf-8")
     print(table(figures))
     machine = figures["machine"]
     print(f"\n{machine['cores']} cores; load before {machine['load_before']}; {figures['seconds']} s; see {args.out}")
@@ -86,6 +92,8 @@ class Bench:
                     say("filling the central table")
                     central = beside.enter_context(central_check(root))
                     figures |= measure_latency(central, alliances, effort, say)
+                    say("steps of a check")
+                    figures["check_steps_ms"] = check_steps(root, effort.checks)
             if "rules" in parts:
                 figures |= measure_further_rules(first, effort, say)
             if "rates" in parts:

@@ -93,6 +93,7 @@ def make_app() -> Flask:
     app, schema = Flask("central"), _CheckSchema(unknown=RAISE)
     pool = ConnectionPool(os.environ[DATABASE], min_size=1, max_size=THREADS // 2, open=True)
     pool.wait()
+    app.extensions["pool"] = pool
     clients = {hashlib.sha256(os.environ[API_KEY].encode()).digest(): "bench"}
 
     def answer(body: dict[str, Any], status: int = 200) -> Response:

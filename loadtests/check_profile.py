@@ -53,20 +53,28 @@ CONCLUDE = "4 service: compare, evaluate"
 READ = "5 requester: read"
 CRYPTOGRAPHY = (ASK, EVALUATE, ACCEPT, GARBLE, CONCLUDE, READ)
 """The steps whose sum is the cryptography of a check; the codec of messages and the stores in memory are beside it."""
-MESSAGES, STORES = "messages", "stores in memory"
+MESSAGES = "all: encode and decode messages"
+ADMIT, VIEW = "3 custodians: admit, durable", "3 custodians: read one snapshot"
+"""Of stores in memory but for a profile that says otherwise."""
 
 
 class Checks:
-    """An alliance in memory that is asked about one person under so many rules, step by step."""
+    """An alliance that is asked about one person under so many rules, step by step."""
 
-    def __init__(self, lanes: int = 1) -> None:
-        self._alliance = Alliance(read_rules(RULES_FILE))
+    def __init__(self, lanes: int = 1, alliance: Alliance | None = None) -> None:
+        self._alliance = alliance or Alliance(read_rules(RULES_FILE))
         self._rules = self._alliance.manifest.terms.rules[:lanes]
+        self._bytes: dict[str, list[int]] = defaultdict(list)
         members = self._alliance.members()
         for number in range(POLICIES):
             depositor = self._alliance.parties[f"insurer-{2 + number:02d}"]
             entry = Entry(PERSON, ISSUE, "accident", china_day(time.time()), 100_000)
             run_deposit(depositor, self._alliance.service, members, entry, time.time() - 30, secrets.token_bytes)
+
+    def message_bytes(self) -> dict[str, int]:
+        """Return how long the messages of a check are, all of a kind together."""
+        self.step_by_step()
+        return {kind: sum(sizes) for kind, sizes in self._bytes.items()}
 
     def step_by_step(self, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
         """Run one check and return the seconds of each step, over all parties that take it."""
@@ -79,16 +87,19 @@ class Checks:
             return result
 
         def sent(kind: type[M], value: M) -> M:
-            return timed(MESSAGES, lambda: decode(kind, encode(value)))
+            data = timed(MESSAGES, lambda: encode(value))
+            self._bytes[kind.__name__].append(len(data))
+            return timed(MESSAGES, lambda: decode(kind, data))
 
         def answer(name: str, call: CheckCall) -> CheckAnswer:
             party, store = alliance.parties[name], alliance.stores[name]
             received = sent(CheckCall, call)
             accepted = timed(ACCEPT, lambda: accept_call(party, received, now))
-            timed(STORES, lambda: store.admit(accepted.admission()))
-            view = timed(STORES, lambda: store.view(accepted.reading()))
+            timed(ADMIT, lambda: store.admit(accepted.admission()))
+            view = timed(VIEW, lambda: store.view(accepted.reading()))
             return sent(CheckAnswer, timed(GARBLE, lambda: answer_call(party, accepted, alliance.key, view)))
 
+        self._bytes.clear()
         alliance, random, now = self._alliance, secrets.token_bytes, time.time()
         asked = [Question(PERSON, rule, 100_000) for rule in self._rules]
         pending, request = timed(ASK, lambda: ask(alliance.insurer, asked, now, now + 2, random))
@@ -108,11 +119,11 @@ class Checks:
         return seconds
 
 
-def profile(checks: Checks, count: int) -> dict[str, float]:
-    """Return the milliseconds of the processor of each step, a check: the medians of so many checks."""
+def profile(checks: Checks, count: int, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+    """Return the milliseconds of each step, a check, by a clock: the medians of so many checks."""
     taken = defaultdict(list)
     for _ in range(count):
-        for step, seconds in checks.step_by_step().items():
+        for step, seconds in checks.step_by_step(clock).items():
             taken[step].append(1000 * seconds)
     return {step: statistics.median(values) for step, values in taken.items()}
 

@@ -1,11 +1,12 @@
-"""An alliance of six in memory, for profiles of the protocol's pure steps: parties, keys, stores, no I/O."""
+"""An alliance of six in one process, for profiles step by step: parties, keys, and stores, in memory unless told."""
 
 import secrets
 import time
+from collections.abc import Callable
 
 from protocol import committee_keys
 from protocol.check import MemberInMemory
-from protocol.custody import MemoryCustody
+from protocol.custody import Custody, MemoryCustody
 from protocol.enrolment import enrol
 from protocol.manifest import Manifest
 from protocol.party import MemberKeys, Party, ServiceParty
@@ -18,9 +19,11 @@ MEMBERS = 6
 
 
 class Alliance:
-    """Six members and the service, one shard; insurer-01 deposits and asks."""
+    """Six members and the service, one shard; insurer-01 deposits and asks. `store` opens a member's custody."""
 
-    def __init__(self, book: RuleBook | None = None) -> None:
+    def __init__(
+        self, book: RuleBook | None = None, store: Callable[[str, Manifest], Custody] = lambda *_: MemoryCustody()
+    ) -> None:
         random, salt = secrets.token_bytes, Secret(secrets.token_bytes(32))
         keys = {f"insurer-{number:02d}": MemberKeys.generate(salt, random) for number in range(1, MEMBERS + 1)}
         service = generate_keys()
@@ -39,7 +42,7 @@ class Alliance:
         self.manifest = Manifest.of(terms)
         self.service = ServiceParty(service, self.manifest)
         self.parties = {name: Party(name, own, self.manifest) for name, own in keys.items()}
-        self.stores = {name: MemoryCustody() for name in keys}
+        self.stores = {name: store(name, self.manifest) for name in keys}
         self.insurer = self.parties["insurer-01"]
         self.keys = {slot: self._key(slot) for slot in range(len(self.manifest.committee(0).slots))}
         self.omitted = self.manifest.slot_of_group(0, self.insurer.id)

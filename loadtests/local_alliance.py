@@ -20,6 +20,8 @@ from processes import command, core_seconds, parent, tree
 from rest import Door
 
 MEMBERS = 6
+ROLES = ("requester", "requester's database", "service", "custodians", "custodians' databases", "commands")
+"""Of `seconds_by_role`; what PostgreSQL does for all is among the custodians'."""
 START_SECONDS = 300
 END_SECONDS = 60
 
@@ -64,6 +66,20 @@ class LocalAlliance:
         used = {"service": 0.0, "agents": 0.0, "postgres": 0.0, "commands": 0.0}
         for pid in tree(self.pid):
             used[self._whose(command(pid))] += core_seconds([pid])
+        return used
+
+    def seconds_by_role(self, requester: str) -> dict[str, float]:
+        """Return the same by role while that member alone asks: its agent and the others', and their connections."""
+        used = dict.fromkeys(ROLES, 0.0)
+        database, state = requester.replace("-", "_"), f"/members/{requester} "
+        for pid in tree(self.pid):
+            line = command(pid)
+            whose = self._whose(line)
+            if whose == "agents":
+                whose = "requester" if state in line else "custodians"
+            elif whose == "postgres":
+                whose = "requester's database" if f" {database} " in line else "custodians' databases"
+            used[whose] += core_seconds([pid])
         return used
 
     def core_seconds(self) -> float:

@@ -1,6 +1,7 @@
 """One client's checks, in blocks that alternate between the baseline and alliances, and what further rules take."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from book import FURTHER_RULES, RULE, questions
 from central import Central
 from effort import Effort
 from load import Ask, Blocks, closed_loop, one_client, plainly, under
-from local_alliance import MEMBERS, LocalAlliance
+from local_alliance import MEMBERS, ROLES, LocalAlliance
 from rest import Connection, Door
 
 
@@ -54,12 +55,15 @@ def measure_latency(
         subject.warm(effort.warm_seconds)
     clocks = {"central": central.core_seconds} | {name: one.core_seconds for name, one in alliances.items()}
     checks, profiles, used = check_profile.Checks(), [], dict.fromkeys(subjects, 0.0)
+    roles: dict[str, Counter[str]] = {name: Counter() for name in alliances}
     check_profile.profile(checks, effort.profiled)
     for number in range(effort.rounds):
         for name, subject in subjects.items():
-            before = clocks[name]()
+            before, was = clocks[name](), _roles(alliances.get(name))
             subject.block()
             used[name] += clocks[name]() - before
+            if name in alliances:
+                roles[name].update({role: spent - was[role] for role, spent in _roles(alliances[name]).items()})
         profiles.append(check_profile.profile(checks, effort.profiled))
         told = "  ".join(f"{name} {subject.blocks.p50:.2f}" for name, subject in subjects.items())
         say(f"round {number + 1} of {effort.rounds}, ms so far: {told}")
@@ -75,7 +79,15 @@ def measure_latency(
     found["protocol_core_ms"] = {
         step: round(statistics.median(one[step] for one in profiles), 4) for step in profiles[0]
     }
+    for name, spent in roles.items():
+        asked = effort.rounds * subjects[name].checks
+        found[f"check_core_ms_by_role_{name}"] = {role: round(1000 * spent[role] / asked, 3) for role in ROLES}
+    found["message_bytes"] = checks.message_bytes()
     return found
+
+
+def _roles(alliance: LocalAlliance | None) -> dict[str, float]:
+    return {} if alliance is None else alliance.seconds_by_role(alliance.local["members"][0]["id"])
 
 
 def measure_further_rules(alliance: LocalAlliance, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:

@@ -1,7 +1,14 @@
-"""What a bench's figures must be, what to reach for, and the table that sets them against what was measured."""
+"""What a bench's figures must be, what to reach for, and the table that sets them against what was measured.
 
+.venv/bin/python loadtests/targets.py [--figures build/bench.json]
+"""
+
+import argparse
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Figures = Mapping[str, Any]
@@ -112,3 +119,16 @@ def table(figures: Figures) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004  digits that say something
+
+
+def main() -> int:
+    """Print the table of figures that were measured before."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figures", type=Path, default=Path("build/bench.json"))
+    args = parser.parse_args()
+    print(table(json.loads(args.figures.read_text(encoding="utf-8"))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
