@@ -67,6 +67,7 @@ class Alliance:
             tick_seconds=1,
             valid_days=1,
             local=True,
+            tls_authority=None,
         )
         self.manifest = Manifest.of(terms)
         self.service = ServiceParty(service, self.manifest)

@@ -6,11 +6,13 @@ import datetime as dt
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -33,16 +35,28 @@ class LocalAlliance:
         data: dict[str, Any] = json.loads((self.state / "local.json").read_text(encoding="utf-8"))
         return data
 
+    @cached_property
+    def context(self) -> ssl.SSLContext | None:
+        """What a caller trusts: the alliance's CA; None over plain HTTP."""
+        file = self.local["ca_file"]
+        return None if file is None else ssl.create_default_context(cafile=file)
+
     def member_state(self, member: dict[str, Any]) -> Path:
         """Return a member's state directory."""
         return Path(member["state"])
 
     def status(self, member: dict[str, Any]) -> dict[str, Any]:
         """Return a member's /v1/status."""
-        request = Request(member["url"] + "/v1/status", headers={"Authorization": f"Bearer {member['api_key']}"})  # noqa: S310  our own loopback
-        with urlopen(request, timeout=30) as response:  # noqa: S310  as above
-            data: dict[str, Any] = json.load(response)
-            return data
+        data: dict[str, Any] = self.call(member, "GET", "/v1/status")
+        return data
+
+    def call(self, member: dict[str, Any], method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  JSON
+        """Call a member's REST interface with its API key and return the JSON that it answers."""
+        headers = {"Authorization": f"Bearer {member['api_key']}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(member["url"] + path, data, headers, method=method)  # noqa: S310  our own loopback
+        with urlopen(request, timeout=30, context=self.context) as response:  # noqa: S310  as above
+            return json.load(response)
 
     def start_import(self, member: dict[str, Any], file: Path) -> subprocess.Popen[bytes]:
         """Start importing a file at a member."""

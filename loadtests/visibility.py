@@ -16,9 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
-from local_alliance import issues, local_alliance
+from local_alliance import LocalAlliance, issues, local_alliance
 
 TICK_SECONDS, JITTER_SECONDS = 10, 20
 LATEST_SECONDS = 180
@@ -35,8 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     pace = ("--tick-seconds", str(TICK_SECONDS), "--jitter-seconds", str(JITTER_SECONDS))
     with tempfile.TemporaryDirectory() as root, local_alliance(args.members, Path(root), *pace) as alliance:
-        members = alliance.local["members"]
-        seconds = sorted(_watch(members, args.policies, 60 * args.minutes))
+        seconds = sorted(_watch(alliance, args.policies, 60 * args.minutes))
     result = {
         "policies": len(seconds),
         "tick_seconds": TICK_SECONDS,
@@ -51,8 +49,9 @@ def main() -> int:
     return 0
 
 
-def _watch(members: list[dict[str, Any]], count: int, seconds: float) -> list[float]:
+def _watch(alliance: LocalAlliance, count: int, seconds: float) -> list[float]:
     """Issue `count` policies at random times within `seconds`; return after how long each was visible."""
+    members = alliance.local["members"]
     began = time.monotonic()
     planned = sorted(_random.uniform(0, seconds) for _ in range(count))
     waiting: dict[str, tuple[dict[str, Any], float]] = {}
@@ -71,11 +70,11 @@ def _watch(members: list[dict[str, Any]], count: int, seconds: float) -> list[fl
                 "insured_amount": row[4],
                 "issued_on": row[5],
             }
-            _call(member, "POST", "/v1/policies", body)
+            alliance.call(member, "POST", "/v1/policies", body)
             waiting[number] = (member, time.monotonic())
             issued += 1
         for number, (member, at) in list(waiting.items()):
-            if _call(member, "GET", f"/v1/policies/{number}")["policies"][0]["visible_to_checks"]:
+            if alliance.call(member, "GET", f"/v1/policies/{number}")["policies"][0]["visible_to_checks"]:
                 taken.append(time.monotonic() - at)
                 del waiting[number]
             elif time.monotonic() - at > LATEST_SECONDS:
@@ -84,13 +83,6 @@ def _watch(members: list[dict[str, Any]], count: int, seconds: float) -> list[fl
         time.sleep(1)
     sys.stderr.write("\n")
     return taken
-
-
-def _call(member: dict[str, Any], method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  JSON
-    headers = {"Authorization": f"Bearer {member['api_key']}", "Content-Type": "application/json"}
-    data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(member["url"] + path, data, headers, method=method), timeout=30) as response:  # noqa: S310  loopback
-        return json.load(response)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def _make_states(root: Path, server: EmbeddedPostgres, wires: dict[str, Wire], t
         states[name].mkdir(parents=True, mode=0o700)
         (states[name] / "manifest.bin").write_bytes(signed)
         (states[name] / "admins.json").write_text(pins)
-        settings: dict[str, object] = {"port": 1}
+        settings: dict[str, object] = {"port": 1, "allow_plain_http": True}
         if name == "service":
             save_keys(world.service.keys, states[name])
         else:

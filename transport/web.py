@@ -15,6 +15,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import FRESHNESS_SECONDS
 from transport.internal import CONTENT_TYPE, PURPOSE, SIGNATURE_HEADER, TIME_HEADER, signed_parts
 from transport.problems import HINT_OF_CODE, HINT_OF_STATUS, STATUS_OF_CODE, Problem, RateLimitedError, fault
+from transport.tls import Tls
 
 M = TypeVar("M")
 
@@ -82,8 +83,15 @@ def register(app: Flask) -> None:
         return problem_response(Problem(500, "internal-error", detail, hint="see the log of this server"))
 
 
-def require_service(public: bytes, recipient: str) -> None:
-    """Refuse (`bad-signature`, `stale`) the current request unless the service made it to this agent, just now."""
+def require_service(tls: Tls | None, public: bytes, recipient: str) -> None:
+    """Refuse the current request unless the service made it to this agent.
+
+    Over TLS its certificate says so (`not-the-service`), over plain HTTP its signature, of just now (`bad-signature`,
+    `stale`).
+    """
+    if tls is not None:
+        tls.require_service(request.environ)
+        return
     try:
         issued_at = int(request.headers.get(TIME_HEADER, ""))
         signature = bytes.fromhex(request.headers.get(SIGNATURE_HEADER, ""))

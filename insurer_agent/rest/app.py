@@ -34,7 +34,7 @@ def make_app(agent: Agent) -> Flask:
 def _internal(app: Flask, agent: Agent) -> None:
     def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
         def handle() -> Response:
-            web.require_service(agent.party.manifest.terms.service_signing_key, agent.party.id)
+            web.require_service(agent.tls, agent.party.manifest.terms.service_signing_key, agent.party.id)
             return web.message_response(answer(web.read_message(kind)))
 
         app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
