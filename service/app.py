@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify, request
+from werkzeug.wrappers import Request
 
 from protocol.errors import ProtocolError
 from protocol.manifest import AdminPins, Manifest, open_manifest
@@ -18,8 +19,9 @@ from service.custodians import Custodians
 from service.directory import DataDirectory
 from service.relay import Relay
 from transport import internal, web
-from transport.capture import capture_messages
+from transport.capture import Capture
 from transport.certificates import REVOCATIONS_PATH
+from transport.message_face import Answer, MessageFace, answer_of, read_message
 from transport.peers import Peers
 from transport.server import MAX_BODY
 from transport.settings import SettingsError, load_pins
@@ -72,7 +74,8 @@ def make_relay_app(
 
     if tls is None and not party.manifest.terms.plain_http:
         raise SettingsError("the manifest has all parties speak TLS")
-    _messages(app, party, relay, directory, tls)
+    captured = settings.capture if party.manifest.terms.local else None
+    _messages(MessageFace(app, None if captured is None else Capture(captured)), party, relay, directory, tls)
     _documents(app, manifest, tls)
 
     @app.get("/healthz")
@@ -84,28 +87,26 @@ def make_relay_app(
         party.manifest.require_current(party.manifest.hash, time.time())
         return jsonify({"status": "ready"})
 
-    if settings.capture is not None and party.manifest.terms.local:
-        capture_messages(app, settings.capture)
     return app
 
 
-def _messages(app: Flask, party: ServiceParty, relay: Relay, directory: DataDirectory, tls: Tls | None) -> None:
+def _messages(face: MessageFace, party: ServiceParty, relay: Relay, directory: DataDirectory, tls: Tls | None) -> None:
     def serve(path: str, kind: type[M], answer: Callable[[M], object], sender: Callable[[M], str]) -> None:
         """Answer messages; over TLS those alone that the very member that each says it is of sends."""
 
-        def handle() -> Response:
-            if tls is not None:
-                tls.require_member(request.environ)  # before the body is read
-            message = web.read_message(kind)
-            if tls is not None:
-                tls.require_sender(request.environ, sender(message))
-                return web.message_response(answer(message))
-            response = web.message_response(answer(message))
-            signature = internal.sign_answer(party.keys.signing, path, request.get_data(), response.get_data())
-            response.headers[internal.SIGNATURE_HEADER] = signature
-            return response
+        def over_tls(request: Request) -> Answer:
+            assert tls is not None
+            tls.require_member(request.environ)  # before the body is read
+            message = read_message(request, kind)
+            tls.require_sender(request.environ, sender(message))
+            return answer_of(answer(message))
 
-        app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
+        def plain(request: Request) -> Answer:
+            body, _ = answer_of(answer(read_message(request, kind)))
+            signature = internal.sign_answer(party.keys.signing, path, request.get_data(), body)
+            return body, [(internal.SIGNATURE_HEADER, signature)]
+
+        face.add(path, plain if tls is None else over_tls)
 
     serve("/v1/checks", CheckRequest, relay.check, lambda message: message.signed.statement.requester)
     serve("/v1/deposits", SignedBatch, relay.deposit, lambda message: message.depositor)

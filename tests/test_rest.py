@@ -663,7 +663,7 @@ def test_the_interface_describes_itself_to_all_and_says_nothing_of_its_state(all
     ours = {(path, method.upper()) for path, methods in paths for method in methods if method != "parameters"}
     others = {path for path, method in served - ours if method not in {"HEAD", "OPTIONS"}}
     assert ours <= served
-    assert {path.split("/")[1] for path in others} == {"internal", "docs", "openapi.json"}
+    assert {path.split("/")[1] for path in others} == {"docs", "openapi.json"}
 
 
 def test_the_page_to_try_it_is_the_agents_own_and_runs_nothing_else(alliance: LiveAlliance) -> None:
