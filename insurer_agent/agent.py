@@ -33,9 +33,11 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest, open_manifest
 from protocol.party import Party
+from transport.certificates import Holder
 from transport.peers import Peers
 from transport.redis_link import RedisLink
 from transport.settings import SettingsError, load_pins
+from transport.tls import Tls, open_tls, require_agreed
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Agent:
 
     settings: Settings
     party: Party
+    tls: Tls | None
     database: Database
     api_keys: ApiKeys
     limits: RequestLimits
@@ -74,7 +77,8 @@ class Agent:
         database.migrate()
         manifest = load_manifest(settings, keys, database)
         party = Party(settings.member_id, keys.member, manifest)
-        peers, random = Peers(), secrets.token_bytes
+        tls = open_tls(settings.tls, manifest, Holder(settings.member_id))
+        peers, random = Peers(tls), secrets.token_bytes
         vault = Vault(keys.storage, "register", random)
         custody_vault = Vault(keys.storage, "custody", random)
         custody = PostgresCustody(database, custody_vault, manifest.terms.tick_seconds, manifest.terms.epoch)
@@ -84,6 +88,7 @@ class Agent:
         return cls(
             settings=settings,
             party=party,
+            tls=tls,
             database=database,
             api_keys=ApiKeys(database),
             limits=RequestLimits(settings, manifest.terms.alliance, Vault(keys.storage, "limits", random)),
@@ -140,6 +145,7 @@ def _require_fit(settings: Settings, keys: AgentKeys, manifest: Manifest) -> Non
         raise SettingsError(
             "the manifest is for a local alliance, without its floor of persons a shard; see allow_local"
         )
+    require_agreed(settings.tls, manifest)
     Party(settings.member_id, keys.member, manifest)
 
 

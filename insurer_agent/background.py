@@ -13,7 +13,11 @@ from insurer_agent.agent import Agent
 from insurer_agent.completeness import PUBLISH_SECONDS
 from insurer_agent.store.locks import Lock
 from protocol.errors import ProtocolError
+from transport.certificates import REVOCATIONS_PATH
+from transport.internal import body_of
+from transport.peers import Call, Peers
 from transport.problems import fault
+from transport.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +25,8 @@ _IDLE_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _UPKEEP_SECONDS = 60.0
 _FIRST_SECONDS = 0.25
+REVOCATIONS_SECONDS = 50.0
+"""So that with what a look at the file takes, a revocation is everywhere within a minute."""
 _MISSING_SECONDS = 5.0
 _random = secrets.SystemRandom()
 
@@ -30,6 +36,10 @@ def start(agent: Agent) -> None:
     # Watermarks go out at regular times, which tell nothing: so not between deposits.
     for work, lock in ((_deposits, Lock.DEPOSITS), (_watermarks, Lock.WATERMARKS)):
         threading.Thread(target=_run, args=(agent, work, lock), name=work.__name__, daemon=True).start()
+    if agent.tls is not None:
+        # In every process: an agent's machines share their database, not their state directories.
+        args = (agent, agent.tls, Peers(agent.tls))
+        threading.Thread(target=_revocations, args=args, name=_revocations.__name__, daemon=True).start()
 
 
 def _run(agent: Agent, work: Callable[[Agent], None], lock: Lock) -> None:
@@ -41,6 +51,25 @@ def _run(agent: Agent, work: Callable[[Agent], None], lock: Lock) -> None:
         except Exception as error:  # noqa: BLE001  the threads must outlive any fault, the database's above all
             log.warning("background work failed, trying again: %s", fault(error))
         time.sleep(_RETRY_SECONDS)
+
+
+def _revocations(agent: Agent, tls: Tls, peers: Peers) -> None:
+    while True:
+        try:
+            fetch_revocations(agent, tls, peers)
+        except ProtocolError as error:
+            log.warning("the service gave no revocation list: %s", error.code)
+        except Exception as error:  # noqa: BLE001  as in `_run`; the disk may be full
+            log.warning("the revocation list is not kept: %s", fault(error))
+        time.sleep(REVOCATIONS_SECONDS)
+
+
+def fetch_revocations(agent: Agent, tls: Tls, peers: Peers) -> None:
+    """Keep the service's revocation list if it is newer than this party's; raises `ProtocolError`."""
+    url = agent.party.manifest.terms.service_url
+    reply = peers.call(Call(url, REVOCATIONS_PATH, b"", {}, method="GET"), agent.settings.check_seconds)
+    if tls.revocations.take(body_of(reply)):
+        log.warning("a newer revocation list is in force")
 
 
 def _watermarks(agent: Agent) -> None:

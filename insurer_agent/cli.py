@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from insurer_agent.consume_command import add_consume_command
 from insurer_agent.import_command import add_import_command
 from insurer_agent.recheck_command import add_recheck_command
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
+from transport.tls_files import add_tls_commands
 
 if TYPE_CHECKING:
     from insurer_agent.store.api_keys import ApiKeys
@@ -30,6 +32,7 @@ def _init(args: argparse.Namespace) -> int:
     from insurer_agent.keys import AgentKeys
     from protocol.enrolment import enrol
     from protocol.secret import Secret
+    from transport.tls_files import make_request
 
     salt = _read_salt(args.salt_file)
     args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -39,6 +42,8 @@ def _init(args: argparse.Namespace) -> int:
     path = args.state / "enrolment.json"
     path.write_text(json.dumps(enrolment, indent=1) + "\n", encoding="utf-8")
     print(path)
+    if urlsplit(args.url).scheme == "https":
+        print(make_request(args.state))
     return 0
 
 
@@ -68,6 +73,7 @@ def _serve(args: argparse.Namespace) -> int:
     from insurer_agent.store.server import database_server
     from transport.redis_link import warn_unless_redis_answers
     from transport.server import serve
+    from transport.tls import warn_if_plain
 
     settings = Settings.load(args.state)
 
@@ -77,7 +83,9 @@ def _serve(args: argparse.Namespace) -> int:
         return make_app(agent)
 
     with database_server(settings, own=True):
-        Agent.open(args.state, connections=1).database.close()  # what is wrong is said here, before any worker starts
+        agent = Agent.open(args.state, connections=1)  # what is wrong is said here, before any worker starts
+        agent.database.close()
+        warn_if_plain(agent.tls)
         if settings.redis is not None:
             warn_unless_redis_answers(settings.redis)
         serve(
@@ -87,6 +95,8 @@ def _serve(args: argparse.Namespace) -> int:
             state=settings.state,
             workers=settings.workers,
             threads=settings.threads,
+            tls=agent.tls,
+            files=settings.tls,
         )
     return 0
 
@@ -186,12 +196,13 @@ def _parser() -> argparse.ArgumentParser:
         state=False,
     )
     salt.add_argument("file", type=Path)
-    init = command("init", _init, "Make this member's keys, and the enrolment that the alliance's admins need.")
+    init = command("init", _init, "Make this member's keys, and enrolment.json and tls.csr for the alliance's admins.")
     init.add_argument("--member", required=True, help="member id, for example insurer-01")
     init.add_argument("--group", help="ownership group; the member id unless given")
     init.add_argument("--url", required=True, help="where the lookup service reaches this agent")
     init.add_argument("--salt-file", type=Path, required=True, help="the alliance's salt")
     command("serve", _serve, "Serve underwriting systems and the lookup service until stopped.")
+    add_tls_commands(command)
     add_import_command(command)
     add_consume_command(command)
     add_recheck_command(command)

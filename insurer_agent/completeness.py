@@ -63,6 +63,7 @@ class DirectoryView:
         row = self._database.run(
             "read directory",
             lambda connection: connection.execute("SELECT value FROM setting WHERE name = 'directory'").fetchone(),
+            one_statement=True,
         )
         data = b"" if row is None else bytes(row[0])
         if data != self._data:  # each watermark is a signature to verify

@@ -7,6 +7,8 @@ from marshmallow import Schema, ValidationError, fields, validate, validates
 
 from transport.redis_link import is_redis_url
 from transport.settings import load_settings
+from transport.tls import TlsSettings
+from transport.tls_files import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 
 ENVIRONMENT_PREFIX = "INSURER_AGENT"
 SETTINGS_FILE = "config.toml"
@@ -21,6 +23,11 @@ class _SettingsSchema(Schema):
     database = fields.String(load_default=None)
     manifest = fields.String(load_default="manifest.bin")
     admins = fields.String(load_default="admins.json")
+    tls_key = fields.String(load_default=KEY_FILE)
+    tls_certificate = fields.String(load_default=CERTIFICATE_FILE)
+    ca_file = fields.String(load_default=CA_FILE)
+    client_ca_file = fields.String(load_default=None)
+    allow_plain_http = fields.Boolean(load_default=False)
     allow_local = fields.Boolean(load_default=False)
     workers = fields.Integer(load_default=1, validate=validate.Range(1, 64))
     threads = fields.Integer(load_default=16, validate=validate.Range(4, 256))
@@ -69,6 +76,7 @@ class Settings:
     policies_a_second: float
     policies_at_once: int
     capture: Path | None
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
     @classmethod
     def load(cls, state: Path) -> "Settings":
@@ -77,4 +85,4 @@ class Settings:
         for name in ("manifest", "admins", "capture"):
             if values[name] is not None:
                 values[name] = state / values[name]
-        return cls(state=state, **values)
+        return cls(state=state, tls=TlsSettings.taken_from(values, state), **values)

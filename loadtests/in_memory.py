@@ -37,6 +37,7 @@ class Alliance:
             tick_seconds=1,
             valid_days=1,
             local=True,
+            tls_authority=None,
             book=book,
         )
         self.manifest = Manifest.of(terms)

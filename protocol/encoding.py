@@ -276,6 +276,15 @@ def encode(value: object) -> bytes:
     return bytes(out)
 
 
+def first_field(kind: type[Any], data: bytes) -> Any:
+    """Return the first field of the message of that kind that `data` begins to encode; the rest is not read."""
+    prefix, fields = _wire(kind)
+    reader = Reader(data)
+    if reader.take(PREFIX_BYTES) != prefix:
+        raise malformed("it is another message or another version")
+    return fields[0][1].read(reader)
+
+
 def decode(kind: type[M], data: bytes) -> M:
     """Return the message of that kind that `data` encodes; refuse everything else."""
     reader = Reader(data)

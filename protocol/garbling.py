@@ -10,6 +10,7 @@ Garbler and evaluator run the same circuit (`protocol.circuit`); `Garbler.land` 
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -75,10 +76,11 @@ class _Hash:
         self._permute = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305
 
     def __call__(self, labels: Wires, tweaks: NDArray[np.uint64]) -> Wires:
+        """Return the hashes of contiguous labels, (..., 2), under tweaks of their shape without its last axis."""
         once = self._pi(labels)
-        tweaked = once.copy()
-        tweaked[..., 0] ^= tweaks
-        return self._pi(tweaked) ^ once
+        hashed = once.copy()
+        hashed[..., 0] ^= tweaks
+        return self._pi(hashed) ^ once
 
     def _pi(self, blocks: Wires) -> Wires:
         return np.frombuffer(self._permute.update(blocks.tobytes()), dtype="<u8").reshape(blocks.shape)
@@ -89,10 +91,14 @@ def _select(labels: Wires) -> Wires:
     return labels[..., :1] & _ONE
 
 
-def _gate_tweaks(lanes: int, first: int, gates: int) -> NDArray[np.uint64]:
-    """Return the generator's tweak of each gate, (lanes, gates); the evaluator's is one more."""
+@lru_cache(maxsize=8)
+def _gate_tweaks(lanes: int) -> NDArray[np.uint64]:
+    """Return the tweaks of all gates, (2, lanes, 321): the generator's half's, then the evaluator's, one more."""
     per_lane = np.arange(lanes, dtype=np.uint64)[:, None] * TWEAKS_PER_LANE
-    return per_lane + np.arange(2 * first, 2 * (first + gates), 2, dtype=np.uint64)[None, :]
+    generator = per_lane + np.arange(0, 2 * ANDS, 2, dtype=np.uint64)[None, :]
+    tweaks = np.stack([generator, generator + _ONE])
+    tweaks.flags.writeable = False
+    return tweaks
 
 
 def _output_tweaks(lanes: int) -> NDArray[np.uint64]:
@@ -107,6 +113,7 @@ class Garbler:
         self._offsets = inputs.offsets[:, None, :]
         self._gates = 0
         lanes = inputs.labels.shape[0]
+        self._tweaks = _gate_tweaks(lanes)
         self._rows = np.empty((lanes, ANDS, 2, 2), dtype=np.uint64)
         self._output = exceeds(inputs.labels, self.land)
         self.table = Table(self._rows)
@@ -114,19 +121,20 @@ class Garbler:
     def land(self, left: Wires, right: Wires) -> Wires:
         """Garble one layer of ANDs: zero labels in, zero labels out, (lanes, gates, 2)."""
         lanes, gates, _ = left.shape
-        offset = self._offsets
-        tweak = _gate_tweaks(lanes, self._gates, gates)
-        hashed = self._hash(
-            np.stack([left, left ^ offset, right, right ^ offset]),
-            np.stack([tweak, tweak, tweak + _ONE, tweak + _ONE]),
-        )
-        left_0, left_1, right_0, right_1 = hashed
-        generator = left_0 ^ left_1 ^ _select(right) * offset
-        evaluator = right_0 ^ right_1 ^ left
-        rows = self._rows[:, self._gates : self._gates + gates]
-        rows[:, :, 0], rows[:, :, 1] = generator, evaluator
+        layer = slice(self._gates, self._gates + gates)
         self._gates += gates
-        zero: Wires = left_0 ^ _select(left) * generator ^ right_0 ^ _select(right) * (evaluator ^ left)
+        labels = np.empty((2, 2, lanes, gates, 2), dtype=np.uint64)  # by bit, then left and right
+        labels[0, 0], labels[0, 1] = left, right
+        np.bitwise_xor(labels[0], self._offsets, out=labels[1])
+        hashed = self._hash(labels, self._tweaks[:, :, layer])
+        select = _select(labels[0])
+        halves = hashed[0] ^ hashed[1]
+        halves[0] ^= select[1] * self._offsets  # the generator's; the evaluator's is sent with the left label added
+        rows = self._rows[:, layer]
+        rows[:, :, 0] = halves[0]
+        np.bitwise_xor(halves[1], left, out=rows[:, :, 1])
+        chosen: Wires = hashed[0] ^ select * halves
+        zero: Wires = chosen[0] ^ chosen[1]
         return zero
 
     def encrypt_outputs(self, when_zero: Block, when_one: Block) -> Block:
@@ -148,17 +156,23 @@ class Evaluator:
         self._hash = _Hash(aes_key)
         self._rows = table.rows
         self._gates = 0
+        self._tweaks = _gate_tweaks(inputs.labels.shape[0])
         self._output = exceeds(inputs.labels, self.land)
 
     def land(self, left: Wires, right: Wires) -> Wires:
         """Evaluate one layer of ANDs: active labels in, active labels out, (lanes, gates, 2)."""
         lanes, gates, _ = left.shape
-        tweak = _gate_tweaks(lanes, self._gates, gates)
-        hashed = self._hash(np.stack([left, right]), np.stack([tweak, tweak + _ONE]))
-        rows = self._rows[:, self._gates : self._gates + gates]
-        generator, evaluator = rows[:, :, 0], rows[:, :, 1]
+        layer = slice(self._gates, self._gates + gates)
         self._gates += gates
-        active: Wires = hashed[0] ^ _select(left) * generator ^ hashed[1] ^ _select(right) * (evaluator ^ left)
+        labels = np.empty((2, lanes, gates, 2), dtype=np.uint64)
+        labels[0], labels[1] = left, right
+        halves = np.empty_like(labels)
+        rows = self._rows[:, layer]
+        halves[0] = rows[:, :, 0]
+        np.bitwise_xor(rows[:, :, 1], left, out=halves[1])
+        chosen = self._hash(labels, self._tweaks[:, :, layer])
+        chosen ^= _select(labels) * halves
+        active: Wires = chosen[0] ^ chosen[1]
         return active
 
     def open_outputs(self, rows: Block) -> Block:

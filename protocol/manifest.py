@@ -84,7 +84,11 @@ class Committee:
 
 @message("manifest", version=1)
 class Terms:
-    """The signed body of a manifest. `serial` grows with every manifest; times are Unix seconds."""
+    """The signed body of a manifest. `serial` grows with every manifest; times are Unix seconds.
+
+    `tls_authority` is the SHA-256 of the SubjectPublicKeyInfo of the alliance's CA, which issues certificates to
+    members and service; zero in a manifest of `plain_http`, under which nobody speaks TLS.
+    """
 
     alliance: Annotated[str, NAME]
     serial: Annotated[int, UInt(64, least=1)]
@@ -96,6 +100,8 @@ class Terms:
     expected_persons: Annotated[int, UInt(64)]
     deposit_cap: Annotated[int, UInt(48, least=1)]
     salt_check: Annotated[bytes, HASH]
+    plain_http: Annotated[int, FLAG]
+    tls_authority: Annotated[bytes, HASH]
     service_url: Annotated[str, Text(200)]
     service_signing_key: Annotated[bytes, Fixed(32)]
     blinding_key: Annotated[bytes, POINT]
@@ -238,17 +244,17 @@ def open_manifest(
 
 
 _ADDRESS = re.compile(
-    r"http://(?P<host>[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+    r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
     r"|\[[0-9A-Fa-f:.]{2,45}\])(:(?P<port>[0-9]{1,5}))?"
 )
 _MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LAST_PORT = 65_535
 
 
-def _is_address(url: str) -> bool:
-    """Tell whether a text is `http://host[:port]` and no more: members choose their own, all others call it."""
+def _is_address(url: str, scheme: str) -> bool:
+    """Tell whether a text is `scheme://host[:port]` and no more: members choose their own, all others call it."""
     parts = _ADDRESS.fullmatch(url)
-    return parts is not None and 0 < int(parts["port"] or 1) <= _LAST_PORT
+    return parts is not None and parts["scheme"] == scheme and 0 < int(parts["port"] or 1) <= _LAST_PORT
 
 
 def _check(terms: Terms) -> None:
@@ -258,9 +264,14 @@ def _check(terms: Terms) -> None:
 
     groups = {member.id: member.group for member in terms.members}
     require(all(_MEMBER_ID.fullmatch(name) for name in groups), "a member id is letters, digits, dots and dashes")
+    scheme = "http" if terms.plain_http else "https"
     require(
-        all(_is_address(url) for url in (terms.service_url, *(member.url for member in terms.members))),
-        "an address is http://, a host and perhaps a port, nothing after it (TLS is not built in yet)",
+        all(_is_address(url, scheme) for url in (terms.service_url, *(member.url for member in terms.members))),
+        f"an address is {scheme}://, a host and perhaps a port, nothing after it; http:// takes --plain-http",
+    )
+    require(
+        bool(terms.plain_http) == (terms.tls_authority == bytes(32)),
+        "a manifest names the alliance's CA, unless all parties speak plain HTTP",
     )
     texts = (*terms.products, *(rule.id for rule in terms.rules), *groups.values(), terms.alliance)
     require(all(text.isprintable() for text in texts), "a name has characters that do not print")

@@ -7,7 +7,7 @@ from protocol import signing
 from protocol.channel import MAC_BYTES
 from protocol.committee_keys import KeyName
 from protocol.comparison import MAX_LANES, TAG_BYTES, Part
-from protocol.encoding import HASH, ID, NAME, POINT, Blob, Fixed, Maybe, Nested, Seq, Text, UInt, message
+from protocol.encoding import HASH, ID, NAME, POINT, Blob, Fixed, Maybe, Nested, Seq, Text, UInt, first_field, message
 from protocol.errors import ProtocolError
 from protocol.manifest import DAY, FLAG
 from protocol.sharing import CHOSEN, MAX_SLOTS, RING_BITS
@@ -247,6 +247,12 @@ class SignedBatch:
 
     batch: Annotated[bytes, Blob(64 << 20)]
     signature: Annotated[bytes, SIGNATURE]
+
+    @property
+    def depositor(self) -> str:
+        """Whose batch it says it is; nothing else of it is decoded, which takes time."""
+        name: str = first_field(DepositBatch, self.batch)
+        return name
 
 
 @message("evaluated deposit", version=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify, request
+from werkzeug.wrappers import Request
 
 from protocol.errors import ProtocolError
 from protocol.manifest import AdminPins, Manifest, open_manifest
@@ -18,10 +19,13 @@ from service.custodians import Custodians
 from service.directory import DataDirectory
 from service.relay import Relay
 from transport import internal, web
-from transport.capture import capture_messages
+from transport.capture import Capture
+from transport.certificates import REVOCATIONS_PATH
+from transport.message_face import Answer, MessageFace, answer_of, read_message
 from transport.peers import Peers
 from transport.server import MAX_BODY
 from transport.settings import SettingsError, load_pins
+from transport.tls import Tls, require_agreed
 
 M = TypeVar("M")
 
@@ -34,6 +38,7 @@ def open_service(state: Path) -> tuple[Settings, ServiceParty, bytes]:
     try:
         data = settings.manifest.read_bytes()
         manifest: Manifest = open_manifest(data, pins, time.time())
+        require_agreed(settings.tls, manifest)
         return settings, ServiceParty(keys, manifest), data
     except OSError as error:
         raise SettingsError(f"the manifest {settings.manifest} cannot be read: {error.strerror}") from None
@@ -41,12 +46,12 @@ def open_service(state: Path) -> tuple[Settings, ServiceParty, bytes]:
         raise SettingsError(f"the manifest {settings.manifest} is refused ({error.code}): {error.hint}") from None
 
 
-def make_app(state: Path) -> Flask:
-    """Return the WSGI application of the service."""
+def make_app(state: Path, tls: Tls | None = None) -> Flask:
+    """Return the WSGI application of the service; without `tls` it speaks plain HTTP, if the manifest has it so."""
     settings, party, manifest = open_service(state)
     directory = open_directory(settings, party)
-    relay = Relay(party, Custodians(party, Peers(), directory), settings, secrets.token_bytes)
-    return make_relay_app(settings, party, manifest, relay, directory)
+    relay = Relay(party, Custodians(party, Peers(tls), directory), settings, secrets.token_bytes)
+    return make_relay_app(settings, party, manifest, relay, directory, tls)
 
 
 def open_directory(settings: Settings, party: ServiceParty) -> DataDirectory:
@@ -55,30 +60,23 @@ def open_directory(settings: Settings, party: ServiceParty) -> DataDirectory:
 
 
 def make_relay_app(
-    settings: Settings, party: ServiceParty, manifest: bytes, relay: Relay, directory: DataDirectory
+    settings: Settings,
+    party: ServiceParty,
+    manifest: bytes,
+    relay: Relay,
+    directory: DataDirectory,
+    tls: Tls | None = None,
 ) -> Flask:
     """Return the WSGI application over a relay; `manifest` is the signed manifest's bytes."""
     app = Flask("service")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     web.register(app)
 
-    def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
-        def handle() -> Response:
-            response = web.message_response(answer(web.read_message(kind)))
-            signature = internal.sign_answer(party.keys.signing, path, request.get_data(), response.get_data())
-            response.headers[internal.SIGNATURE_HEADER] = signature
-            return response
-
-        app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
-
-    serve("/v1/checks", CheckRequest, relay.check)
-    serve("/v1/deposits", SignedBatch, relay.deposit)
-    serve("/v1/relay", SignedRelay, relay.relay)
-    serve("/v1/watermarks", SignedReport, directory.exchange)
-
-    @app.get("/v1/manifest")
-    def signed_manifest() -> Response:
-        return Response(manifest, content_type=internal.CONTENT_TYPE)
+    if tls is None and not party.manifest.terms.plain_http:
+        raise SettingsError("the manifest has all parties speak TLS")
+    captured = settings.capture if party.manifest.terms.local else None
+    _messages(MessageFace(app, None if captured is None else Capture(captured)), party, relay, directory, tls)
+    _documents(app, manifest, tls)
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -89,6 +87,46 @@ def make_relay_app(
         party.manifest.require_current(party.manifest.hash, time.time())
         return jsonify({"status": "ready"})
 
-    if settings.capture is not None and party.manifest.terms.local:
-        capture_messages(app, settings.capture)
     return app
+
+
+def _messages(face: MessageFace, party: ServiceParty, relay: Relay, directory: DataDirectory, tls: Tls | None) -> None:
+    def serve(path: str, kind: type[M], answer: Callable[[M], object], sender: Callable[[M], str]) -> None:
+        """Answer messages; over TLS those alone that the very member that each says it is of sends."""
+
+        def over_tls(request: Request) -> Answer:
+            assert tls is not None
+            tls.require_member(request.environ)  # before the body is read
+            message = read_message(request, kind)
+            tls.require_sender(request.environ, sender(message))
+            return answer_of(answer(message))
+
+        def plain(request: Request) -> Answer:
+            body, _ = answer_of(answer(read_message(request, kind)))
+            signature = internal.sign_answer(party.keys.signing, path, request.get_data(), body)
+            return body, [(internal.SIGNATURE_HEADER, signature)]
+
+        face.add(path, plain if tls is None else over_tls)
+
+    serve("/v1/checks", CheckRequest, relay.check, lambda message: message.signed.statement.requester)
+    serve("/v1/deposits", SignedBatch, relay.deposit, lambda message: message.depositor)
+    serve("/v1/relay", SignedRelay, relay.relay, lambda message: message.relay.sender)
+    serve("/v1/watermarks", SignedReport, directory.exchange, lambda message: message.report.member)
+
+
+def _documents(app: Flask, manifest: bytes, tls: Tls | None) -> None:
+    @app.get("/v1/manifest")
+    def signed_manifest() -> Response:
+        if tls is not None:
+            tls.require_member(request.environ)
+        return Response(manifest, content_type=internal.CONTENT_TYPE)
+
+    @app.get(REVOCATIONS_PATH)
+    def revocations() -> Response:
+        newest = None
+        if tls is not None:
+            tls.require_member(request.environ)
+            newest = tls.revocations.newest
+        if newest is None:
+            raise ProtocolError("no-revocations", "the service was given no revocation list")
+        return Response(newest.pem, content_type="application/x-pem-file")

@@ -4,12 +4,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from transport.commands import run_command
+from transport.tls_files import add_tls_commands
 
 
 def _init(args: argparse.Namespace) -> int:
     from service.config import generate_keys, public_keys, save_keys
+    from transport.tls_files import make_request
 
     args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = generate_keys()
@@ -17,24 +20,32 @@ def _init(args: argparse.Namespace) -> int:
     path = args.state / "service.json"
     path.write_text(json.dumps(public_keys(keys) | {"url": args.url}, indent=1) + "\n", encoding="utf-8")
     print(path)
+    if urlsplit(args.url).scheme == "https":
+        print(make_request(args.state))
     return 0
 
 
 def _serve(args: argparse.Namespace) -> int:
     from service.app import make_app, open_service
+    from transport.certificates import SERVICE
     from transport.redis_link import warn_unless_redis_answers
     from transport.server import serve
+    from transport.tls import open_tls, warn_if_plain
 
-    settings = open_service(args.state)[0]
+    settings, party, _ = open_service(args.state)
+    tls = open_tls(settings.tls, party.manifest, SERVICE)
+    warn_if_plain(tls)
     if settings.redis is not None:
         warn_unless_redis_answers(settings.redis)
     serve(
-        lambda: make_app(args.state),
+        lambda: make_app(args.state, tls),
         host=settings.host,
         port=settings.port,
         state=settings.state,
         workers=settings.workers,
         threads=settings.threads,
+        tls=tls,
+        files=settings.tls,
     )
     return 0
 
@@ -42,13 +53,17 @@ def _serve(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lookup-service", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    init = commands.add_parser("init", help="Make the service's keys, and service.json for the alliance's admins.")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--state", type=Path, required=True, help="the service's state directory")
+        return sub
+
+    init = command("init", _init, "Make the service's keys, and service.json and tls.csr for the alliance's admins.")
     init.add_argument("--url", required=True, help="where agents reach the service")
-    init.set_defaults(run=_init)
-    serve = commands.add_parser("serve", help="Serve the alliance's agents until stopped.")
-    serve.set_defaults(run=_serve)
-    for command in (init, serve):
-        command.add_argument("--state", type=Path, required=True, help="the service's state directory")
+    command("serve", _serve, "Serve the alliance's agents until stopped.")
+    add_tls_commands(command)
     return parser
 
 

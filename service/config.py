@@ -14,6 +14,9 @@ from protocol.party import ServiceKeys, random_scalar
 from protocol.secret import Secret
 from transport.redis_link import is_redis_url
 from transport.settings import SettingsError, load_settings, refuse_readable_by_others, write_private
+from transport.tls import TlsSettings
+from transport.tls_files import CA_FILE, CERTIFICATE_FILE
+from transport.tls_files import KEY_FILE as TLS_KEY_FILE
 
 ENVIRONMENT_PREFIX = "LOOKUP_SERVICE"
 SETTINGS_FILE = "config.toml"
@@ -28,6 +31,10 @@ class _SettingsSchema(Schema):
     port = fields.Integer(required=True, validate=validate.Range(1, 65535))
     manifest = fields.String(load_default="manifest.bin")
     admins = fields.String(load_default="admins.json")
+    tls_key = fields.String(load_default=TLS_KEY_FILE)
+    tls_certificate = fields.String(load_default=CERTIFICATE_FILE)
+    ca_file = fields.String(load_default=CA_FILE)
+    allow_plain_http = fields.Boolean(load_default=False)
     workers = fields.Integer(load_default=1, validate=validate.Range(1, 64))
     threads = fields.Integer(load_default=16, validate=validate.Range(2, 256))
     check_seconds = fields.Float(load_default=1.9, validate=validate.Range(0.1, 60))
@@ -69,6 +76,7 @@ class Settings:
     redis: str | None = field(repr=False)
     redis_seconds: float
     capture: Path | None
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
     @classmethod
     def load(cls, state: Path) -> "Settings":
@@ -77,7 +85,7 @@ class Settings:
         for name in ("manifest", "admins", "capture"):
             if values[name] is not None:
                 values[name] = state / values[name]
-        return cls(state=state, **values)
+        return cls(state=state, tls=TlsSettings.taken_from(values, state), **values)
 
 
 def generate_keys() -> ServiceKeys:

@@ -10,6 +10,7 @@ from protocol.errors import ProtocolError
 from protocol.party import ServiceParty
 from service.directory import DataDirectory
 from transport import internal
+from transport.certificates import Holder
 from transport.peers import Call, Peers
 
 M = TypeVar("M")
@@ -56,8 +57,11 @@ class Custodians:
         return internal.message_of(answer, self._peers.call(self._call(member, path, encode(message)), seconds))
 
     def _call(self, member: str, path: str, body: bytes) -> Call:
-        headers = internal.signed_headers(self._service.keys.signing, member, path, body, time.time())
-        return Call(self._service.manifest.member(member).url, path, body, headers)
+        manifest = self._service.manifest
+        headers = {"Content-Type": internal.CONTENT_TYPE}
+        if manifest.terms.plain_http:
+            headers = internal.signed_headers(self._service.keys.signing, member, path, body, time.time())
+        return Call(manifest.member(member).url, path, body, headers, to=Holder(member))
 
     def remember(self, member: str, shard: int, trouble: Trouble) -> None:
         """Ask this custodian of the shard last for a while."""

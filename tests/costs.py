@@ -99,7 +99,7 @@ def costs(prepare: Callable[[], T], work: Callable[[T], object], monkeypatch: py
     given = prepare()
     CountedArray.counts = counts
     with monkeypatch.context() as patched:
-        for name in ("frombuffer", "zeros", "empty", "arange", "array"):
+        for name in ("frombuffer", "zeros", "empty", "arange", "array", "stack", "concatenate"):
             patched.setattr(np, name, _counted(getattr(np, name)))
         work(given)
     return dict(sorted(counts.items()))

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ class LiveAlliance:
         self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
         self._restarted: list[subprocess.Popen[bytes]] = []
+        self._context: ssl.SSLContext | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "service.admin.cli", "local", "--members", str(self.members)]
@@ -110,7 +112,24 @@ class LiveAlliance:
         headers = {"Authorization": f"Bearer {member['api_key'] if key is None else key}"}
         if data is not None:
             headers["Content-Type"] = "application/json"
-        return call(Request(member["url"] + path, data, headers, method=method))
+        return self.call(Request(member["url"] + path, data, headers, method=method))
+
+    def call(self, request: Request) -> Answer:
+        """Call a party as who trusts the alliance's CA and has no certificate."""
+        return call(request, self.context)
+
+    def context_of(self, state: Path) -> ssl.SSLContext:
+        """Return what a caller has that shows the certificate in a party's state directory."""
+        context = ssl.create_default_context(cafile=self.local["ca_file"])
+        context.load_cert_chain(state / "tls.pem", state / "tls.key")
+        return context
+
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """What a caller of the alliance trusts; None if it speaks plain HTTP."""
+        if self._context is None and self.local["ca_file"] is not None:
+            self._context = ssl.create_default_context(cafile=self.local["ca_file"])
+        return self._context
 
     def check(self, number: int, subject: tuple[str, str], proposed: str) -> dict[str, Any]:
         """Ask a check and return its answer, which must be a 200."""
@@ -159,12 +178,8 @@ class LiveAlliance:
     def answers(self, number: int) -> bool:
         return self.ready_at(self.member(number)["url"])
 
-    @staticmethod
-    def ready_at(url: str) -> bool:
-        try:
-            return call(Request(url + "/readyz")).status == 200
-        except (OSError, HTTPException):  # the latter where it was killed in the middle of its answer
-            return False
+    def ready_at(self, url: str) -> bool:
+        return ready_at(url, self.context)
 
     def agent(self, number: int, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of a member's `insurer-agent`."""
@@ -182,11 +197,19 @@ class LiveAlliance:
         return [json.loads(line) for line in lines]
 
 
-def call(request: Request) -> Answer:
+def ready_at(url: str, context: ssl.SSLContext | None = None) -> bool:
     try:
-        with urlopen(request, timeout=10) as response:
-            headers = response.headers
-            return Answer(response.status, json.load(response), headers.get_content_type(), headers)
+        return call(Request(url + "/readyz"), context).status == 200
+    except (OSError, HTTPException):  # the latter where it was killed in the middle of its answer
+        return False
+
+
+def call(request: Request, context: ssl.SSLContext | None = None) -> Answer:
+    try:
+        with urlopen(request, timeout=10, context=context) as response:
+            headers, data = response.headers, response.read()
+            kind = headers.get_content_type()
+            return Answer(response.status, json.loads(data) if kind == "application/json" else data, kind, headers)
     except HTTPError as error:
         with error:
             data = error.read()

@@ -5,9 +5,9 @@ import datetime as dt
 import json
 import re
 import signal
+import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +26,7 @@ from protocol.token import Pseudonym, hash_identity, index_key
 from protocol.voprf import blind_evaluate
 from service.admin.samples import LIMIT, make_samples
 from service.config import load_keys
-from transport.internal import CHECK, COMMIT, CONTENT_TYPE, PREPARE, signed_headers
+from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
 
 pytestmark = pytest.mark.alliance
 
@@ -62,8 +62,8 @@ def test_ready_is_the_one_line_on_standard_output(alliance: LiveAlliance) -> Non
 
 def test_local_json_says_where_everything_is(alliance: LiveAlliance) -> None:
     local = alliance.local
-    assert local["service_url"].startswith("http://127.0.0.1:")
-    assert local["ca_file"] is None
+    assert local["service_url"].startswith("https://127.0.0.1:")
+    assert Path(local["ca_file"]) == alliance.state / "ca" / "ca.pem"
     assert [member["id"] for member in local["members"]] == [f"insurer-{n:02d}" for n in range(1, MEMBERS + 1)]
     assert len({member["api_key"] for member in local["members"]}) == MEMBERS
     assert (alliance.state / "local.json").stat().st_mode & 0o077 == 0
@@ -199,9 +199,10 @@ def test_another_members_api_key_opens_nothing(alliance: LiveAlliance) -> None:
 
 
 def internal_call(
-    alliance: LiveAlliance, number: int, path: str, body: bytes, headers: dict[str, str]
+    alliance: LiveAlliance, number: int, path: str, body: bytes, context: ssl.SSLContext | None
 ) -> tuple[int, str]:
-    answer = call(Request(alliance.member(number)["url"] + path, body, headers, method="POST"))
+    url = alliance.member(number)["url"] + path
+    answer = call(Request(url, body, {"Content-Type": CONTENT_TYPE}, method="POST"), context)
     return answer.status, answer.body["code"]
 
 
@@ -217,26 +218,35 @@ def captured_check(alliance: LiveAlliance) -> tuple[int, CheckCall]:
 
 def test_custodians_take_calls_of_the_service_alone_and_never_twice(alliance: LiveAlliance) -> None:
     number, message = captured_check(alliance)
-    body, member = encode(message), f"insurer-{number:02d}"
-    plain = {"Content-Type": CONTENT_TYPE}
-    assert internal_call(alliance, number, CHECK, body, plain) == (401, "bad-signature")
-    stranger = AgentKeys.load(alliance.member_state(1)).member.signing
-    forged = signed_headers(stranger, member, CHECK, body, time.time())
-    assert internal_call(alliance, number, CHECK, body, forged) == (401, "bad-signature")
+    body, service = encode(message), alliance.context_of(alliance.state / "service")
+    members = [alliance.context_of(alliance.member_state(other)) for other in (1, number)]
+    for path in (CHECK, PREPARE, COMMIT, COMMITTEE_KEY):
+        for stranger in (alliance.context, *members):
+            assert internal_call(alliance, number, path, body, stranger) == (403, "not-the-service")
+    assert internal_call(alliance, number, CHECK, body, service) == (409, "replayed")
+    assert internal_call(alliance, number, CHECK, body + b"\x00", service) == (422, "malformed")
 
-    key = load_keys(alliance.state / "service").signing
-    for recipient, path, at, code in (
-        ("insurer-01", CHECK, 0, "bad-signature"),
-        (member, COMMIT, 0, "bad-signature"),
-        (member, CHECK, -120, "stale"),
-        (member, CHECK, +120, "stale"),
-    ):
-        headers = signed_headers(key, recipient, path, body, time.time() + at)
-        assert internal_call(alliance, number, CHECK, body, headers) == (401, code)
-    good = signed_headers(key, member, CHECK, body, time.time())
-    assert internal_call(alliance, number, CHECK, body, good) == (409, "replayed")
-    longer = signed_headers(key, member, CHECK, body + b"\x00", time.time())
-    assert internal_call(alliance, number, CHECK, body + b"\x00", longer) == (422, "malformed")
+
+def test_the_service_takes_a_message_of_the_member_alone_that_sends_it(alliance: LiveAlliance) -> None:
+    alliance.check(1, CANARY, "2.00")
+    sent = {entry["path"]: base64.b64decode(entry["request"]) for entry in alliance.captured("service")}
+    assert sent.keys() >= {"/v1/checks", "/v1/deposits", "/v1/relay", "/v1/watermarks"}
+    named = decode(CheckRequest, sent["/v1/checks"]).signed.statement.requester
+    url = alliance.local["service_url"]
+    assert named == "insurer-01"
+    strangers = {
+        "not-a-member": (alliance.context, alliance.context_of(alliance.state / "service")),
+        "other-member": [alliance.context_of(alliance.member_state(number)) for number in range(1, MEMBERS + 1)],
+    }
+    for path, body in sent.items():
+        refused = []
+        for code, contexts in strangers.items():
+            for context in contexts:
+                answer = call(Request(url + path, body, {"Content-Type": CONTENT_TYPE}, method="POST"), context)
+                refused.append(answer.status == 403 and answer.body["code"] == code)
+        assert refused.count(False) == 1, "of all, its own sender alone is let in"
+    for path in ("/v1/manifest", "/v1/revocations"):
+        assert call(Request(url + path), alliance.context).body["code"] == "not-a-member"
 
 
 def test_nothing_of_a_check_or_deposit_goes_back_to_its_originators_group(alliance: LiveAlliance) -> None:
@@ -313,7 +323,7 @@ def test_the_search_for_clear_text_finds_what_it_looks_for(alliance: LiveAllianc
 def everything(alliance: LiveAlliance, only: str = "") -> Iterator[tuple[str, bytes]]:
     """Return every file that the alliance wrote but its key files, and every captured body decoded."""
     for file in sorted(alliance.state.rglob(only or "*")):
-        if file.is_file() and file.name != "keys.json":
+        if file.is_file() and file.name not in ("keys.json", "tls.key", "ca.key"):
             yield str(file.relative_to(alliance.state)), file.read_bytes()
     if only:
         return
@@ -369,10 +379,11 @@ def test_it_comes_back_on_the_same_state_and_knows_what_it_knew(alliance: LiveAl
 
 
 def test_the_service_sees_blinded_persons_and_sealed_envelopes_only(alliance: LiveAlliance) -> None:
-    checks = [entry for entry in alliance.captured("service") if entry["path"] == "/v1/checks"]
+    # A request that a test above sent again is one.
+    checks = {entry["request"] for entry in alliance.captured("service") if entry["path"] == "/v1/checks"}
     blinded = [
         lane.blinded
-        for entry in checks
-        for lane in decode(CheckRequest, base64.b64decode(entry["request"])).signed.statement.lanes
+        for request in checks
+        for lane in decode(CheckRequest, base64.b64decode(request)).signed.statement.lanes
     ]
     assert len(blinded) == len(set(blinded)) > PEOPLE, "each check blinds anew, also the same person's"

@@ -107,7 +107,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     root = tmp_path_factory.mktemp("lag")
     for member in range(1, MEMBERS + 1):
         write_policies(root / "policies", member, [issue("A-1", PERSON, "5000000.00")])
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--shards", "1", "--capture")
+    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--plain-http", "--shards", "1", "--capture")
     alliance.start()
     try:
         with Insider(alliance, 1) as insider:

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from embedded_redis import EmbeddedRedis
-from live import Answer, LiveAlliance, call, china_today, wait_for_ticks, wait_until, write_policies
+from live import Answer, LiveAlliance, china_today, wait_for_ticks, wait_until, write_policies
 
 from insurer_agent.agent import Agent
 from insurer_agent.rest import make_app
@@ -87,7 +87,9 @@ def request(
     entry = alliance.member(member)
     sent = {"Authorization": f"Bearer {entry['api_key'] if key is None else key}", "Content-Type": "application/json"}
     sent |= {name.replace("_", "-"): value for name, value in headers.items() if value is not None}
-    return call(Request(entry["url"] + path, None if body is None else json.dumps(body).encode(), sent, method=method))
+    return alliance.call(
+        Request(entry["url"] + path, None if body is None else json.dumps(body).encode(), sent, method=method)
+    )
 
 
 def at(number: object) -> str:
@@ -661,13 +663,13 @@ def test_the_interface_describes_itself_to_all_and_says_nothing_of_its_state(all
     ours = {(path, method.upper()) for path, methods in paths for method in methods if method != "parameters"}
     others = {path for path, method in served - ours if method not in {"HEAD", "OPTIONS"}}
     assert ours <= served
-    assert {path.split("/")[1] for path in others} == {"internal", "docs", "openapi.json"}
+    assert {path.split("/")[1] for path in others} == {"docs", "openapi.json"}
 
 
 def test_the_page_to_try_it_is_the_agents_own_and_runs_nothing_else(alliance: LiveAlliance) -> None:
     url = alliance.member(1)["url"]
     for path, kind in (("/docs", "text/html"), ("/docs/try.js", "text/javascript"), ("/docs/try.css", "text/css")):
-        with urlopen(url + path, timeout=10) as response:
+        with urlopen(url + path, timeout=10, context=alliance.context) as response:
             assert response.headers.get_content_type() == kind
             policy = response.headers["Content-Security-Policy"]
             content = response.read().decode()

@@ -17,7 +17,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from embedded_redis import EmbeddedRedis
-from live import LiveAlliance, wait_until
+from live import ready_at, wait_until
 from world import RULE, make_world, name, person
 
 from protocol import signing
@@ -81,14 +81,21 @@ def machine(state: Path, redis_url: str, workers: int) -> Iterator[Machine]:
     (state / "admins.json").write_text(pins_json({"admin": signing.public_key(admin)}, threshold=1))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = {"port": port, "workers": workers, "checks_a_second": RATE, "redis": redis_url, "redis_seconds": 2}
+    settings: dict[str, object] = {
+        "port": port,
+        "allow_plain_http": True,
+        "workers": workers,
+        "checks_a_second": RATE,
+        "redis": redis_url,
+        "redis_seconds": 2,
+    }
     (state / "config.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
     here = Machine(f"http://127.0.0.1:{port}", state / "log")
     with here.log_file.open("ab") as log:
         command = [sys.executable, "-m", "service.cli", "serve", "--state", str(state)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_until(lambda: LiveAlliance.ready_at(here.url))
+        wait_until(lambda: ready_at(here.url))
         yield here
     finally:
         process.send_signal(signal.SIGTERM)

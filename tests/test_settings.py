@@ -174,12 +174,14 @@ def test_an_alliance_is_set_up_by_hand_with_two_of_three_admins(
     enrolments = []
     for number in range(1, 6):
         state, member = tmp_path / f"m{number}", f"insurer-{number:02d}"
-        url = f"http://127.0.0.1:{9000 + number}"
+        url = f"https://127.0.0.1:{9000 + number}"
         arguments = ["--state", str(state), "--member", member, "--url", url, "--salt-file", str(salt)]
         assert agent_cli.main(["init", *arguments]) == 0
         enrolments.append(str(state / "enrolment.json"))
     service = tmp_path / "service"
-    assert service_cli.main(["init", "--state", str(service), "--url", "http://127.0.0.1:9000"]) == 0
+    assert service_cli.main(["init", "--state", str(service), "--url", "https://127.0.0.1:9000"]) == 0
+    ca = tmp_path / "ca"
+    assert admin_cli.main(["ca-init", str(ca), "--alliance", "by hand"]) == 0
 
     admins = {}
     for name in ("ann", "bo", "cai"):
@@ -188,7 +190,8 @@ def test_an_alliance_is_set_up_by_hand_with_two_of_three_admins(
         admins[name] = capsys.readouterr().out.strip()
     manifest = tmp_path / "manifest.bin"
     create = ["manifest-create", str(manifest), *enrolments, "--alliance", "by hand"]
-    create += ["--service", str(service / "service.json"), "--shards", "2", "--expected-persons"]
+    create += ["--service", str(service / "service.json"), "--ca", str(ca / "ca.pem")]
+    create += ["--shards", "2", "--expected-persons"]
     assert admin_cli.main([*create, "19999"]) == 2
     assert "10,000 persons" in capsys.readouterr().err
     assert admin_cli.main([*create, "20000"]) == 0

@@ -29,7 +29,7 @@ from test_store_custody import (
     row,
 )
 
-from insurer_agent.store.custody import _ROWS, PostgresCustody
+from insurer_agent.store.custody import _VIEW, PostgresCustody
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.partitions import arrange_partitions
 from protocol.custody import (
@@ -351,15 +351,16 @@ def test_a_person_is_looked_up_by_the_index_of_the_months_of_the_window(
         connection.execute("ANALYZE custody_row")
         connection.execute(f"SET LOCAL plan_cache_mode = {plans}".encode())
         connection.execute("SET LOCAL enable_seqscan = off")
-        marks = iter(range(1, 6))
-        query = "".join(f"{part}${next(marks)}" for part in _ROWS.split("%s")[:-1])
+        names = {name: f"${place}" for place, name in enumerate(("tokens", "first", "tick", "shard", "epoch"), start=1)}
+        query = _VIEW.decode() % names
         connection.execute(f"PREPARE rows (bytea[], date, bigint, integer, integer) AS {query}".encode())
         asked = f"(ARRAY['\\x{bytes(index(0)).hex()}'::bytea], '{first}', 9, 0, 1)"
         found = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE rows {asked}".encode()).fetchone()
         assert found is not None
         return dict(found[0][0]["Plan"])
 
-    read = list(scans(store.run("explain", explain)))
+    read = set(scans(store.run("explain", explain)))
+    read.remove(("Bitmap Index Scan", "custody_stamp_pkey"))
     months = {name for name in partitions(store) if month_of(first) <= name}
     assert {what.removesuffix("_token_day_idx") for _, what in read} == months
     assert {node for node, _ in read} <= {"Index Scan", "Bitmap Index Scan"}

@@ -65,9 +65,9 @@ class NamedDatabase(Database):
         super().__init__(dsn, size=size)
         self.running = ""
 
-    def run(self, name: str, transaction: Callable[[Rows], Any], *, snapshot: bool = False) -> Any:  # noqa: ANN401  as there
+    def run(self, name: str, transaction: Callable[[Rows], Any], **how: bool) -> Any:  # noqa: ANN401  as there
         self.running = name
-        return super().run(name, transaction, snapshot=snapshot)
+        return super().run(name, transaction, **how)
 
     def commits(self, name: str) -> Callable[[bytes], bool]:
         """Return what tells the COMMIT of a transaction."""
@@ -205,7 +205,7 @@ def _make_states(root: Path, server: EmbeddedPostgres, wires: dict[str, Wire], t
         states[name].mkdir(parents=True, mode=0o700)
         (states[name] / "manifest.bin").write_bytes(signed)
         (states[name] / "admins.json").write_text(pins)
-        settings: dict[str, object] = {"port": 1}
+        settings: dict[str, object] = {"port": 1, "allow_plain_http": True}
         if name == "service":
             save_keys(world.service.keys, states[name])
         else:

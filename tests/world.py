@@ -135,6 +135,8 @@ def make_world(
         expected_persons=0,
         deposit_cap=1_000_000_000_000,
         salt_check=salt_check(salt),
+        plain_http=1,
+        tls_authority=bytes(32),
         service_url=service_url,
         service_signing_key=signing.public_key(service_keys.signing),
         blinding_key=group.multiply_base(Scalar(service_keys.blinding.reveal())),

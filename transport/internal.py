@@ -1,9 +1,9 @@
 """Binary messages over HTTP, and the service's signatures on its calls to custodians and its answers to agents.
 
-Until mutual TLS binds the channel itself, the service signs recipient, path, time and body's hash of every call to an
-agent, and its answers with the hash of what they answer. Agents refuse what it did not sign, calls for another agent
-or more than 60 s from their clock. A call that is replayed within those 60 s meets the replay records of checks and
-the idempotence of deposits.
+Over TLS both ends of a connection have shown who they are, and nothing needs a signature. Over plain HTTP the service
+signs recipient, path, time and body's hash of every call to an agent, and its answers with the hash of what they
+answer. Agents refuse what it did not sign, calls for another agent or more than 60 s from their clock. A call that is
+replayed within those 60 s meets the replay records of checks and the idempotence of deposits.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from protocol import signing
 from protocol.encoding import decode
 from protocol.errors import ProtocolError, is_code
 from protocol.secret import Secret
+from transport.certificates import SERVICE
 from transport.peers import Call, Reply, Unreachable
 
 M = TypeVar("M")
@@ -51,9 +52,14 @@ def _answer_parts(path: str, request: bytes, answer: bytes) -> tuple[bytes, ...]
 
 
 def service_message_of(kind: type[M], call: Call, reply: Reply | Unreachable, public: bytes) -> M:
-    """As `message_of`, for an answer of the service: refuse (`bad-signature`) what it did not sign for this call."""
+    """As `message_of`, for an answer of the service: refuse (`bad-signature`) what it did not sign for this call.
+
+    An answer of a TLS connection that the service's certificate opened has no signature and needs none.
+    """
     message = message_of(kind, reply)
     assert isinstance(reply, Reply)
+    if reply.sender == SERVICE:
+        return message
     try:
         signature = bytes.fromhex(reply.signature)
     except ValueError:
@@ -67,11 +73,16 @@ def message_of(kind: type[M], reply: Reply | Unreachable) -> M:
 
     Raises `ProtocolError`: `unreachable`, `timeout`, the code that the peer refused with, or `malformed`.
     """
+    return decode(kind, body_of(reply))
+
+
+def body_of(reply: Reply | Unreachable) -> bytes:
+    """Return the body of a peer's answer; raises as `message_of`."""
     if isinstance(reply, Unreachable):
         raise ProtocolError("timeout" if reply.timed_out else "unreachable", "the peer gave no answer")
     if reply.status != 200:  # noqa: PLR2004  the one status of success here
         raise ProtocolError(_code_of(reply), f"the peer refused with status {reply.status}")
-    return decode(kind, reply.body)
+    return reply.body
 
 
 def _code_of(reply: Reply) -> str:

@@ -1,41 +1,51 @@
 """Persistent HTTP connections to peers, on which all requests are written before any answer is read.
 
 One thread, several peers, no thread pool: a fan-out to four custodians takes as long as the slowest. Connections are
-kept per thread and peer.
+kept per thread and peer. Over TLS whoever answers has shown the peer's own certificate, at the connection's opening,
+and is asked about again at each use: it may have been revoked since.
 """
 
-import socket
+import logging
+import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import Any
-from urllib.parse import urlsplit
 
-CONNECT_SECONDS = 0.25
+from protocol.errors import ProtocolError
+from transport.certificates import SERVICE, Holder
+from transport.lines import Line, begin_line, left, shake_hands
+from transport.tls import Tls
+
+log = logging.getLogger(__name__)
+
 LAST_MOMENT_SECONDS = 0.01
 MAX_ANSWER = 64 << 20
+TOLD_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Call:
-    """A POST to a peer: base URL, path, body and headers."""
+    """A request to a peer: base URL, path, body and headers, and whose certificate it must show over TLS."""
 
     url: str
     path: str
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
+    to: Holder = SERVICE
+    method: str = "POST"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a peer answered."""
+    """What a peer answered; `sender` says who that was where TLS shows it."""
 
     status: int
     body: bytes = field(repr=False)
     content_type: str
     signature: str = ""
+    sender: Holder | None = None
 
 
 @dataclass(frozen=True)
@@ -45,45 +55,49 @@ class Unreachable:
     timed_out: bool
 
 
-class _DeadlineSocket(socket.socket):
-    """A socket whose reads end at a deadline, however slowly the peer drips its bytes."""
-
-    deadline = 0.0
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401  as in the standard library
-        """Read as the standard library does, for no longer than until the deadline."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.settimeout(left)
-        count: int = super().recv_into(*args, **kwargs)
-        return count
-
-
-class _Connection(HTTPConnection):
-    def connect(self) -> None:
-        """Connect, and put a deadline on the socket."""
-        super().connect()
-        plain = self.sock
-        self.sock = _DeadlineSocket(plain.family, plain.type, plain.proto, plain.detach())
-
-
 class _FaultError(Exception):
     def __init__(self, *, timed_out: bool) -> None:
         super().__init__()
         self.timed_out = timed_out
 
 
-class Peers:
-    """Calls to peers; safe to share between threads."""
+@dataclass(frozen=True, eq=False)
+class _Connection:
+    """HTTP over a line."""
 
-    def __init__(self) -> None:
+    line: Line
+    http: HTTPConnection
+
+    @classmethod
+    def over(cls, line: Line) -> "_Connection":
+        http = HTTPConnection(line.host, line.port)
+        http.auto_open = 0
+        http.sock = line.sock
+        return cls(line, http)
+
+    def close(self) -> None:
+        self.http.close()
+        self.line.sock.close()
+
+
+class Peers:
+    """Calls to peers; safe to share between threads. With `tls` it calls https:// addresses alone, else http://."""
+
+    def __init__(self, tls: Tls | None = None) -> None:
+        self._tls = tls
         self._local = threading.local()
+        self._told: dict[str, float] = {}
 
     def close(self) -> None:
         """Close the connections of the calling thread."""
-        for url in list(self._local.__dict__.get("connections", {})):
-            self._drop(url)
+        for connection in self._kept.values():
+            connection.close()
+        self._kept.clear()
+
+    @property
+    def _kept(self) -> dict[tuple[str, Holder], _Connection]:
+        kept: dict[tuple[str, Holder], _Connection] = self._local.__dict__.setdefault("connections", {})
+        return kept
 
     def call(self, call: Call, seconds: float) -> Reply | Unreachable:
         """Make one call and wait for at most that long."""
@@ -96,96 +110,137 @@ class Peers:
         bear being made twice.
         """
         deadline = time.monotonic() + seconds
-        connections: list[tuple[HTTPConnection, bool] | _FaultError] = []
+        # 1. What has a connection leaves at once; 2. the rest as soon as its connection is open.
+        written = [self._on_kept(call, deadline) for call in calls]
+        places = [place for place, on in enumerate(written) if on is None]
+        fresh = dict(zip(places, self._on_new([calls[place] for place in places], deadline), strict=True))
+        # 3. All answers, in turn.
+        return [
+            self._answer(call, written[place] or fresh[place], place in fresh, deadline)
+            for place, call in enumerate(calls)
+        ]
+
+    def _answer(
+        self,
+        call: Call,
+        on: _Connection | _FaultError,
+        fresh: bool,  # noqa: FBT001  from exchange alone
+        deadline: float,
+    ) -> Reply | Unreachable:
+        try:
+            if isinstance(on, _FaultError):
+                raise on
+            try:
+                return self._receive(call, on, deadline)
+            except _FaultError as fault:
+                self._drop(call)
+                if fault.timed_out or fresh:
+                    raise
+            (again,) = self._on_new([call], deadline)
+            if isinstance(again, _FaultError):
+                raise again
+            return self._receive(call, again, deadline)
+        except _FaultError as fault:
+            self._drop(call)
+            return Unreachable(fault.timed_out)
+
+    # --- connections
+
+    def _on_kept(self, call: Call, deadline: float) -> _Connection | _FaultError | None:
+        """Write a call on a kept connection and return it; None if there is none that is good."""
+        connection = self._kept.get((call.url, call.to))
+        if connection is None:
+            return None
+        try:
+            self._require_peer(call, connection.line)
+            self._send(connection, call, deadline)
+        except _FaultError as fault:
+            self._drop(call)
+            return fault if fault.timed_out else None
+        return connection
+
+    def _on_new(self, calls: Sequence[Call], deadline: float) -> list[_Connection | _FaultError]:
+        """Open a connection for each call, all at once, and write each call as soon as its own is open."""
+        lines: dict[Line, int] = {}
+        found: list[_Connection | _FaultError] = []
         for call in calls:
             try:
-                connections.append(self._write(call, deadline))
-            except _FaultError as fault:
-                connections.append(fault)
-        replies: list[Reply | Unreachable] = []
-        for call, connection in zip(calls, connections, strict=True):
+                context = None if self._tls is None else self._tls.client_context()
+                line = begin_line(call.url, context, deadline)
+                lines[line] = len(found)
+                found.append(_FaultError(timed_out=True))  # until its hands are shaken
+            except (OSError, ValueError) as error:  # the latter from what is no address and no resolver takes
+                found.append(self._fault(call, error))
+        for line, failed in shake_hands(lines, deadline):
+            call = calls[lines[line]]
+            connection = _Connection.over(line)
             try:
-                if isinstance(connection, _FaultError):
-                    raise connection
-                replies.append(self._read(call, *connection, deadline))
+                if failed is not None:
+                    raise self._fault(call, failed)
+                self._require_peer(call, line)
+                self._send(connection, call, deadline)
             except _FaultError as fault:
-                self._drop(call.url)
-                replies.append(Unreachable(fault.timed_out))
-        return replies
+                connection.close()
+                found[lines[line]] = fault
+            else:
+                self._drop(call)
+                found[lines[line]] = self._kept[call.url, call.to] = connection
+        return found
 
-    def _write(self, call: Call, deadline: float) -> tuple[HTTPConnection, bool]:
-        """Write a call; return its connection and whether it had been used before."""
-        connection, reused = self._connection(call.url)
+    def _require_peer(self, call: Call, line: Line) -> None:
+        """Refuse a line whose other end is not, or is no longer, who is called; also one opened with older files."""
+        if self._tls is None:
+            return
+        if line.context is not self._tls.client_context():
+            raise _FaultError(timed_out=False)
         try:
-            self._send(connection, call, deadline)
-        except _FaultError as fault:
-            self._drop(call.url)
-            if fault.timed_out or not reused:
-                raise
-            connection, reused = self._connection(call.url)[0], False
-            self._send(connection, call, deadline)
-        return connection, reused
-
-    def _read(self, call: Call, connection: HTTPConnection, reused: bool, deadline: float) -> Reply:  # noqa: FBT001  from _write alone
-        try:
-            return self._receive(connection, deadline)
-        except _FaultError as fault:
-            self._drop(call.url)
-            if fault.timed_out or not reused:
-                raise
-            connection = self._connection(call.url)[0]
-            self._send(connection, call, deadline)
-            return self._receive(connection, deadline)
-
-    def _connection(self, url: str) -> tuple[HTTPConnection, bool]:
-        kept: dict[str, HTTPConnection] = self._local.__dict__.setdefault("connections", {})
-        if url in kept:
-            return kept[url], True
-        try:
-            parts = urlsplit(url)
-            if parts.scheme != "http" or parts.hostname is None:
-                raise _FaultError(timed_out=False)
-            kept[url] = _Connection(parts.hostname, parts.port or 80)
-        except (ValueError, HTTPException):
+            self._tls.require_peer(line.certificate, call.to)
+        except ProtocolError as error:
+            self._tell(call, error.hint)
             raise _FaultError(timed_out=False) from None
-        return kept[url], False
 
-    def _drop(self, url: str) -> None:
-        kept: dict[str, HTTPConnection] = self._local.__dict__.get("connections", {})
-        connection = kept.pop(url, None)
+    def _drop(self, call: Call) -> None:
+        connection = self._kept.pop((call.url, call.to), None)
         if connection is not None:
             connection.close()
 
-    @staticmethod
-    def _send(connection: HTTPConnection, call: Call, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise _FaultError(timed_out=True)
-        try:
-            if connection.sock is None:
-                connection.timeout = min(CONNECT_SECONDS, left)
-                connection.connect()
-            connection.sock.settimeout(left)
-            connection.request("POST", call.path, call.body, dict(call.headers))
-        except TimeoutError:
-            raise _FaultError(timed_out=True) from None
-        except (OSError, HTTPException, UnicodeError):  # the last from a host name that no resolver takes
-            raise _FaultError(timed_out=False) from None
+    # --- HTTP
 
-    @staticmethod
-    def _receive(connection: HTTPConnection, deadline: float) -> Reply:
-        # An answer that arrived while a slower peer was waited for still counts: a moment is left to take it in.
-        if not isinstance(connection.sock, _DeadlineSocket):
-            raise _FaultError(timed_out=False)
-        connection.sock.deadline = max(deadline, time.monotonic() + LAST_MOMENT_SECONDS)
+    def _send(self, connection: _Connection, call: Call, deadline: float) -> None:
         try:
-            response: HTTPResponse = connection.getresponse()
+            left(deadline)
+            connection.line.sock.deadline = deadline
+            connection.http.request(call.method, call.path, call.body, dict(call.headers))
+        except (OSError, HTTPException, UnicodeError) as error:
+            raise self._fault(call, error) from None
+
+    def _receive(self, call: Call, connection: _Connection, deadline: float) -> Reply:
+        # An answer that arrived while a slower peer was waited for still counts: a moment is left to take it in.
+        connection.line.sock.deadline = max(deadline, time.monotonic() + LAST_MOMENT_SECONDS)
+        try:
+            response: HTTPResponse = connection.http.getresponse()
             if response.length is None or response.length > MAX_ANSWER:
                 raise _FaultError(timed_out=False)  # our peers state the length of every answer
             body = response.read()
-        except TimeoutError:
-            raise _FaultError(timed_out=True) from None
-        except (OSError, HTTPException):
-            raise _FaultError(timed_out=False) from None
+        except (OSError, HTTPException) as error:
+            raise self._fault(call, error) from None
         signature = response.headers.get("Lookup-Signature", "")
-        return Reply(response.status, body, response.headers.get_content_type(), signature)
+        sender = None if self._tls is None else call.to
+        if connection.http.sock is None:  # the peer said that it closes
+            self._drop(call)
+        return Reply(response.status, body, response.headers.get_content_type(), signature, sender)
+
+    # --- faults
+
+    def _fault(self, call: Call, error: Exception) -> _FaultError:
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            # The reason is OpenSSL's own word: a certificate that we refuse, or the alert of a peer that refuses ours.
+            self._tell(call, (error.reason or "no reason").lower().replace("_", " "))
+        return _FaultError(timed_out=isinstance(error, TimeoutError))
+
+    def _tell(self, call: Call, why: str) -> None:
+        """Log why TLS fails, once a minute for a peer: that is no weather, and needs a person."""
+        now = time.monotonic()
+        if now - self._told.get(call.url, -TOLD_SECONDS) >= TOLD_SECONDS:
+            self._told[call.url] = now
+            log.warning("no TLS with %s at %s: %s", call.to, call.url, why)

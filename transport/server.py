@@ -10,6 +10,8 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
+from transport.tls import Tls, TlsSettings
+
 MAX_BODY = 8 << 20
 KEEP_ALIVE_SECONDS = 75
 _PR_SET_PDEATHSIG = 1
@@ -35,10 +37,29 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
         return self._make_app()
 
 
-def serve(make_app: Callable[[], Flask], *, host: str, port: int, state: Path, workers: int, threads: int) -> None:
-    """Serve until SIGTERM or SIGINT. `make_app` runs in each worker, after the fork."""
+def serve(
+    make_app: Callable[[], Flask],
+    *,
+    host: str,
+    port: int,
+    state: Path,
+    workers: int,
+    threads: int,
+    tls: Tls | None,
+    files: TlsSettings,
+) -> None:
+    """Serve until SIGTERM or SIGINT, over TLS if there is any. `make_app` runs in each worker, after the fork."""
     run = state / "run"
     run.mkdir(parents=True, exist_ok=True)
+    secured: dict[str, Any] = {}
+    if tls is not None:
+        # gunicorn asks for the context at every connection, so new certificates are used as soon as they are there. The
+        # two files only tell it that there is TLS.
+        secured = {
+            "certfile": str(files.tls_certificate),
+            "keyfile": str(files.tls_key),
+            "ssl_context": lambda _config, _default: tls.server_context(),
+        }
     _Server(
         make_app,
         {
@@ -58,5 +79,6 @@ def serve(make_app: Callable[[], Flask], *, host: str, port: int, state: Path, w
             "accesslog": None,
             "proc_name": "cover-lookup",
             "post_fork": _die_with_parent,
-        },
+        }
+        | secured,
     ).run()

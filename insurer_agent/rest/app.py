@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify
+from werkzeug.wrappers import Request
 
 from insurer_agent.agent import Agent
 from insurer_agent.rest import checks, pages, policies
 from protocol.messages import CheckCall, CommitCall, PrepareCall, Relayed
 from transport import internal, web
-from transport.capture import capture_messages
+from transport.capture import Capture
+from transport.message_face import Answer, MessageFace, answer_of, read_message
 from transport.problems import Problem
 from transport.server import MAX_BODY
 
@@ -24,20 +26,19 @@ def make_app(agent: Agent) -> Flask:
     checks.serve(app, agent)
     policies.serve(app, agent)
     pages.serve(app)
-    _internal(app, agent)
     _health(app, agent)
-    if agent.settings.capture is not None and agent.party.manifest.terms.local:
-        capture_messages(app, agent.settings.capture)
+    captured = agent.settings.capture if agent.party.manifest.terms.local else None
+    _internal(MessageFace(app, None if captured is None else Capture(captured)), agent)
     return app
 
 
-def _internal(app: Flask, agent: Agent) -> None:
+def _internal(face: MessageFace, agent: Agent) -> None:
     def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
-        def handle() -> Response:
-            web.require_service(agent.party.manifest.terms.service_signing_key, agent.party.id)
-            return web.message_response(answer(web.read_message(kind)))
+        def handle(request: Request) -> Answer:
+            web.require_service(request, agent.tls, agent.party.manifest.terms.service_signing_key, agent.party.id)
+            return answer_of(answer(read_message(request, kind)))
 
-        app.add_url_rule(path, endpoint=path, view_func=handle, methods=["POST"])
+        face.add(path, handle)
 
     serve(internal.CHECK, CheckCall, agent.custodian.check)
     serve(internal.PREPARE, PrepareCall, agent.custodian.prepare)

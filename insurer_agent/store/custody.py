@@ -35,10 +35,17 @@ log = logging.getLogger(__name__)
 KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
 
-_ROWS = (
-    f"SELECT depositor, id_key, {FACTS}, shares FROM custody_row"  # noqa: S608  names of columns
-    " WHERE token = ANY(%s) AND day >= %s AND tick <= %s AND shard = %s AND epoch = %s"
-)
+_VIEW = (
+    # The shard's stamps, then the persons' rows: one statement sees one state of the database.
+    "SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, excluded, NULL, NULL, NULL, sum FROM custody_stamp"  # noqa: S608  names of columns
+    " WHERE shard = %(shard)s AND tick <= %(tick)s"
+    f" UNION ALL SELECT depositor, id_key, {FACTS}, shares FROM custody_row"
+    " WHERE token = ANY(%(tokens)s) AND day >= %(first)s AND tick <= %(tick)s AND shard = %(shard)s"
+    " AND epoch = %(epoch)s"
+).encode()
+
+
+_EXCLUDED = FACTS.split(", ").index("excluded")
 
 
 def _day(ordinal: int) -> dt.date:
@@ -120,26 +127,30 @@ class PostgresCustody:
         """See `Custody.view`: one snapshot of rows and stamps."""
         require_epoch(self._epoch, reading.epoch)
 
-        def transaction(connection: Rows) -> CustodyView:
-            rows = self._rows(connection, reading)
-            lanes = tuple(PersonRows(tuple(rows.get((bytes(index), first), ()))) for index, first in reading.lanes)
-            return CustodyView(lanes, custody_stamps.shard_sums(connection, reading.shard, reading.tick))
-
-        return self._database.run("read custody", transaction, snapshot=True)
-
-    def _rows(self, connection: Rows, reading: Reading) -> dict[tuple[bytes, int], list[CustodyRow]]:
-        """Return the rows of each person from a day on: one indexed read for all that begin on the same day."""
-        rows: dict[tuple[bytes, int], list[CustodyRow]] = {}
-        for first in sorted({first for _, first in reading.lanes}):
-            tokens = sorted({bytes(index) for index, day in reading.lanes if day == first})
-            found = connection.execute(
-                _ROWS.encode(), (tokens, _day(first), reading.tick, reading.shard, reading.epoch)
-            )
-            for depositor, id_key, *values, sealed in found:
-                facts = read_facts(values)
-                row = self._deposits.open_row(depositor, bytes(id_key), facts, sealed)
-                rows.setdefault((facts.token, first), []).append(row)
-        return rows
+        asked = {
+            "shard": reading.shard,
+            "tick": reading.tick,
+            "tokens": list({bytes(index) for index, _ in reading.lanes}),
+            "first": _day(min(first for _, first in reading.lanes)),
+            "epoch": reading.epoch,
+        }
+        found = self._database.run(
+            "read custody",
+            lambda connection: connection.execute(_VIEW, asked, binary=True).fetchall(),
+            one_statement=True,
+        )
+        stamps, rows = list[tuple[int, bytes]](), dict[bytes, list[CustodyRow]]()
+        for depositor, id_key, *values, sealed in found:
+            if depositor is None:
+                stamps.append((values[_EXCLUDED], sealed))
+                continue
+            facts = read_facts(values)
+            rows.setdefault(facts.token, []).append(self._deposits.open_row(depositor, id_key, facts, sealed))
+        lanes = (
+            PersonRows(tuple(row for row in rows.get(bytes(index), ()) if row.day >= first))
+            for index, first in reading.lanes
+        )
+        return CustodyView(tuple(lanes), custody_stamps.known_totals(tuple(sorted(stamps))))
 
     # --- deposits
 

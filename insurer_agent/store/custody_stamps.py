@@ -4,6 +4,8 @@ Of a shard by tick, for checks; of one depositor alone, for the range checks of 
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 from insurer_agent.store.database import Rows
 from protocol import group
@@ -54,12 +56,6 @@ def _plus(row: tuple[bytes] | None, amount: bytes) -> bytes:
     return group.accumulate(group.IDENTITY if row is None else bytes(row[0]), [Element(amount)])
 
 
-def shard_sums(connection: Rows, shard: int, tick: int) -> Mapping[int, bytes]:
-    """Return the shard's sums by excluded slot as of a tick."""
-    found = connection.execute("SELECT excluded, sum FROM custody_stamp WHERE shard = %s AND tick <= %s", (shard, tick))
-    return totals((excluded, bytes(total)) for excluded, total in found)
-
-
 def own_sums(connection: Rows, depositor: str, shard: int) -> Mapping[int, bytes]:
     """Return a depositor's sums by excluded slot, of all that is committed."""
     found = connection.execute(
@@ -82,6 +78,12 @@ def fold(connection: Rows, shard: int, before: int) -> None:
             "INSERT INTO custody_stamp (shard, excluded, tick, sum) VALUES (%s, %s, %s, %s)",
             (shard, excluded, newest, total),
         )
+
+
+@lru_cache(maxsize=512)
+def known_totals(parts: tuple[tuple[int, bytes], ...]) -> Mapping[int, bytes]:
+    """As `totals`, remembered: between two commits all checks of a shard add up the same."""
+    return MappingProxyType(totals(parts))
 
 
 def totals(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:

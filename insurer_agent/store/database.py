@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -48,7 +48,15 @@ class Database:
         # Failing fast beats queueing: a check has two seconds in all.
         options = f"{conninfo_to_dict(dsn).get('options') or ''} {_OPTIONS}"
         conninfo = make_conninfo(dsn, connect_timeout=5, application_name=APPLICATION_NAME, options=options)
-        self._pool = ConnectionPool(conninfo, min_size=1, max_size=size, timeout=1.0, open=False, name="agent")
+        self._pool = ConnectionPool(
+            conninfo,
+            kwargs={"autocommit": True},  # transactions are begun by `run` alone
+            min_size=1,
+            max_size=size,
+            timeout=1.0,
+            open=False,
+            name="agent",
+        )
         self._pool.open()
 
     def close(self) -> None:
@@ -70,15 +78,21 @@ class Database:
         self.run("migrate", apply)
         self.run("check durability", _require_durable)
 
-    def run(self, name: str, transaction: Callable[[Rows], T], *, snapshot: bool = False) -> T:
+    def run(
+        self, name: str, transaction: Callable[[Rows], T], *, snapshot: bool = False, one_statement: bool = False
+    ) -> T:
         """Run a transaction; retry it when the server asks for that.
 
         It is durable once this returns, and without effect when it raises. With `snapshot` it is read-only and sees
-        one state of the database. Raises `Problem` (503, `database-unavailable`) when the server cannot be reached.
+        one state of the database. What consists of `one_statement` does so, and is a transaction, by itself: that saves
+        trips to the server. Raises `Problem` (503, `database-unavailable`) when the server cannot be reached.
         """
         for attempt in range(1, MAX_TRIES + 1):
             try:
-                with self._connection() as connection, connection.transaction():
+                with (
+                    self._connection() as connection,
+                    nullcontext() if one_statement else connection.transaction(),
+                ):
                     if snapshot:
                         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     return transaction(connection)
@@ -115,18 +129,13 @@ class Database:
         The server takes the lock back when the connection ends, which nobody notices who does not ask.
         """
         with self._connection() as connection:
-            connection.autocommit = True
+            row = connection.execute("SELECT pg_try_advisory_lock(%s)", (lock,)).fetchone()
+            taken = bool(row and row[0])
             try:
-                row = connection.execute("SELECT pg_try_advisory_lock(%s)", (lock,)).fetchone()
-                taken = bool(row and row[0])
-                try:
-                    yield lambda: taken and _answers(connection)
-                finally:
-                    if taken and not connection.closed:
-                        connection.execute("SELECT pg_advisory_unlock(%s)", (lock,))
+                yield lambda: taken and _answers(connection)
             finally:
-                if not connection.closed:
-                    connection.autocommit = False
+                if taken and not connection.closed:
+                    connection.execute("SELECT pg_advisory_unlock(%s)", (lock,))
 
 
 def _answers(connection: Rows) -> bool:

@@ -231,6 +231,7 @@ class Outbox:
                 _BEHIND,
                 prepare=False,  # a plan from when the table was empty would sort all of it
             ).fetchall(),
+            one_statement=True,
         )
         return [
             Lacking(
@@ -258,7 +259,9 @@ class Outbox:
         )
 
     def _outgoing(self, name: str, query: str, values: tuple[object, ...]) -> list[Outgoing]:
-        rows = self._database.run(name, lambda connection: connection.execute(query.encode(), values).fetchall())
+        rows = self._database.run(
+            name, lambda connection: connection.execute(query.encode(), values).fetchall(), one_statement=True
+        )
         found, damaged = [], []
         for seq, deposit_id, shard, excluded, entry, made, attempts, receipts, counts in rows:
             try:

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.admin.ca_commands import add_ca_commands
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
 DEFAULT_SHARDS, DEFAULT_TICK_SECONDS = 4, 10
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from protocol.manifest import Terms
 
 
@@ -33,6 +36,7 @@ def _local(args: argparse.Namespace) -> int:
             redis=args.redis,
             tick_seconds=args.tick_seconds,
             jitter_seconds=args.jitter_seconds,
+            plain_http=args.plain_http,
         )
     )
 
@@ -101,8 +105,10 @@ def _manifest_create(args: argparse.Namespace) -> int:
     from protocol.encoding import encode
     from service.admin.manifests import build_terms, unsigned
     from service.admin.rules import read_rules
+    from transport.certificates import read_certificate, spki_hash
 
     previous = None if args.previous is None else _terms(args.previous)
+    tls_authority = None if args.plain_http else spki_hash(read_certificate(args.ca))
     terms = build_terms(
         alliance=args.alliance,
         serial=args.serial,
@@ -113,6 +119,7 @@ def _manifest_create(args: argparse.Namespace) -> int:
         tick_seconds=args.tick_seconds or (previous.tick_seconds if previous else DEFAULT_TICK_SECONDS),
         valid_days=args.valid_days,
         local=False,
+        tls_authority=tls_authority,
         previous=previous,
         book=None if args.rules is None else read_rules(args.rules),
     )
@@ -161,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "--jitter-seconds", type=float, default=0.3, help="most that deposits wait; an agent's own is 20"
     )
     local.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
+    local.add_argument("--plain-http", action="store_true", help="without TLS: for measurements and debugging alone")
     local.add_argument("--capture", action="store_true", help="record what each party receives, under STATE/capture")
 
     demo = command("demo", _demo, "Make samples, run a local alliance over them, ask checks and show who saw what.")
@@ -174,12 +182,17 @@ def _parser() -> argparse.ArgumentParser:
     samples.add_argument("--people", type=int, default=1000)
     samples.add_argument("--seed", type=int, default=1)
 
+    add_ca_commands(command)
     key = command("admin-key", _admin_key, "Make an admin's private key file and print its public key.")
     key.add_argument("file", type=Path)
     pins = command("pins", _pins, "Print the admins.json that members and service pin.")
     pins.add_argument("--threshold", type=int, required=True, help="how many admins must sign a manifest")
     pins.add_argument("admins", nargs="+", metavar="NAME=PUBLIC_KEY")
+    _add_manifest_commands(command)
+    return parser
 
+
+def _add_manifest_commands(command: "Callable[[str, object, str], argparse.ArgumentParser]") -> None:
     create = command("manifest-create", _manifest_create, "Make an unsigned manifest from the members' enrolments.")
     create.add_argument("file", type=Path, help="the manifest to write")
     create.add_argument("enrolments", type=Path, nargs="+", metavar="ENROLMENT", help="enrolment.json of each member")
@@ -189,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
         "--previous", type=Path, help="the manifest before; its committees are kept, and its rules unless given"
     )
     create.add_argument("--service", type=Path, required=True, help="service.json of the lookup service")
+    tls = create.add_mutually_exclusive_group(required=True)
+    tls.add_argument("--ca", type=Path, metavar="CA_PEM", help="certificate of the alliance's CA, from ca-init")
+    tls.add_argument("--plain-http", action="store_true", help="all parties speak plain HTTP, which protects nothing")
     create.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
     create.add_argument("--shards", type=int, help=f"{DEFAULT_SHARDS} unless given, or as before")
     create.add_argument("--expected-persons", type=int, required=True, help="insured persons; 10,000 a shard at least")
@@ -200,7 +216,6 @@ def _parser() -> argparse.ArgumentParser:
     sign.add_argument("--key", type=Path, required=True, help="the admin's private key file")
     show = command("manifest-show", _manifest_show, "Print a manifest as JSON.")
     show.add_argument("file", type=Path)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ import os
 import select
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -122,13 +123,14 @@ class _Agent:
 @dataclass(frozen=True)
 class _Alliance:
     service_url: str
+    ca_file: str
     agents: Sequence[_Agent]
 
     @classmethod
     def of(cls, state: Path) -> "_Alliance":
         content = json.loads((state / "local.json").read_text(encoding="utf-8"))
         agents = [_Agent(entry["id"], entry["url"], entry["api_key"]) for entry in content["members"]]
-        return cls(content["service_url"], agents)
+        return cls(content["service_url"], content["ca_file"], agents)
 
 
 @contextlib.contextmanager
@@ -212,13 +214,13 @@ def _ask_all(alliance: _Alliance, samples: Samples) -> tuple[list[view.Asked], b
     """Ask all checks, show each as it is answered, and return them with the last one's id."""
     accumulation = _accumulation(samples)
     last = f"{accumulation.total / MILLION:.1f} million from {accumulation.insurers} insurers"
-    asked = []
+    asked, context = [], ssl.create_default_context(cafile=alliance.ca_file)
     for number, (case, proposed, story) in enumerate((*_ASKS, (ACCUMULATOR, _PROPOSED, last)), 1):
         person = _ordinary(samples) if case is None else samples.case(case)
         insured_by = {policy.insurer for policy in samples.policies_of(person)}
         strangers = [agent for agent in alliance.agents if agent.id not in insured_by] or alliance.agents
         agent = strangers[number % len(strangers)]
-        milliseconds, answer = _ask(agent, person, proposed, f"UW-{number}")
+        milliseconds, answer = _ask(agent, context, person, proposed, f"UW-{number}")
         expected = "exceeds" if (person.total or 0) + proposed > LIMIT else "within"
         verdict, reason = answer["verdict"], answer["reason"]
         asked.append(view.Asked(person.identity, agent.id, proposed, verdict, reason, expected, milliseconds, story))
@@ -241,11 +243,13 @@ def _body(person: SamplePerson, proposed: int, reference: str) -> str:
     return json.dumps({"subject": subject, "rule": RULE, "proposed_amount": amount, "reference": reference})
 
 
-def _ask(agent: _Agent, person: SamplePerson, proposed: int, reference: str) -> tuple[float, dict[str, Any]]:
+def _ask(
+    agent: _Agent, context: ssl.SSLContext, person: SamplePerson, proposed: int, reference: str
+) -> tuple[float, dict[str, Any]]:
     """Ask one check as an underwriting system does; return how long it took in ms, and the answer."""
     headers = {"Authorization": f"Bearer {agent.api_key}", "Content-Type": "application/json"}
     body = _body(person, proposed, reference)
-    connection = http.client.HTTPConnection(urlsplit(agent.url).netloc, timeout=_CHECK_SECONDS)
+    connection = http.client.HTTPSConnection(urlsplit(agent.url).netloc, timeout=_CHECK_SECONDS, context=context)
     with contextlib.closing(connection):
         connection.connect()
         begin = time.perf_counter()
@@ -275,7 +279,8 @@ def _accumulation(samples: Samples) -> view.Accumulation:
 def _stay(alliance: _Alliance, samples: Samples, process: subprocess.Popen[bytes]) -> None:
     agent = alliance.agents[-1]
     curl = (
-        f"curl -sS --noproxy '*' {agent.url}/v1/checks -H 'Authorization: Bearer {agent.api_key}'"
+        f"curl -sS --noproxy '*' --cacert {alliance.ca_file} {agent.url}/v1/checks"
+        f" -H 'Authorization: Bearer {agent.api_key}'"
         f" -H 'Content-Type: application/json' -d '{_body(samples.case(ACCUMULATOR), _PROPOSED, 'UW-BY-HAND')}'"
     )
     view.show(view.keep_lines(alliance.service_url, [(agent.id, agent.url) for agent in alliance.agents], curl))

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import psycopg
+from cryptography.hazmat.primitives.serialization import Encoding
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -29,14 +31,19 @@ from protocol.encoding import decode, encode
 from protocol.manifest import SignedManifest, Terms
 from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
+from service.admin.authority import CertificateAuthority, read_request
 from service.admin.manifests import add_signature, build_terms, pins_json, unsigned
 from service.admin.processes import Processes, ProcessFailedError, run_all
 from service.admin.rules import read_rules
+from transport.certificates import SERVICE as SERVICE_HOLDER
+from transport.certificates import Holder, read_certificate, spki_hash
 from transport.redis_link import connection_pool
 from transport.settings import SettingsError, write_private
+from transport.tls_files import CA_FILE, CERTIFICATE_FILE, CRL_FILE, REQUEST_FILE
 
 AGENT = "insurer_agent.cli"
 SERVICE = "service.cli"
+ALLIANCE = "local"
 VALID_DAYS = 30
 START_SECONDS = 120
 DEPOSIT_SECONDS = 3600
@@ -62,6 +69,7 @@ class LocalOptions:
     redis: str | None = field(default=None, repr=False)
     tick_seconds: int = 1
     jitter_seconds: float = 0.3
+    plain_http: bool = False
 
 
 class _StoppedError(Exception):
@@ -122,6 +130,7 @@ class _Alliance:
         self.processes = Processes(self._logs)
         self._urls: dict[str, str] = {}
         self._service_url = ""
+        self._context: ssl.SSLContext | None = None
 
     def _check_options(self) -> None:
         if not 1 <= self._options.shards <= 4096:  # noqa: PLR2004  the manifest's bounds
@@ -143,21 +152,28 @@ class _Alliance:
             raise SettingsError(f"{self._state} is not empty and not the state of a local alliance; choose another")
         if marker.exists():
             before = json.loads(marker.read_text(encoding="utf-8"))
-            if (before["members"], before["shards"]) != (self._options.members, self._options.shards):
+            if before != self._shape:
                 raise SettingsError(
-                    f"{self._state} holds an alliance of {before['members']} members and {before['shards']} shards"
+                    f"{self._state} holds an alliance of {before['members']} members and {before['shards']} shards,"
+                    f" {'over plain HTTP' if before.get('plain_http') else 'over TLS'}"
                 )
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        """What cannot be another when an alliance is brought back."""
+        options = self._options
+        return {"members": options.members, "shards": options.shards, "plain_http": options.plain_http}
 
     def start(self) -> None:
         """Bring everything up, import all policies, and wait until checks see them."""
         state, began = self._state, time.monotonic()
-        (state / "alliance.json").write_text(
-            json.dumps({"members": self._options.members, "shards": self._options.shards}) + "\n", encoding="utf-8"
-        )
+        (state / "alliance.json").write_text(json.dumps(self._shape) + "\n", encoding="utf-8")
         manifest = self._manifest()
         terms = decode(Terms, manifest.terms)
         self._urls = {member.id: member.url for member in terms.members}
         self._service_url = terms.service_url
+        if not self._options.plain_http:
+            self._renew_certificates()
         keys = self._databases_and_keys()
         say(f"starting the service and {len(self._ids)} agents")
         self.processes.start("service", SERVICE, "serve", "--state", str(state / "service"))
@@ -196,23 +212,24 @@ class _Alliance:
         if file.exists():
             say("bringing an alliance back")
             return self._renewed(decode(SignedManifest, file.read_bytes()))
-        for half_made in ("members", "service", "admin"):  # an earlier start was stopped while it made keys
+        for half_made in ("members", "service", "admin", "ca"):  # an earlier start was stopped while it made keys
             shutil.rmtree(self._state / half_made, ignore_errors=True)
         say(f"making keys for the service and {len(self._ids)} members")
         ports = _ports(self._options.port_base, len(self._ids) + 1)
         salt = self._state / "salt"
         salt.unlink(missing_ok=True)
         self._run([("salt", [AGENT, "salt", str(salt)])])
-        service_url = f"http://127.0.0.1:{ports[0]}"
+        scheme = "http" if self._options.plain_http else "https"
+        service_url = f"{scheme}://127.0.0.1:{ports[0]}"
         commands = [("service init", [SERVICE, "init", "--state", str(self._state / "service"), "--url", service_url])]
         for name, port in zip(self._ids, ports[1:], strict=True):
-            url = f"http://127.0.0.1:{port}"
+            url = f"{scheme}://127.0.0.1:{port}"
             arguments = ["--state", str(self._member(name)), "--member", name, "--url", url, "--salt-file", str(salt)]
             commands.append((f"{name} init", [AGENT, "init", *arguments]))
         self._run(commands)
         salt.unlink()  # every member has it in its key file; the service must not
         terms = build_terms(
-            alliance="local",
+            alliance=ALLIANCE,
             serial=1,
             enrolments=[_json(self._member(name) / "enrolment.json") for name in self._ids],
             service=_json(self._state / "service" / "service.json"),
@@ -221,9 +238,41 @@ class _Alliance:
             tick_seconds=self._options.tick_seconds,
             valid_days=VALID_DAYS,
             local=True,
+            tls_authority=None if self._options.plain_http else self._certify(service_url),
             book=None if self._options.rules is None else read_rules(self._options.rules),
         )
         return self._sign(terms)
+
+    def _certify(self, service_url: str) -> bytes:
+        """Make a CA and issue a certificate to every party; return the CA's name in the manifest."""
+        say("issuing certificates")
+        authority = CertificateAuthority.create(self._state / "ca", ALLIANCE)
+        urls = {name: str(_json(self._member(name) / "enrolment.json")["url"]) for name in self._ids}
+        for holder, state in self._parties().items():
+            url = service_url if holder.member is None else urls[holder.member]
+            certificate = authority.issue(read_request(state / REQUEST_FILE), holder, url, VALID_DAYS)
+            for name in (CA_FILE, CRL_FILE):
+                shutil.copyfile(self._state / "ca" / name, state / name)
+            write_private(state / CERTIFICATE_FILE, certificate.public_bytes(Encoding.PEM))
+        return spki_hash(authority.certificate)
+
+    def _renew_certificates(self) -> None:
+        """Renew what is about to expire, and the revocation list with it."""
+        authority, soon = CertificateAuthority(self._state / "ca"), time.time() + VALID_DAYS * 86_400 / 2
+        old = {state: read_certificate(state / CERTIFICATE_FILE) for state in self._parties().values()}
+        ending = {state: one for state, one in old.items() if one.not_valid_after_utc.timestamp() < soon}
+        if ending:
+            say(f"renewing {len(ending)} certificates")
+            authority.publish()
+        for state, certificate in ending.items():
+            renewed = authority.renew(certificate, None, VALID_DAYS)
+            write_private(state / CERTIFICATE_FILE, renewed.public_bytes(Encoding.PEM))
+        # Agents get it from the service, too; their own copy is only there from the first moment on.
+        for state in old:
+            shutil.copyfile(self._state / "ca" / CRL_FILE, state / CRL_FILE)
+
+    def _parties(self) -> dict[Holder, Path]:
+        return {SERVICE_HOLDER: self._state / "service"} | {Holder(name): self._member(name) for name in self._ids}
 
     def _sign(self, terms: Terms) -> SignedManifest:
         key_file = self._state / "admin" / "admin-1.key"
@@ -259,6 +308,7 @@ class _Alliance:
         _write_settings(
             self._state / "service",
             port=_port(self._service_url),
+            allow_plain_http=self._options.plain_http or None,
             deposit_seconds=ROUND_SECONDS,
             **redis,
             capture=capture and capture / "service.jsonl",
@@ -270,6 +320,7 @@ class _Alliance:
                 port=_port(self._urls[name]),
                 database=make_conninfo(server, dbname=_database(name)),
                 allow_local=True,
+                allow_plain_http=self._options.plain_http or None,
                 deposit_jitter_seconds=self._options.jitter_seconds,
                 deposit_seconds=2 * ROUND_SECONDS,
                 **redis,
@@ -315,7 +366,7 @@ class _Alliance:
         deadline = time.monotonic() + START_SECONDS
         waiting = {"service": self._service_url} | self._urls
         while waiting:
-            waiting = {name: url for name, url in waiting.items() if _get(f"{url}/readyz") is None}
+            waiting = {name: url for name, url in waiting.items() if self._get(f"{url}/readyz") is None}
             if waiting:
                 self._still_starting(deadline, ", ".join(sorted(waiting)[:3]))
 
@@ -334,7 +385,7 @@ class _Alliance:
         deadline, shown = time.monotonic() + DEPOSIT_SECONDS, None
         while True:
             self.processes.check()
-            statuses = [_get(f"{self._urls[name]}/v1/status", keys[name]) for name in self._ids]
+            statuses = [self._get(f"{self._urls[name]}/v1/status", keys[name]) for name in self._ids]
             left = sum(item["deposits_unmade"] + item["deposits_incomplete"] for item in statuses if item)
             if left == 0 and None not in statuses:
                 break
@@ -359,8 +410,21 @@ class _Alliance:
             }
             for name in self._ids
         ]
-        content = {"service_url": self._service_url, "ca_file": None, "members": members}
+        ca_file = None if self._options.plain_http else str(self._state / "ca" / CA_FILE)
+        content = {"service_url": self._service_url, "ca_file": ca_file, "members": members}
         write_private(self._state / "local.json", (json.dumps(content, indent=1) + "\n").encode())
+
+    def _get(self, url: str, key: str = "") -> dict[str, Any] | None:
+        """Return the JSON at a URL, or None while there is no good answer."""
+        if self._context is None and not self._options.plain_http:
+            self._context = ssl.create_default_context(cafile=str(self._state / "ca" / CA_FILE))
+        request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310  our own loopback
+        try:
+            with urlopen(request, timeout=5, context=self._context) as response:  # noqa: S310  as above
+                data: dict[str, Any] = json.load(response)
+                return data
+        except (URLError, OSError, ValueError):
+            return None
 
 
 def create_databases(server: str, names: list[str]) -> None:
@@ -410,14 +474,3 @@ def _ports(base: int | None, count: int) -> list[int]:
                 raise SettingsError(f"port {0 if base is None else base + offset} is taken; see --port-base") from None
             ports.append(int(probe.getsockname()[1]))
         return ports
-
-
-def _get(url: str, key: str = "") -> dict[str, Any] | None:
-    """Return the JSON at a URL, or None while there is no good answer."""
-    request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310  our own loopback
-    try:
-        with urlopen(request, timeout=5) as response:  # noqa: S310  as above
-            data: dict[str, Any] = json.load(response)
-            return data
-    except (URLError, OSError, ValueError):
-        return None

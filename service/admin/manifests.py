@@ -63,13 +63,15 @@ def build_terms(
     tick_seconds: int,
     valid_days: int,
     local: bool,
+    tls_authority: bytes | None,
     previous: Terms | None = None,
     book: RuleBook | None = None,
 ) -> Terms:
     """Return consistent terms; refuse (`bad-manifest`) contradictions.
 
     Committees are drawn by rendezvous hashing, or kept as they are in the `previous` terms: agents refuse others, and
-    another length of ticks. Products and rules are those of the `book`, else the previous ones, else the default.
+    another length of ticks. `tls_authority` names the alliance's CA; with None all parties speak plain HTTP. Products
+    and rules are those of the `book`, else the previous ones, else the default.
     """
     if previous and (previous.shards, previous.tick_seconds) != (shards, tick_seconds):
         raise ProtocolError("bad-manifest", "shards and ticks stay as they are in the manifest before")
@@ -98,6 +100,8 @@ def build_terms(
         expected_persons=expected_persons,
         deposit_cap=DEPOSIT_CAP,
         salt_check=checks[0],
+        plain_http=int(tls_authority is None),
+        tls_authority=tls_authority or bytes(32),
         service_url=service_url,
         service_signing_key=service_keys[0],
         blinding_key=service_keys[1],

@@ -35,9 +35,11 @@ from service.app import make_relay_app, open_directory, open_service
 from service.config import Settings as ServiceSettings
 from service.custodians import Custodians
 from service.relay import Relay
+from transport.certificates import SERVICE, Holder
 from transport.internal import CONTENT_TYPE, message_of
 from transport.peers import Call, Peers, Reply, Unreachable
 from transport.settings import load_pins
+from transport.tls import open_tls
 
 
 class Insider:
@@ -48,12 +50,14 @@ class Insider:
         settings = AgentSettings.load(state)
         self.manifest = open_manifest(settings.manifest.read_bytes(), load_pins(settings.admins), 0.0)
         self.party = Party(settings.member_id, AgentKeys.load(state).member, self.manifest)
-        self._peers = Peers()
+        self.tls = open_tls(settings.tls, self.manifest, Holder(self.party.id))
+        self._peers = Peers(self.tls)
 
-    def post(self, path: str, body: bytes, *, url: str | None = None, seconds: float = 10.0) -> Reply | Unreachable:
-        """Send bytes as they are, to the service unless another address is given."""
-        target = self.manifest.terms.service_url if url is None else url
-        return self._peers.call(Call(target, path, body, {"Content-Type": CONTENT_TYPE}), seconds)
+    def post(self, path: str, body: bytes, *, to: str | None = None, seconds: float = 10.0) -> Reply | Unreachable:
+        """Send bytes as they are, to the service unless a member is named."""
+        target = self.manifest.terms.service_url if to is None else self.manifest.member(to).url
+        holder = SERVICE if to is None else Holder(to)
+        return self._peers.call(Call(target, path, body, {"Content-Type": CONTENT_TYPE}, to=holder), seconds)
 
     def check(self, request: CheckRequest) -> CheckOutcome:
         """Send a check; raises `ProtocolError` with the code of a refusal."""

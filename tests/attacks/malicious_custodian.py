@@ -309,7 +309,9 @@ def staged(root: Path) -> Iterator[Stage]:
         rows[one].append((number, *who, "term_life", amount, day, event))
     for member, mine in rows.items():
         write_policies(root / "policies", member, mine)
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture", "--shards", str(SHARDS))
+    alliance = LiveAlliance(
+        MEMBERS, root / "policies", root / "state", "--plain-http", "--capture", "--shards", str(SHARDS)
+    )
     alliance.start()
     with contextlib.ExitStack() as stack:
         stack.callback(alliance.stop)

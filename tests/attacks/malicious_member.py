@@ -72,7 +72,9 @@ def start(root: Path) -> LiveAlliance:
         numbers = range(72) if member <= 3 else ()
         rows = [issue(f"A-{n}", ("passport", f"E10{n:06d}"), "10000000.00") for n in numbers]
         write_policies(root / "policies", member, rows)
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture", "--shards", str(SHARDS))
+    alliance = LiveAlliance(
+        MEMBERS, root / "policies", root / "state", "--plain-http", "--capture", "--shards", str(SHARDS)
+    )
     alliance.start()
     return alliance
 

@@ -70,7 +70,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         mine = subjects[member - 1 :: MEMBERS]
         rows = [issue(f"P-{number}", subject, "50000000.00") for number, subject in enumerate(mine)]
         write_policies(root / "policies", member, rows)
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture", "--shards", str(SHARDS))
+    alliance = LiveAlliance(
+        MEMBERS, root / "policies", root / "state", "--plain-http", "--capture", "--shards", str(SHARDS)
+    )
     alliance.start()
     try:
         with contextlib.ExitStack() as replaced:

@@ -193,7 +193,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     root = tmp_path_factory.mktemp("deposits")
     for member in range(1, MEMBERS + 1):
         write_policies(root / "policies", member, [])
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--shards", str(SHARDS))
+    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--plain-http", "--shards", str(SHARDS))
     alliance.start()
     try:
         with contextlib.ExitStack() as opened, contextlib.ExitStack() as replaced:

@@ -75,7 +75,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]
     root = tmp_path_factory.mktemp("fuzz")
     for member in range(1, MEMBERS + 1):
         write_policies(root / "policies", member, [issue("A-1", PERSON, "5000000.00")])
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--capture")
+    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--plain-http", "--capture")
     alliance.start()
     try:
         wait_until(lambda: all(alliance.is_delivered(member) for member in range(1, MEMBERS + 1)))

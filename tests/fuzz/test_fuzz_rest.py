@@ -39,7 +39,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]
     root = tmp_path_factory.mktemp("fuzz")
     for number in range(1, 6):
         write_policies(root / "policies", number, [])
-    alliance = LiveAlliance(5, root / "policies", root / "state")
+    alliance = LiveAlliance(5, root / "policies", root / "state", "--plain-http")
     alliance.start()
     processes = pids_of(alliance.state)
     yield alliance

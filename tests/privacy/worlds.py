@@ -248,11 +248,18 @@ class Player:
     def _admin(self) -> dict[str, bytes]:
         """Return all that an admin handles, and all that the service tells whoever asks."""
         state = self.alliance.state
-        files = [*state.glob("admin/*"), *state.glob("members/*/enrolment.json"), *state.glob("service/service.json")]
+        files = [
+            *state.glob("admin/*"),
+            *state.glob("ca/*.*"),
+            *state.glob("ca/issued/*"),
+            *state.glob("members/*/enrolment.json"),
+            *state.glob("service/service.json"),
+        ]
         files += [*state.glob("*/**/admins.json"), *state.glob("*/**/manifest.bin")]
         held = {str(file.relative_to(state)): file.read_bytes() for file in sorted(files)}
-        for path in ("/v1/manifest", "/healthz", "/readyz"):
-            with urlopen(self.alliance.local["service_url"] + path, timeout=10) as response:
+        context = self.alliance.context
+        for path in ("/healthz", "/readyz"):
+            with urlopen(self.alliance.local["service_url"] + path, timeout=10, context=context) as response:
                 held[path] = response.read()
         return held
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import ssl
 import time
 import uuid
 from collections.abc import Callable
@@ -27,9 +28,11 @@ class Rest(Door):
         fail: Callable[[str], None],
         seed: object,
         place: tuple[str, str],
+        context: ssl.SSLContext | None,
     ) -> None:
         super().__init__(member, taken, fail, seed)
         self._url, self._key = place
+        self._context = context
 
     def _round(self) -> None:
         work = self._next()
@@ -63,7 +66,9 @@ class Rest(Door):
         """Return status and JSON, or None for no answer; one that `loses` hangs up before it."""
         parts = urlsplit(self._url)
         assert parts.hostname is not None
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ANSWER_SECONDS)
+        connection = http.client.HTTPSConnection(
+            parts.hostname, parts.port, timeout=ANSWER_SECONDS, context=self._context
+        )
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json", "Idempotency-Key": key}
         try:
             connection.request(method, path, json.dumps(body), headers)

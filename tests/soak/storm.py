@@ -100,7 +100,16 @@ class Storm:
         for member in self._members:
             entry, state = self._alliance.member(member), self._alliance.member_state(member)
             doors.append(Files(member, self._give_next, self.fail, self.seed, state))
-            doors.append(Rest(member, self._give_next, self.fail, self.seed, (entry["url"], entry["api_key"])))
+            doors.append(
+                Rest(
+                    member,
+                    self._give_next,
+                    self.fail,
+                    self.seed,
+                    (entry["url"], entry["api_key"]),
+                    self._alliance.context,
+                )
+            )
         dumping = self._alliance.member_state(DUMPING)
         doors.append(Snapshots(DUMPING, self._give_next, self.fail, self.seed, dumping))
         doors += [Stream(member, self._give_next, self.fail, self.seed, redis) for member in STREAMING]
