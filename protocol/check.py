@@ -5,7 +5,8 @@ databases between the same calls. Step numbers are those of SPEC.md, section 6.
 """
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -33,9 +34,11 @@ from protocol.messages import (
     Header,
     Lane,
     SealedLane,
+    SealedPerson,
     SignedCheck,
     envelope_hash,
     require_fresh,
+    require_lanes,
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
 from protocol.secret import Secret
@@ -95,9 +98,22 @@ def shard_of_person(party: Party, identity: Identity) -> int:
     return shard_of(party.keys.salt, identity, party.manifest.terms.shards)
 
 
-def check_context(requester: str, check_id: bytes, lane: int) -> bytes:
-    """Return what the Schnorr proof of a lane is bound to, besides B."""
-    return kdf.join(b"check", requester.encode(), check_id, lane.to_bytes(2, "big"))
+def check_context(requester: str, check_id: bytes, person: int) -> bytes:
+    """Return what the Schnorr proof of a person, by its place in the check, is bound to, besides B."""
+    return kdf.join(b"check", requester.encode(), check_id, person.to_bytes(2, "big"))
+
+
+def places_of_persons(questions: Sequence[Question]) -> list[tuple[Identity, int]]:
+    """Return of each question the person that it is about: one for all rules that a person is asked about under.
+
+    Whoever is asked about more than once under one rule, as with several proposals, is as many persons.
+    """
+    times: Counter[tuple[Identity, str]] = Counter()
+    places = []
+    for question in questions:
+        places.append((question.identity, times[question.identity, question.rule.id]))
+        times[question.identity, question.rule.id] += 1
+    return places
 
 
 def ask(
@@ -109,7 +125,7 @@ def ask(
     *,
     occasion: int = UNDERWRITING,
 ) -> tuple[PendingCheck, CheckRequest]:
-    """Step 1: blind each person, share each proposal, seal one envelope per custodian, sign.
+    """Step 1: blind each person once, share each proposal, seal one envelope per custodian, sign.
 
     All questions are about one shard; `deadline` is in Unix seconds. Nothing is sent to the requester's own group.
     A recheck has no proposal: refused (`bad-proposal`) are questions with one, and (`recheck-not-allowed`) rules
@@ -131,11 +147,18 @@ def ask(
     own = manifest.slot_of_group(shard, party.id)
     excluded = excluded_slot(shard, own, len(slots), check_id)
 
+    about = places_of_persons(questions)
+    persons = {person: place for place, person in enumerate(dict.fromkeys(about))}
+    lanes = [
+        Lane(person=persons[person], rule_id=question.rule.id, rule_version=question.rule.version)
+        for person, question in zip(about, questions, strict=True)
+    ]
     tokens, proposals = [], []
-    for lane, question in enumerate(questions):
+    for (identity, _), place in persons.items():
         scalars = (random_scalar(random), random_scalar(random))
-        context = check_context(party.id, check_id, lane)
-        tokens.append(blind(party.keys.salt, question.identity, manifest.blinding_key, context, scalars))
+        context = check_context(party.id, check_id, place)
+        tokens.append(blind(party.keys.salt, identity, manifest.blinding_key, context, scalars))
+    for question in questions:
         amount = question.proposed if question.rule.measure == SUM_INSURED else min(question.proposed, 1)
         proposals.append(share(amount, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES)))
 
@@ -147,16 +170,17 @@ def ask(
         body = CheckEnvelope(
             check_id=check_id,
             seed=seed,
+            persons=tuple(
+                SealedPerson(blinded=token.blinded, unblinder=token.unblinder, proof=token.proof) for token in tokens
+            ),
             lanes=tuple(
                 SealedLane(
-                    blinded=token.blinded,
-                    unblinder=token.unblinder,
-                    proof=token.proof,
-                    rule_id=question.rule.id,
-                    rule_version=question.rule.version,
+                    person=lane.person,
+                    rule_id=lane.rule_id,
+                    rule_version=lane.rule_version,
                     proposal=tuple(proposal[name] for name in held) if occasion != RECHECK else (),
                 )
-                for question, token, proposal in zip(questions, tokens, proposals, strict=True)
+                for lane, proposal in zip(lanes, proposals, strict=True)
             ),
             shard=shard,
             manifest_hash=manifest.hash,
@@ -169,10 +193,8 @@ def ask(
         requester=party.id,
         check_id=check_id,
         occasion=occasion,
-        lanes=tuple(
-            Lane(blinded=token.blinded, rule_id=question.rule.id, rule_version=question.rule.version)
-            for question, token in zip(questions, tokens, strict=True)
-        ),
+        persons=tuple(token.blinded for token in tokens),
+        lanes=tuple(lanes),
         shard=shard,
         manifest_hash=manifest.hash,
         as_of=as_of,
@@ -232,7 +254,7 @@ def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> li
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A request that the service accepted, with C and the proof over its lanes alone."""
+    """A request that the service accepted, with C and the proof over its persons alone."""
 
     request: CheckRequest
     evaluated: tuple[Element, ...]
@@ -240,10 +262,10 @@ class Evaluation:
 
 
 Admit = Callable[[str, int], None]
-"""Told an authenticated member and how many persons it asks about, before the work is done; may refuse."""
+"""Told an authenticated member and how many lanes it asks about, before the work is done; may refuse."""
 
 
-def admit_all(_member: str, _persons: int) -> None:
+def admit_all(_member: str, _lanes: int) -> None:
     """Refuse nobody."""
 
 
@@ -260,7 +282,7 @@ def accept_request(
         raise ProtocolError("bad-envelopes", "there is one envelope per custodian outside the requester's group")
     if [entry.hash for entry in statement.envelopes] != [envelope_hash(item) for item in request.envelopes]:
         raise ProtocolError("bad-envelopes", "an envelope is not the one that was signed")
-    blinded = [Element(lane.blinded) for lane in statement.lanes]
+    blinded = [Element(point) for point in statement.persons]
     evaluated = [voprf.blind_evaluate(service.keys.blinding, point) for point in blinded]
     proof = voprf.prove(service.keys.blinding, manifest.blinding_key, blinded, evaluated, random_scalar(random))
     return Evaluation(request, tuple(evaluated), proof)
@@ -311,11 +333,18 @@ def void_outcome(check_id: bytes, reason: Void) -> CheckOutcome:
 
 
 @dataclass(frozen=True)
-class AcceptedLane:
-    """A lane whose proofs held: the pseudonym, this custodian's index of it, the rule, the proposal's shares."""
+class AcceptedPerson:
+    """A person whose proofs held: the pseudonym and this custodian's index of it."""
 
     pseudonym: Pseudonym = field(repr=False)
     index: IndexKey = field(repr=False)
+
+
+@dataclass(frozen=True)
+class AcceptedLane:
+    """A lane that may be answered: whom it is about, by place, the rule, the proposal's shares."""
+
+    person: int
     rule: Rule
     proposal: Mapping[Label, Share] = field(repr=False)
 
@@ -339,13 +368,20 @@ class AcceptedCheck:
     seed: Secret
     epoch: int
     today: int
+    persons: tuple[AcceptedPerson, ...]
     lanes: tuple[AcceptedLane, ...]
 
     def admission(self) -> Admission:
         """Return what must be recorded, durably, before the answer leaves."""
         statement = self.statement
         charges = tuple(
-            Charge(lane.index, lane.rule.id, statement.occasion, lane.budget(statement.occasion), lane.rule.budget_days)
+            Charge(
+                self.persons[lane.person].index,
+                lane.rule.id,
+                statement.occasion,
+                lane.budget(statement.occasion),
+                lane.rule.budget_days,
+            )
             for lane in self.lanes
         )
         return Admission(
@@ -360,9 +396,13 @@ class AcceptedCheck:
         )
 
     def reading(self) -> Reading:
-        """Return what must be read, in one snapshot."""
-        lanes = tuple((lane.index, lane.rule.window_start(self.statement.as_of)) for lane in self.lanes)
-        return Reading(self.statement.shard, self.epoch, self.tick, lanes)
+        """Return what must be read, in one snapshot: of each person what any of its lanes sums."""
+        first: dict[int, int] = {}
+        for lane in self.lanes:
+            start = lane.rule.window_start(self.statement.as_of)
+            first[lane.person] = min(start, first.get(lane.person, start))
+        persons = tuple((person.index, first[place]) for place, person in enumerate(self.persons))
+        return Reading(self.statement.shard, self.epoch, self.tick, persons)
 
 
 def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
@@ -389,24 +429,26 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     body = decode(CheckEnvelope, opened)
     _require_equal_fields(statement, body)
 
-    blinded = [Element(lane.blinded) for lane in statement.lanes]
+    blinded = [Element(point) for point in statement.persons]
     evaluated = [Element(point) for point in call.evaluated]
     if len(evaluated) != len(blinded) or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof):
         raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
     excluded = excluded_slot(statement.shard, omitted, len(slots), statement.check_id)
     held = held_labels(len(slots), excluded, slot) if statement.occasion != RECHECK else []  # which proposes nothing
-    lanes = []
-    for place, (sealed, point) in enumerate(zip(body.lanes, evaluated, strict=True)):
-        token = Token(Element(sealed.blinded), Element(sealed.unblinder), sealed.proof)
+    persons = []
+    for place, (person, point) in enumerate(zip(body.persons, evaluated, strict=True)):
+        token = Token(Element(person.blinded), Element(person.unblinder), person.proof)
         context = check_context(statement.requester, statement.check_id, place)
         if not verify_unblinder(token, manifest.blinding_key, context):
             raise ProtocolError("bad-unblinder", "the requester's proof of its unblinding element does not hold")
-        if len(sealed.proposal) != len(held):
-            raise ProtocolError("bad-proposal", "the proposal is not shared as this committee shares")
         pseudonym = unblind(point, token.unblinder)
-        rule = _rule_of(manifest, sealed, statement)
-        shares = {name: Share(piece) for name, piece in zip(held, sealed.proposal, strict=True)}
-        lanes.append(AcceptedLane(pseudonym, index_key(party.keys.index, pseudonym), rule, shares))
+        persons.append(AcceptedPerson(pseudonym, index_key(party.keys.index, pseudonym)))
+    lanes = []
+    for lane in body.lanes:
+        if len(lane.proposal) != len(held):
+            raise ProtocolError("bad-proposal", "the proposal is not shared as this committee shares")
+        shares = {name: Share(piece) for name, piece in zip(held, lane.proposal, strict=True)}
+        lanes.append(AcceptedLane(lane.person, _rule_of(manifest, lane, statement), shares))
     return AcceptedCheck(
         statement,
         envelope_hash(encode(call.signed)),
@@ -419,6 +461,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
         Secret(body.seed),
         manifest.terms.epoch,
         china_day(now),
+        tuple(persons),
         tuple(lanes),
     )
 
@@ -434,14 +477,15 @@ def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: 
         _header(party.manifest, statement, accepted.attempt, accepted.chosen.slots, accepted.tick, key.name)
     )
     seed = Seed.derive(
-        accepted.seed.reveal(), key.secret.reveal(), header, tuple(lane.pseudonym for lane in accepted.lanes)
+        accepted.seed.reveal(), key.secret.reveal(), header, tuple(person.pseudonym for person in accepted.persons)
     )
     inputs = []
-    for lane, rows in zip(accepted.lanes, view.lanes, strict=True):
-        sums = rows.sums(lane.rule, statement.as_of, accepted.chosen.committee_size, accepted.slot, lane.proposal)
-        inputs.append(LaneInput(tuple(group_sums(accepted.chosen, accepted.slot, sums)), lane.rule.limit))
+    size, slot = accepted.chosen.committee_size, accepted.slot
+    for lane in accepted.lanes:
+        sums = view.persons[lane.person].sums(lane.rule, statement.as_of, size, slot, lane.proposal)
+        inputs.append(LaneInput(tuple(group_sums(accepted.chosen, slot, sums)), lane.rule.limit))
     lane_tags = tags(accepted.seed.reveal(), statement.check_id, accepted.attempt, accepted.chosen.slots, len(inputs))
-    part = garble(seed, lane_tags, inputs, accepted.chosen, accepted.slot, view.stamp_sums)
+    part = garble(seed, lane_tags, inputs, accepted.chosen, slot, view.stamp_sums)
     return CheckAnswer(committee_key=key.name, part=part)
 
 
@@ -454,6 +498,7 @@ def _verify_statement(manifest: Manifest, signed: SignedCheck, now: float) -> No
     signing.verify(member.signing_key, signed.signature, PURPOSE, encode(statement))
     manifest.require_current(statement.manifest_hash, now)
     require_fresh(statement.issued_at, now)
+    require_lanes(len(statement.persons), statement.lanes)
 
 
 def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> None:
@@ -463,8 +508,9 @@ def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> Non
         and body.manifest_hash == statement.manifest_hash
         and body.as_of == statement.as_of
         and body.issued_at == statement.issued_at
-        and tuple((lane.blinded, lane.rule_id, lane.rule_version) for lane in body.lanes)
-        == tuple((lane.blinded, lane.rule_id, lane.rule_version) for lane in statement.lanes)
+        and tuple(person.blinded for person in body.persons) == statement.persons
+        and tuple((lane.person, lane.rule_id, lane.rule_version) for lane in body.lanes)
+        == tuple((lane.person, lane.rule_id, lane.rule_version) for lane in statement.lanes)
     )
     if not same:
         raise ProtocolError("unequal-fields", "the envelope and the signed statement say different things")
@@ -505,6 +551,7 @@ def _header(
         committee_key=key,
         as_of=statement.as_of,
         tick=tick,
+        persons=statement.persons,
         lanes=statement.lanes,
     )
 

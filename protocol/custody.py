@@ -65,12 +65,12 @@ class Admission:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a check reads: the rows of each lane's person from a day on, and the stamps, as of one tick."""
+    """What a check reads: the rows of each person from a day on, and the stamps, as of one tick."""
 
     shard: int
     epoch: int
     tick: int
-    lanes: tuple[tuple[IndexKey, int], ...] = field(repr=False)
+    persons: tuple[tuple[IndexKey, int], ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class PersonRows:
 
 @dataclass(frozen=True)
 class CustodyView:
-    """One snapshot: the rows of each lane's person, and the running stamp sums by excluded slot."""
+    """One snapshot: the rows of each person, and the running stamp sums by excluded slot."""
 
-    lanes: tuple[PersonRows, ...]
+    persons: tuple[PersonRows, ...]
     stamp_sums: Mapping[int, bytes]
 
 
@@ -291,7 +291,7 @@ class MemoryCustody:
         """See `Custody`."""
         self._bind(reading.epoch)
         committed = [(proposed, tick) for proposed, tick in self._committed() if tick <= reading.tick]
-        lanes = tuple(
+        persons = tuple(
             PersonRows(
                 tuple(
                     proposed.row
@@ -299,9 +299,9 @@ class MemoryCustody:
                     if (proposed.index, proposed.shard) == (index, reading.shard) and proposed.row.day >= first
                 )
             )
-            for index, first in reading.lanes
+            for index, first in reading.persons
         )
-        return CustodyView(lanes, _stamp_sums(committed, reading.shard))
+        return CustodyView(persons, _stamp_sums(committed, reading.shard))
 
     def _committed(self) -> list[tuple[Proposed, int]]:
         return [

@@ -356,8 +356,8 @@ def test_it_comes_back_on_the_same_state_and_knows_what_it_knew(alliance: LiveAl
 def test_the_service_sees_blinded_persons_and_sealed_envelopes_only(alliance: LiveAlliance) -> None:
     checks = [entry for entry in alliance.captured("service") if entry["path"] == "/v1/checks"]
     blinded = [
-        lane.blinded
+        point
         for entry in checks
-        for lane in decode(CheckRequest, base64.b64decode(entry["request"])).signed.statement.lanes
+        for point in decode(CheckRequest, base64.b64decode(entry["request"])).signed.statement.persons
     ]
     assert len(blinded) == len(set(blinded)) > PEOPLE, "each check blinds anew, also the same person's"

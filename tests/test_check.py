@@ -178,6 +178,12 @@ def lane_changed(body: CheckEnvelope, lane: int = 0, **changes: object) -> Check
     return replace(body, lanes=tuple(lanes))
 
 
+def person_changed(body: CheckEnvelope, place: int = 0, **changes: object) -> CheckEnvelope:
+    persons = list(body.persons)
+    persons[place] = replace(persons[place], **changes)
+    return replace(body, persons=tuple(persons))
+
+
 @pytest.fixture
 def world() -> World:
     return one_shard()
@@ -482,6 +488,7 @@ def test_a_custodian_refuses_a_statement_that_the_requester_did_not_sign(world: 
         {"issued_at": int(NOW) - 1},
         {"lanes": made.statement.lanes[::-1]},
         {"lanes": made.statement.lanes[:1]},
+        {"persons": made.statement.persons[::-1]},
         {"envelopes": made.statement.envelopes[::-1]},
     ):
         bent = replace(call.signed, statement=replace(made.statement, **changes))
@@ -616,7 +623,10 @@ def test_a_custodian_refuses_a_body_that_is_no_check_envelope(made: Attempt) -> 
         lambda body: replace(body, lanes=body.lanes[::-1]),
         lambda body: replace(body, lanes=body.lanes[:1]),
         lambda body: replace(body, lanes=(*body.lanes, body.lanes[0])),
-        lambda body: lane_changed(body, blinded=body.lanes[1].blinded),
+        lambda body: replace(body, persons=body.persons[::-1]),
+        lambda body: replace(body, persons=body.persons[:1]),
+        lambda body: person_changed(body, blinded=body.persons[1].blinded),
+        lambda body: lane_changed(body, person=1),
         lambda body: lane_changed(body, rule_id="another-rule"),
         lambda body: lane_changed(body, rule_version=2),
     ],
@@ -629,7 +639,10 @@ def test_a_custodian_refuses_a_body_that_is_no_check_envelope(made: Attempt) -> 
         "lanes swapped",
         "a lane missing",
         "a lane more",
+        "persons swapped",
+        "a person missing",
         "B",
+        "a lane of another person",
         "rule",
         "rule version",
     ],
@@ -662,7 +675,7 @@ def test_a_custodian_refuses_another_c_and_the_proof_of_another_check(world: Wor
 def test_a_custodian_refuses_c_made_with_another_key_even_under_a_proof_for_it(world: World, made: Attempt) -> None:
     slot = made.chosen[0]
     secret, public = voprf.derive_key_pair(bytes(32), b"another service")
-    blinded = [Element(lane.blinded) for lane in made.statement.lanes]
+    blinded = [Element(point) for point in made.statement.persons]
     evaluated = [voprf.blind_evaluate(secret, point) for point in blinded]
     nonce = random_scalar(seeded("nonce"))
     for key in (public, world.manifest.blinding_key):
@@ -671,7 +684,7 @@ def test_a_custodian_refuses_c_made_with_another_key_even_under_a_proof_for_it(w
         assert made.refusal(bent) == "bad-evaluation"
 
 
-def test_a_custodian_refuses_the_d_and_proof_of_another_lane_check_or_requester(world: World, made: Attempt) -> None:
+def test_a_custodian_refuses_the_d_and_proof_of_another_person_check_or_requester(world: World, made: Attempt) -> None:
     slot = made.chosen[0]
     custodian = made.custodian(slot)
     outsider = an_outsider(world)
@@ -683,14 +696,13 @@ def test_a_custodian_refuses_the_d_and_proof_of_another_lane_check_or_requester(
     for donor in donors:
         channel = custodian.channel(donor.requester.id)
         sealed = decode(CheckEnvelope, channel.open(PURPOSE, donor.statement.check_id, donor.call(slot).envelope))
-        seen = sealed.lanes[0]
+        seen = sealed.persons[0]
         # Its D and proof alone; and the attack in full, with the B that they belong to.
-        bent = resealed(made, lambda body, seen=seen: lane_changed(body, unblinder=seen.unblinder, proof=seen.proof))
+        bent = resealed(made, lambda body, seen=seen: person_changed(body, unblinder=seen.unblinder, proof=seen.proof))
         assert made.refusal(bent.call(slot)) == "bad-unblinder"
-        lanes = (replace(made.statement.lanes[0], blinded=seen.blinded), made.statement.lanes[1])
         aimed = resealed(
-            restated(made, lanes=lanes),
-            lambda body, seen=seen: lane_changed(
+            restated(made, persons=(seen.blinded, made.statement.persons[1])),
+            lambda body, seen=seen: person_changed(
                 body, blinded=seen.blinded, unblinder=seen.unblinder, proof=seen.proof
             ),
         )
@@ -698,7 +710,7 @@ def test_a_custodian_refuses_the_d_and_proof_of_another_lane_check_or_requester(
         assert made.refusal(aimed.call(slot)) == "bad-unblinder"
     swapped = resealed(
         made,
-        lambda body: lane_changed(body, unblinder=body.lanes[1].unblinder, proof=body.lanes[1].proof),
+        lambda body: person_changed(body, unblinder=body.persons[1].unblinder, proof=body.persons[1].proof),
     )
     assert made.refusal(swapped.call(slot)) == "bad-unblinder"
 
@@ -809,8 +821,8 @@ def test_a_requester_that_tells_custodians_different_things_opens_no_tag(made: A
         random, context = seeded("other"), check_context(made.requester.id, made.statement.check_id, 0)
         scalars = (random_scalar(random), random_scalar(random))
         # The signed B cannot change, so the other pseudonym comes of another t for the same B.
-        token = proven(made, body.lanes[0].blinded, scalars, context)
-        return lane_changed(body, unblinder=token.unblinder, proof=token.proof)
+        token = proven(made, body.persons[0].blinded, scalars, context)
+        return person_changed(body, unblinder=token.unblinder, proof=token.proof)
 
     bends: dict[str, Callable[[CheckEnvelope], CheckEnvelope]] = {
         "another person": another_person,
@@ -1134,8 +1146,10 @@ def test_what_the_service_sees_of_a_check_has_no_unblinder_proof_seed_share_or_t
     slot = made.chosen[0]
     channel = made.custodian(slot).channel(made.requester.id)
     body = decode(CheckEnvelope, channel.open(PURPOSE, made.statement.check_id, made.call(slot).envelope))
-    assert body.lanes[0].blinded in sees
-    for secret in (body.seed, body.lanes[0].unblinder, body.lanes[0].proof.challenge, body.lanes[0].proof.response):
+    for one in body.persons:
+        assert one.blinded in sees
+    proofs = [part for one in body.persons for part in (one.unblinder, one.proof.challenge, one.proof.response)]
+    for secret in (body.seed, *proofs):
         assert secret not in sees
     lane_tags = comparison.tags(body.seed, made.statement.check_id, 1, made.chosen, 2)
     assert not any(tag in sees for pair in lane_tags for tag in pair)
@@ -1144,7 +1158,7 @@ def test_what_the_service_sees_of_a_check_has_no_unblinder_proof_seed_share_or_t
 
 def test_two_checks_about_one_person_show_the_service_nothing_in_common(world: World) -> None:
     one, two = (attempt(world, an_outsider(world), [Question(person(1), RULE, 5)], seed=seed) for seed in (1, 2))
-    assert one.statement.lanes[0].blinded != two.statement.lanes[0].blinded
+    assert one.statement.persons != two.statement.persons
     assert one.evaluation.evaluated != two.evaluation.evaluated
 
 
@@ -1155,7 +1169,7 @@ def test_states_that_hold_secrets_do_not_print_them(made: Attempt) -> None:
         (made.pending, accepted, accepted.admission(), accepted.reading(), Question(person(1), RULE, 424242))
     )
     seed = made.pending.seed.reveal()
-    for secret in (seed, accepted.lanes[0].pseudonym, accepted.lanes[0].index):
+    for secret in (seed, accepted.persons[0].pseudonym, accepted.persons[0].index):
         assert repr(secret)[2:-1] not in printed
         assert secret.hex() not in printed
     assert "424242" not in printed
@@ -1195,16 +1209,16 @@ def test_a_snapshot_has_no_rows_after_its_tick_of_another_shard_or_before_its_fi
     chosen = asked.chosen if slot in asked.chosen else tuple(sorted((*asked.chosen[:3], slot)))
     call = replace(asked.call(slot), chosen=chosen) if slot in asked.pending.slots else None
     assert call is not None
-    index = accept_call(member.party, call, NOW).lanes[0].index
+    index = accept_call(member.party, call, NOW).persons[0].index
     reading = Reading(0, 1, int(NOW) - 10, ((index, TODAY - 5),))
-    assert len(member.custody.view(reading).lanes[0].rows) == 1
+    assert len(member.custody.view(reading).persons[0].rows) == 1
     assert set(member.custody.view(reading).stamp_sums) == {made.excluded}
     for other in (replace(reading, tick=int(NOW) - 11), replace(reading, shard=1)):
         view = member.custody.view(other)
-        assert (view.lanes[0].rows, dict(view.stamp_sums)) == ((), {})
-    later = member.custody.view(replace(reading, lanes=((index, TODAY - 4),)))
-    assert later.lanes[0].rows == ()
-    assert set(later.stamp_sums) == {made.excluded}  # stamps are of the shard, whatever the lanes ask for
+        assert (view.persons[0].rows, dict(view.stamp_sums)) == ((), {})
+    later = member.custody.view(replace(reading, persons=((index, TODAY - 4),)))
+    assert later.persons[0].rows == ()
+    assert set(later.stamp_sums) == {made.excluded}  # stamps are of the shard, whoever is asked about
 
 
 def kept(epoch: int, number: int = 1) -> Proposed:
@@ -1225,7 +1239,7 @@ def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> N
 
     for epoch in (1, 2, 7):
         viewed, prepared = MemoryCustody(), MemoryCustody()
-        assert viewed.view(view_in(epoch)).lanes[0].rows == ()
+        assert viewed.view(view_in(epoch)).persons[0].rows == ()
         prepared.prepare([kept(epoch)], NOW)
         for custody in (viewed, prepared):
             for other in {1, 2, 7, epoch - 1, epoch + 1} - {epoch}:
@@ -1236,7 +1250,7 @@ def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> N
             custody.prepare([kept(epoch)], NOW)
             custody.commit("insurer-01", 0, [committed(1, TICK)])
             view = custody.view(view_in(epoch))
-            assert len(view.lanes[0].rows) == 1  # what was refused has left nothing
+            assert len(view.persons[0].rows) == 1  # what was refused has left nothing
             assert dict(view.stamp_sums) == {0: deposit_stamp("insurer-01", bytes([1]) * 16, TICK)}
 
 

@@ -280,5 +280,5 @@ def test_a_recheck_blinds_each_person_anew_so_the_service_links_no_night_to_anot
         ask(world.party(1), [Question(person(1), RULE, 0)], NOW, NOW + 2, world.random, occasion=RECHECK)[1]
         for _ in range(2)
     ]
-    one, two = (request.signed.statement.lanes[0].blinded for request in requests)
+    one, two = (request.signed.statement.persons[0] for request in requests)
     assert one != two

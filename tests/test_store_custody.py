@@ -148,7 +148,7 @@ def plain(results: Sequence[Refusable]) -> list[Kept | str]:
 
 def comparable(view: CustodyView) -> tuple[list[Counter[CustodyRow]], dict[int, int]]:
     """Return a view without what it leaves open: the order of rows, and whether an empty sum is told."""
-    return [Counter(lane.rows) for lane in view.lanes], {
+    return [Counter(one.rows) for one in view.persons], {
         slot: total for slot, total in view.stamp_sums.items() if total != group.IDENTITY
     }
 
@@ -812,9 +812,9 @@ def test_what_was_answered_is_seen_by_others_at_once(database: str, custody: Pos
 
 @dataclass
 class Interrupted(Sequence[tuple[IndexKey, int]]):
-    """The lanes of a reading; between the queries for those of the first day and of the second, something happens."""
+    """The persons of a reading; between the queries for those of the first day and of the second, something happens."""
 
-    lanes: tuple[tuple[IndexKey, int], ...]
+    persons: tuple[tuple[IndexKey, int], ...]
     meanwhile: Callable[[], object]
     happened: list[object] = field(default_factory=list)
     gone_through: int = 0
@@ -823,26 +823,26 @@ class Interrupted(Sequence[tuple[IndexKey, int]]):
         self.gone_through += 1
         if self.gone_through == 3:  # for the days, for the persons of the first, for those of the second
             self.happened.append(self.meanwhile())
-        yield from self.lanes
+        yield from self.persons
 
     def __len__(self) -> int:
-        return len(self.lanes)
+        return len(self.persons)
 
     def __getitem__(self, place: Any) -> Any:  # noqa: ANN401  as of Sequence
-        return self.lanes[place]
+        return self.persons[place]
 
 
-def test_a_commit_between_the_lanes_of_a_view_is_not_half_seen(custody: PostgresCustody) -> None:
+def test_a_commit_between_the_persons_of_a_view_is_not_half_seen(custody: PostgresCustody) -> None:
     items = [proposed(number, whom=number % 2) for number in range(4)]
     prepare(custody, items)
     custody.commit("insurer-01", 0, [commit_of(items[0], 5), commit_of(items[1], 9)])
-    lanes = ((index(0), 1), (index(1), 2))
-    plain_reading = Reading(0, 1, 8, lanes)
+    persons = ((index(0), 1), (index(1), 2))
+    plain_reading = Reading(0, 1, 8, persons)
     before = comparable(custody.view(plain_reading))
     # Two appear, and one that lay in the future of the reading is moved before it.
     later = [commit_of(item, 6) for item in items[1:]]
-    interrupted = Interrupted(lanes, lambda: custody.commit("insurer-01", 0, later))
-    assert comparable(custody.view(replace(plain_reading, lanes=interrupted))) == before
+    interrupted = Interrupted(persons, lambda: custody.commit("insurer-01", 0, later))
+    assert comparable(custody.view(replace(plain_reading, persons=interrupted))) == before
     assert len(interrupted.happened) == 1
     after = comparable(custody.view(plain_reading))
     assert [sum(lane.values()) for lane in after[0]] == [2, 2]
@@ -889,7 +889,7 @@ def test_rows_and_stamps_of_every_view_agree_while_others_commit(custody: Postgr
         views = 0
         while any(writing):
             view, views = custody.view(reading), views + 1
-            seen = [by_value[item.amounts[0]] for lane in view.lanes for item in lane.rows]
+            seen = [by_value[item.amounts[0]] for one in view.persons for item in one.rows]
             for place, depositor in enumerate(depositors):
                 own = [item for item in seen if item.depositor == depositor]
                 assert len(own) % size == 0
@@ -898,7 +898,7 @@ def test_rows_and_stamps_of_every_view_agree_while_others_commit(custody: Postgr
 
     views = at_once([lambda: write(0), lambda: write(1), read, read])
     assert min(views[2:]) > 0
-    assert sum(len(lane.rows) for lane in custody.view(reading).lanes) == 2 * batches * size
+    assert sum(len(one.rows) for one in custody.view(reading).persons) == 2 * batches * size
 
 
 # --- what stands in the tables -------------------------------------------------------------------------------------
@@ -942,7 +942,7 @@ def test_shares_that_were_moved_or_changed_do_not_open(
     store: Database, custody: PostgresCustody, statement: str
 ) -> None:
     with_two_rows(custody)
-    assert len(custody.view(VIEW_ALL).lanes[0].rows) == 3
+    assert len(custody.view(VIEW_ALL).persons[0].rows) == 3
     tamper(store, statement)
     with pytest.raises(VaultError):
         custody.view(VIEW_ALL)

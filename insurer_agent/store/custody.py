@@ -122,16 +122,16 @@ class PostgresCustody:
 
         def transaction(connection: Rows) -> CustodyView:
             rows = self._rows(connection, reading)
-            lanes = tuple(PersonRows(tuple(rows.get((bytes(index), first), ()))) for index, first in reading.lanes)
-            return CustodyView(lanes, custody_stamps.shard_sums(connection, reading.shard, reading.tick))
+            persons = tuple(PersonRows(tuple(rows.get((bytes(index), first), ()))) for index, first in reading.persons)
+            return CustodyView(persons, custody_stamps.shard_sums(connection, reading.shard, reading.tick))
 
         return self._database.run("read custody", transaction, snapshot=True)
 
     def _rows(self, connection: Rows, reading: Reading) -> dict[tuple[bytes, int], list[CustodyRow]]:
         """Return the rows of each person from a day on: one indexed read for all that begin on the same day."""
         rows: dict[tuple[bytes, int], list[CustodyRow]] = {}
-        for first in sorted({first for _, first in reading.lanes}):
-            tokens = sorted({bytes(index) for index, day in reading.lanes if day == first})
+        for first in sorted({first for _, first in reading.persons}):
+            tokens = sorted({bytes(index) for index, day in reading.persons if day == first})
             found = connection.execute(
                 _ROWS.encode(), (tokens, _day(first), reading.tick, reading.shard, reading.epoch)
             )

@@ -348,7 +348,7 @@ def _seen(exchanges: list[_Exchange], check_id: bytes, state: Path, samples: Sam
         rule=f"rule {statement.lanes[0].rule_id} v{statement.lanes[0].rule_version}",
         shard=statement.shard,
         day=date.fromordinal(statement.as_of),
-        blinded=statement.lanes[0].blinded,
+        blinded=statement.persons[0],
         envelopes=request.envelopes,
         evaluated=call.evaluated[0],
         tag=outcome.tags[0],

@@ -118,7 +118,7 @@ def signed_by_the_service(bent: CheckCall, key: Secret) -> CheckCall:
 
 
 def evaluated_anew(bent: CheckCall, claimed: Element | None = None) -> CheckCall:
-    points, proof = evaluated_under_another_key([lane.blinded for lane in bent.signed.statement.lanes], claimed)
+    points, proof = evaluated_under_another_key(list(bent.signed.statement.persons), claimed)
     return replace(bent, evaluated=points, proof=proof)
 
 
@@ -181,7 +181,7 @@ BENT_CALLS: dict[str, tuple[Callable[[CheckCall, Told], Any], str | None]] = {
     "time": (lambda sent, _: restated(sent, issued_at=sent.signed.statement.issued_at + 1), "bad-signature"),
     "rule": (lambda sent, _: reruled(sent, rule_id="another-rule"), "bad-signature"),
     "version of the rule": (lambda sent, _: reruled(sent, rule_version=2), "bad-signature"),
-    "B": (lambda sent, _: reruled(sent, blinded=POINT_OF_ITS_CHOICE), "bad-signature"),
+    "B": (lambda sent, _: restated(sent, persons=(POINT_OF_ITS_CHOICE,)), "bad-signature"),
     "shard": (lambda sent, at: restated(sent, shard=(at.attempt.shard + 1) % SHARDS), "bad-signature"),
     "manifest": (lambda sent, _: restated(sent, manifest_hash=bytes(32)), "bad-signature"),
     "check id": (lambda sent, _: restated(sent, check_id=bytes(16)), "bad-signature"),
