@@ -216,8 +216,8 @@ def ask(
 def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> list[tuple[Verdict, Void | None]]:
     """Step 5: return per lane the verdict, with the reason where it is indeterminate.
 
-    A late answer, one with an A or an attempt that cannot be, or a tag that is neither of the lane's two, is
-    indeterminate.
+    A late answer, one with an A or an attempt that cannot be, a lane without a tag, or with one that is neither of its
+    two, is indeterminate.
     """
 
     def void(reason: Void) -> list[tuple[Verdict, Void | None]]:
@@ -240,7 +240,9 @@ def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> li
     expected = tags(pending.seed.reveal(), pending.check_id, outcome.attempt, outcome.chosen, pending.lanes)
     verdicts: list[tuple[Verdict, Void | None]] = []
     for tag, (within, exceeds) in zip(outcome.tags, expected, strict=True):
-        if hmac.compare_digest(tag, exceeds):
+        if tag is None:
+            verdicts.append((Verdict.INDETERMINATE, Void.BUDGET_EXHAUSTED))
+        elif hmac.compare_digest(tag, exceeds):
             verdicts.append((Verdict.EXCEEDS, None))
         elif hmac.compare_digest(tag, within):
             verdicts.append((Verdict.WITHIN, None))
@@ -311,7 +313,11 @@ def conclude(
     tick: int,
     answers: Mapping[int, CheckAnswer],
 ) -> CheckOutcome:
-    """Step 4: compare the four answers, evaluate, and return the tags; raise `Disagreement` where they differ."""
+    """Step 4: compare the four answers, evaluate, and return the tags; raise `Disagreement` where they differ.
+
+    A lane that any of the four says is spent has no tag. That they agree is seen first: which pseudonyms have a budget
+    left is told of none but the one that all four came to.
+    """
     statement = evaluation.request.signed.statement
     committee_size = len(service.manifest.committee(statement.shard).slots)
     names = [answers[slot].committee_key for slot in chosen]
@@ -320,8 +326,11 @@ def conclude(
         raise Disagreement(odd, "committee key")
     header = encode(_header(service.manifest, statement, attempt, chosen, tick, names[0]))
     parts: dict[int, Part] = {slot: answers[slot].part for slot in chosen}
-    opened = evaluate(parts, _chosen(chosen, committee_size), len(statement.lanes), header)
-    return CheckOutcome(check_id=statement.check_id, attempt=attempt, chosen=chosen, tags=tuple(opened), void=None)
+    withheld = {slot: answers[slot].spent for slot in chosen}
+    opened = evaluate(parts, _chosen(chosen, committee_size), len(statement.lanes), header, withheld)
+    spent = set().union(*withheld.values())
+    told = tuple(None if lane in spent else tag for lane, tag in enumerate(opened))
+    return CheckOutcome(check_id=statement.check_id, attempt=attempt, chosen=chosen, tags=told, void=None)
 
 
 def void_outcome(check_id: bytes, reason: Void) -> CheckOutcome:
@@ -466,10 +475,13 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     )
 
 
-def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: CustodyView) -> CheckAnswer:
+def answer_call(
+    party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: CustodyView, spent: tuple[int, ...] = ()
+) -> CheckAnswer:
     """Step 3, second half: sum labels over the window, add the proposal, garble.
 
-    `key` is the committee key without the requester's group; `view` is one snapshot of the store.
+    `key` is the committee key without the requester's group; `view` is one snapshot of the store; `spent` are the lanes
+    that the store did not charge, for which nothing is sent that opens.
     """
     statement = accepted.statement
     require_key(party.manifest, key, statement.shard, accepted.omitted)
@@ -485,8 +497,8 @@ def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: 
         sums = view.persons[lane.person].sums(lane.rule, statement.as_of, size, slot, lane.proposal)
         inputs.append(LaneInput(tuple(group_sums(accepted.chosen, slot, sums)), lane.rule.limit))
     lane_tags = tags(accepted.seed.reveal(), statement.check_id, accepted.attempt, accepted.chosen.slots, len(inputs))
-    part = garble(seed, lane_tags, inputs, accepted.chosen, slot, view.stamp_sums)
-    return CheckAnswer(committee_key=key.name, part=part)
+    part = garble(seed, lane_tags, inputs, accepted.chosen, slot, view.stamp_sums, spent)
+    return CheckAnswer(committee_key=key.name, spent=spent, part=part)
 
 
 # --- shared by the steps -------------------------------------------------------------------------------------------
@@ -592,17 +604,17 @@ def run_check(
         return read_outcome(pending, void_outcome(statement.check_id, Void.TOO_FEW_CUSTODIANS), now)
     tick = as_of_tick(now, service.manifest.terms.tick_seconds)
 
-    # 3. Each custodian of A verifies, records and charges, reads one snapshot, and garbles.
+    # 3. Each custodian of A verifies, records, charges each lane (or finds it spent), reads one snapshot, and garbles.
     answers = {}
     for slot in chosen:
         custodian = members[slots[slot]]
         accepted = accept_call(custodian.party, call_for(evaluation, 1, chosen, tick, slot), now)
-        custodian.custody.admit(accepted.admission())
+        spent = custodian.custody.admit(accepted.admission())
         view = custodian.custody.view(accepted.reading())
         key = custodian.committee_keys[statement.shard, accepted.omitted]
-        answers[slot] = answer_call(custodian.party, accepted, key, view)
+        answers[slot] = answer_call(custodian.party, accepted, key, view, spent)
 
-    # 4. The service compares, evaluates, and returns one tag a lane that it cannot read.
+    # 4. The service compares, evaluates, and returns one tag a lane, that it cannot read, or that the lane is spent.
     try:
         outcome = conclude(service, evaluation, 1, chosen, tick, answers)
     except Disagreement:

@@ -29,6 +29,7 @@ OCCASION = UInt(8, least=UNDERWRITING, most=RECHECK)
 """Why a check is made. A recheck is of persons as they stand, has no proposal, and has a budget of its own."""
 PERSON = UInt(16, most=MAX_LANES - 1)
 """The place of a person among those of a check; there are no more persons than lanes."""
+LANE = UInt(16, most=MAX_LANES - 1)
 SHARES = Seq(UInt(RING_BITS), most=MAX_SLOTS)
 SALTS = Seq(Fixed(32), most=MAX_SLOTS)
 ENVELOPE = Blob(1 << 20)
@@ -171,22 +172,29 @@ class Header:
     lanes: Annotated[tuple[Lane, ...], Seq(Nested(Lane), least=1, most=MAX_LANES)]
 
 
-@message("check answer", version=1)
+@message("check answer", version=2)
 class CheckAnswer:
-    """Custodian to service: the committee key it used, by name, and its part of the comparison."""
+    """Custodian to service: the committee key it used, by name, and its part of the comparison.
+
+    Of lanes whose budget is `spent` here, in order, the part has nothing that opens.
+    """
 
     committee_key: Annotated[KeyName, Nested(KeyName)]
+    spent: Annotated[tuple[int, ...], Seq(LANE, most=MAX_LANES)]
     part: Annotated[Part, Nested(Part)]
 
 
-@message("check outcome", version=1)
+@message("check outcome", version=2)
 class CheckOutcome:
-    """Service to requester: one tag a lane, opened by attempt `attempt` of custodians `chosen`; or a void and why."""
+    """Service to requester: a tag a lane, opened by attempt `attempt` of custodians `chosen`; or a void and why.
+
+    A lane without a tag is void by itself: its budget is spent at one of `chosen`.
+    """
 
     check_id: Annotated[bytes, ID]
     attempt: Annotated[int, UInt(8)]
     chosen: Annotated[tuple[int, ...], Seq(SLOT, most=CHOSEN)]
-    tags: Annotated[tuple[bytes, ...], Seq(Fixed(TAG_BYTES), most=MAX_LANES)]
+    tags: Annotated[tuple[bytes | None, ...], Seq(Maybe(Fixed(TAG_BYTES)), most=MAX_LANES)]
     void: Annotated[str | None, Maybe(Text(64))]
 
 

@@ -98,12 +98,15 @@ class Attempt:
     def call(self, slot: int) -> CheckCall:
         return call_for(self.evaluation, 1, self.chosen, TICK, slot)
 
-    def answer(self, slot: int, call: CheckCall | None = None, *, now: float = NOW) -> CheckAnswer:
+    def answer(
+        self, slot: int, call: CheckCall | None = None, *, now: float = NOW, spent: tuple[int, ...] = ()
+    ) -> CheckAnswer:
         """Step 3 at one custodian, without its record of replays."""
         member = self.world.members[self.custodians[slot]]
         accepted = accept_call(member.party, call or self.call(slot), now)
         view = member.custody.view(accepted.reading())
-        return answer_call(member.party, accepted, member.committee_keys[self.statement.shard, accepted.omitted], view)
+        key = member.committee_keys[self.statement.shard, accepted.omitted]
+        return answer_call(member.party, accepted, key, view, spent)
 
     def outcome(self, calls: Mapping[int, CheckCall] | None = None) -> CheckOutcome:
         """Steps 3 and 4, with another call at some custodians."""
@@ -923,6 +926,9 @@ def admission(
     return Admission("insurer-01", "a group", *ids, attempt, today, charges, 100)
 
 
+SPENT = (0,)
+
+
 def admit_refusal(custody: MemoryCustody, asked: Admission) -> str:
     with pytest.raises(ProtocolError) as refused:
         custody.admit(asked)
@@ -955,37 +961,38 @@ def test_all_attempts_of_a_check_are_as_of_one_tick() -> None:
 def test_the_budget_is_spent_after_exactly_that_many_checks() -> None:
     custody = MemoryCustody()
     for check in range(3):
-        custody.admit(admission(check=check))
-    assert admit_refusal(custody, admission(check=9)) == "budget-exhausted"
+        assert custody.admit(admission(check=check)) == ()
+    assert custody.admit(admission(check=9)) == SPENT
 
 
-def test_a_refused_check_has_no_effect_and_may_be_asked_again_when_the_budget_is_released() -> None:
+def test_a_spent_lane_stays_so_for_its_check_and_another_is_charged_when_the_budget_is_released() -> None:
     custody = MemoryCustody()
     for check in range(3):
         custody.admit(admission(check=check))
     for later in (0, 1, 29):
-        assert admit_refusal(custody, admission(check=9, today=TODAY + later)) == "budget-exhausted"
-    custody.admit(admission(check=9, today=TODAY + 30))
+        assert custody.admit(admission(check=9 + later, today=TODAY + later)) == SPENT
+    assert custody.admit(admission(check=9, attempt=2, today=TODAY + 30)) == SPENT
+    assert custody.admit(admission(check=8, today=TODAY + 30)) == ()
 
 
 def test_a_second_attempt_of_a_check_is_not_charged_again() -> None:
     custody = MemoryCustody()
     for check in range(3):
         for number in (1, 2, 3):
-            custody.admit(admission(check=check, attempt=number))
-    assert admit_refusal(custody, admission(check=9)) == "budget-exhausted"
+            assert custody.admit(admission(check=check, attempt=number)) == ()
+    assert custody.admit(admission(check=9)) == SPENT
 
 
-def test_every_lane_is_charged_and_a_check_that_cannot_pay_for_all_is_charged_for_none() -> None:
+def test_every_lane_that_can_be_paid_for_is_charged_and_no_other() -> None:
     custody = MemoryCustody()
-    custody.admit(admission(check=1, lanes=1))
-    custody.admit(admission(check=2, lanes=1))
+    for check in (1, 2):
+        custody.admit(admission(check=check, lanes=1))
     same = replace(admission(check=3), charges=admission().charges * 2)
-    assert admit_refusal(custody, same) == "budget-exhausted"
-    custody.admit(admission(check=4, lanes=1))
-    assert admit_refusal(custody, admission(check=5, lanes=2)) == "budget-exhausted"
-    other = replace(admission(check=6), charges=(replace(admission(lanes=2).charges[1], budget=1),))
-    custody.admit(other)  # the second person of the check refused was not charged
+    assert custody.admit(same) == (1,)
+    assert custody.admit(admission(check=4, lanes=2)) == (0,)
+    one, other = admission(lanes=2).charges
+    assert custody.admit(replace(admission(check=5), charges=(replace(other, budget=1),))) == (0,)
+    assert custody.admit(replace(admission(check=6), charges=(one, other, other, other))) == (0, 3)
 
 
 def test_budgets_of_other_groups_rules_and_persons_are_apart() -> None:
@@ -993,27 +1000,28 @@ def test_budgets_of_other_groups_rules_and_persons_are_apart() -> None:
     for check in range(3):
         custody.admit(admission(check=check))
     charge = admission().charges[0]
-    custody.admit(replace(admission(check=10), requester_group="another group"))
-    custody.admit(replace(admission(check=11), charges=(replace(charge, rule_id="another rule"),)))
-    custody.admit(replace(admission(check=12), charges=(replace(charge, index=IndexKey(b"\x07" * 32)),)))
-    assert admit_refusal(custody, replace(admission(check=13), requester="insurer-02")) == "budget-exhausted"
+    for fresh in (
+        replace(admission(check=10), requester_group="another group"),
+        replace(admission(check=11), charges=(replace(charge, rule_id="another rule"),)),
+        replace(admission(check=12), charges=(replace(charge, index=IndexKey(b"\x07" * 32)),)),
+    ):
+        assert custody.admit(fresh) == ()
+    assert custody.admit(replace(admission(check=13), requester="insurer-02")) == SPENT
 
 
-def code_of_check(world: World, requester: int) -> str | None:
-    """Return the code with which a check is refused, None for an answer."""
-    try:
-        verdict, _ = world.check(requester, person(1), 1, rule=world.manifest.terms.rules[0])
-    except ProtocolError as refused:
-        return refused.code
-    return None if verdict is WITHIN else verdict.value
+def reason_of_check(world: World, requester: int) -> Void | None:
+    """Return why there is no answer, None for one."""
+    verdict, reason = world.check(requester, person(1), 1, rule=world.manifest.terms.rules[0])
+    assert (verdict is WITHIN) is (reason is None)
+    return reason
 
 
 def test_a_group_gets_no_more_answers_about_a_person_than_the_budget_of_four_custodians_allows() -> None:
     world = make_world(8, shards=1, rules=(replace(RULE, budget=2),), owners={name(1): "one", name(2): "one"})
-    codes = [code_of_check(world, requester) for requester in (1, 2) * 6]
-    assert set(codes) == {None, "budget-exhausted"}
+    reasons = [reason_of_check(world, requester) for requester in (1, 2) * 6]
+    assert set(reasons) == {None, Void.BUDGET_EXHAUSTED}
     slots = 6 - (world.manifest.slot_of_group(0, name(1)) is not None)
-    assert 2 <= codes.count(None) <= slots * 2 // 4
+    assert 2 <= reasons.count(None) <= slots * 2 // 4
 
 
 def test_what_a_call_asks_to_be_recorded_is_what_replays_are_told_by(world: World, made: Attempt) -> None:

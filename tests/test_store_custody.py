@@ -141,6 +141,15 @@ def code_of(action: Callable[[], object]) -> str | None:
     return None
 
 
+SPENT = "a lane is spent"
+
+
+def admitted(custody: Custody, asked: Admission) -> str | None:
+    """Return the code with which an admission is refused, that lanes of it are spent, or None where all are charged."""
+    spent: list[tuple[int, ...]] = []
+    return code_of(lambda: spent.append(custody.admit(asked))) or (SPENT if spent[0] else None)
+
+
 def plain(results: Sequence[Refusable]) -> list[Kept | str]:
     """Replace refusals, which do not compare, by their codes."""
     return [item.code if isinstance(item, ProtocolError) else item for item in results]
@@ -309,8 +318,10 @@ class CustodyMachine(RuleBasedStateMachine):
 
     def admitted(self, admission: Admission) -> None:
         asked = replace(admission, today=self.today)
-        refusal = self.both(lambda custody: code_of(lambda: custody.admit(asked)))
-        self.seen[refusal or "admitted"] += 1
+        outcome = self.both(lambda custody: refused_or(lambda: (custody.admit(asked), None)))
+        (spent, _), lanes = outcome, len(asked.charges)
+        self.seen[spent[0] if isinstance(spent, list) else SPENT if spent else "admitted"] += 1
+        self.seen["partly spent"] += isinstance(spent, tuple) and 0 < len(spent) < lanes
 
     def prepared(self, items: Sequence[Proposed], attempt: RangeAttempt | None) -> list[Kept | str]:
         def prepare(custody: Custody) -> object:
@@ -495,7 +506,8 @@ def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> N
         "check-id-reused",
         "other-tick",
         "replayed",
-        "budget-exhausted",
+        SPENT,
+        "partly spent",
         "deposit-reused",
         "deposit-abandoned",
     }
@@ -591,11 +603,11 @@ def test_exactly_the_budget_passes_however_many_ask_at_once(
 
     def ask(first: int) -> list[str | None]:
         mine = [admission(first * 100 + number, charges=charges) for number in range(4)]
-        return [code_of(lambda item=item: custody.admit(item)) for item in mine]
+        return [admitted(custody, item) for item in mine]
 
     codes = Counter(itertools.chain(*at_once([lambda first=first: ask(first) for first in range(THREADS)])))
-    assert codes == Counter({None: budget, "budget-exhausted": 4 * THREADS - budget})
-    assert recorded(store) == {"requests": budget, "attempts": budget, "charges": budget}
+    assert codes == Counter({None: budget, SPENT: 4 * THREADS - budget})
+    assert recorded(store) == {"requests": 4 * THREADS, "attempts": 4 * THREADS, "charges": budget}
 
 
 def test_a_budget_of_each_occasion_is_spent_by_itself_however_many_ask_at_once(
@@ -608,12 +620,10 @@ def test_a_budget_of_each_occasion_is_spent_by_itself_however_many_ask_at_once(
         return admission(number, charges=(Charge(index(0), "rule", occasion, budgets[occasion], 30),))
 
     every = [asked(number) for number in range(4 * THREADS)]
-    expected = Counter(code_of(lambda item=item: memory.admit(item)) for item in every)
-    assert expected == Counter({None: 7, "budget-exhausted": 4 * THREADS - 7})
+    expected = Counter(admitted(memory, item) for item in every)
+    assert expected == Counter({None: 7, SPENT: 4 * THREADS - 7})
     parts = [every[place::THREADS] for place in range(THREADS)]
-    had = at_once(
-        [lambda part=part: [code_of(lambda item=item: custody.admit(item)) for item in part] for part in parts]
-    )
+    had = at_once([lambda part=part: [admitted(custody, item) for item in part] for part in parts])
     assert Counter(itertools.chain(*had)) == expected
     spent = store.run(
         "read", lambda connection: connection.execute("SELECT occasion, sum(answers) FROM budget GROUP BY 1").fetchall()
@@ -635,16 +645,30 @@ def test_checks_of_the_same_persons_in_any_order_do_not_lock_each_other_up(
     assert recorded(store) == {"requests": 4 * THREADS, "attempts": 4 * THREADS, "charges": 6 * 4 * THREADS}
 
 
-def test_a_check_refused_for_one_lane_leaves_the_budget_of_the_others(
+def test_a_lane_that_is_spent_is_not_charged_those_beside_it_are_and_so_it_stays_in_every_attempt(
     store: Database, custody: PostgresCustody
 ) -> None:
-    spent, other = (Charge(index(number), "rule", UNDERWRITING, budget, 30) for number, budget in ((0, 1), (1, 5)))
-    custody.admit(admission(1, charges=(spent,)))
-    before = recorded(store)
-    for charges in ((other, spent), (spent, other)):
-        assert code_of(lambda charges=charges: custody.admit(admission(2, charges=charges))) == "budget-exhausted"
-    assert recorded(store) == before
-    custody.admit(admission(2, charges=(other,)))  # the refused id was not used up
+    spent, other = (Charge(index(number), "rule", UNDERWRITING, budget, 30) for number, budget in ((0, 1), (1, 2)))
+    assert custody.admit(admission(1, charges=(spent,))) == ()
+    assert custody.admit(admission(2, charges=(other, spent, other))) == (1,)
+    assert recorded(store) == {"requests": 2, "attempts": 2, "charges": 3}
+    store.run("release", lambda connection: connection.execute("DELETE FROM budget"))
+    for attempt in (2, 3):
+        assert custody.admit(admission(2, charges=(other, spent, other), attempt=attempt)) == (1,)
+    assert recorded(store)["charges"] == 0
+    assert custody.admit(admission(3, charges=(other, spent, other))) == ()
+    assert custody.admit(admission(4, charges=(other, spent))) == (0, 1)
+    assert code_of(lambda: custody.admit(admission(4, charges=(other, spent)))) == "replayed"
+
+
+def test_a_database_of_before_lanes_were_spent_apart_is_brought_up_to_date(store: Database) -> None:
+    store.run("older", lambda connection: connection.execute("ALTER TABLE check_request DROP COLUMN spent"))
+    for _ in range(2):
+        store.migrate()
+    custody = PostgresCustody(store, VAULT, TICK_SECONDS, EPOCH)
+    charge = Charge(index(0), "rule", UNDERWRITING, 1, 30)
+    assert custody.admit(admission(1, charges=(charge, charge))) == (1,)
+    assert custody.admit(admission(1, charges=(charge, charge), attempt=2)) == (1,)
 
 
 def test_one_attempt_asked_for_by_many_at_once_passes_once(store: Database, custody: PostgresCustody) -> None:
@@ -676,9 +700,7 @@ def test_a_check_that_is_recorded_after_the_first_of_the_next_day_counts_that_on
     late, early = admission(1, today=A_DAY + 1, charges=charges), admission(2, today=A_DAY, charges=charges)
     for stored in (memory, custody):
         stored.admit(late)
-    expected = code_of(lambda: memory.admit(early))
-    assert expected == "budget-exhausted"
-    assert code_of(lambda: custody.admit(early)) == expected
+    assert admitted(memory, early) == admitted(custody, early) == SPENT
 
 
 def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database, custody: PostgresCustody) -> None:
@@ -687,22 +709,23 @@ def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database
     class Slow(PostgresCustody):
         """Is about to commit for as long as the test likes."""
 
-        def _charge(self, connection: Rows, admission: Admission) -> None:
-            super()._charge(connection, admission)
+        def _charge(self, connection: Rows, admission: Admission) -> tuple[int, ...]:
+            spent = super()._charge(connection, admission)
             charged.set()
             assert go_on.wait(20)
+            return spent
 
     slow = Slow(store, VAULT, TICK_SECONDS, EPOCH)
     before, after = (
         admission(day, today=A_DAY + day, charges=(Charge(index(0), "rule", UNDERWRITING, 1, 30),)) for day in (0, 1)
     )
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(lambda: code_of(lambda: slow.admit(before)))
+        first = pool.submit(lambda: admitted(slow, before))
         assert charged.wait(20)
-        second = pool.submit(lambda: code_of(lambda: custody.admit(after)))
+        second = pool.submit(lambda: admitted(custody, after))
         wait([second], timeout=0.5)  # it may wait for the first, or not
         go_on.set()
-        assert Counter([first.result(), second.result()]) == Counter({None: 1, "budget-exhausted": 1})
+        assert Counter([first.result(), second.result()]) == Counter({None: 1, SPENT: 1})
 
 
 def test_old_replay_records_go_and_what_can_still_matter_stays(store: Database, custody: PostgresCustody) -> None:
@@ -716,8 +739,8 @@ def test_old_replay_records_go_and_what_can_still_matter_stays(store: Database, 
     assert recorded(store) == {"requests": 1, "attempts": 2, "charges": 2}
     custody.forget_old_checks(A_DAY + 366)
     asked = admission(3, today=A_DAY + 365, charges=charges)
-    assert code_of(lambda: custody.admit(asked)) == "budget-exhausted"  # both still lie within the 366 days
-    custody.admit(replace(asked, today=A_DAY + 366))
+    assert custody.admit(asked) == (0,)  # both still lie within the 366 days
+    assert custody.admit(admission(4, today=A_DAY + 366, charges=charges)) == ()
     custody.forget_old_checks(A_DAY + 800)
     assert recorded(store) == {"requests": 0, "attempts": 0, "charges": 0}
 

@@ -56,11 +56,12 @@ class PostgresCustody:
 
     # --- checks
 
-    def admit(self, admission: Admission) -> None:
+    def admit(self, admission: Admission) -> tuple[int, ...]:
         """See `Custody.admit`: request hash, attempt and budget in one transaction."""
         check = (admission.requester, admission.check_id)
 
-        def transaction(connection: Rows) -> None:
+        def transaction(connection: Rows) -> tuple[int, ...]:
+            spent: tuple[int, ...] = ()
             new = connection.execute(
                 "INSERT INTO check_request (requester, check_id, statement_hash, tick, day) VALUES (%s, %s, %s, %s, %s)"
                 " ON CONFLICT DO NOTHING",
@@ -68,22 +69,28 @@ class PostgresCustody:
             ).rowcount
             if not new:
                 row = connection.execute(
-                    "SELECT statement_hash, tick FROM check_request WHERE requester = %s AND check_id = %s", check
+                    "SELECT statement_hash, tick, spent FROM check_request WHERE requester = %s AND check_id = %s",
+                    check,
                 ).fetchone()
                 assert row is not None
                 require_same_check((bytes(row[0]), row[1]), admission)
+                spent = tuple(row[2])
             fresh = connection.execute(
                 "INSERT INTO check_attempt (requester, check_id, attempt) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
                 (*check, admission.attempt),
             ).rowcount
             if not fresh:
                 raise ProtocolError("replayed", "this attempt was answered before")
-            if new:
-                self._charge(connection, admission)
+            if new and (spent := self._charge(connection, admission)):
+                connection.execute(
+                    "UPDATE check_request SET spent = %s WHERE requester = %s AND check_id = %s", ([*spent], *check)
+                )
+            return spent
 
-        self._database.run("admit check", transaction)
+        return self._database.run("admit check", transaction)
 
-    def _charge(self, connection: Rows, admission: Admission) -> None:
+    def _charge(self, connection: Rows, admission: Admission) -> tuple[int, ...]:
+        """Charge what is not spent; return the places of what is."""
         # A statement for all lanes, not one a lane: a recheck has many. One budget is spread over days, a row each, so
         # checks on both sides of midnight must wait for each other: by locks, in order, so that none locks another up.
         group, keys = admission.requester_group, [(one.index, one.rule_id, one.occasion) for one in admission.charges]
@@ -98,10 +105,14 @@ class PostgresCustody:
             (group, *_columns(keys), first_days),
         )
         charged: Counter[tuple[bytes, str, int]] = Counter()
-        for key, charge, (spent,) in zip(keys, admission.charges, rows, strict=True):
-            if spent + charged[key] >= charge.budget:
-                raise ProtocolError("budget-exhausted", "the query budget for this person and rule is spent")
-            charged[key] += 1
+        spent = []
+        for place, (key, charge, (answers,)) in enumerate(zip(keys, admission.charges, rows, strict=True)):
+            if answers + charged[key] >= charge.budget:
+                spent.append(place)
+            else:
+                charged[key] += 1
+        if not charged:
+            return tuple(spent)
         connection.execute(
             "INSERT INTO budget (requester_group, token, rule_id, occasion, day, answers)"
             " SELECT %s, token, rule_id, occasion, %s, answers"
@@ -111,6 +122,7 @@ class PostgresCustody:
             " DO UPDATE SET answers = budget.answers + EXCLUDED.answers",
             (group, _day(admission.today), *_columns(charged), [*charged.values()]),
         )
+        return tuple(spent)
 
     def _budget_lock(self, group: str, token: bytes, rule_id: str, occasion: int) -> int:
         index = self._vault.index("budget", group.encode(), token, rule_id.encode(), bytes([occasion]))

@@ -172,8 +172,10 @@ CREATE TABLE IF NOT EXISTS check_request (
     statement_hash bytea NOT NULL,
     tick           bigint NOT NULL,
     day            date NOT NULL,
+    spent          smallint[] NOT NULL DEFAULT '{}',  -- lanes whose budget was spent when the check was charged
     PRIMARY KEY (requester, check_id)
 );
+ALTER TABLE check_request ADD COLUMN IF NOT EXISTS spent smallint[] NOT NULL DEFAULT '{}';
 
 CREATE TABLE IF NOT EXISTS check_attempt (
     requester text NOT NULL,

@@ -209,9 +209,9 @@ def served(slot: int, call: CheckCall) -> CheckAnswer:
     custody = deepcopy(member.custody)
     try:
         accepted = accept_call(member.party, call, NOW)
-        custody.admit(accepted.admission())
+        spent = custody.admit(accepted.admission())
         view = custody.view(accepted.reading())
-        return answer_call(member.party, accepted, member.committee_keys[0, accepted.omitted], view)
+        return answer_call(member.party, accepted, member.committee_keys[0, accepted.omitted], view, spent)
     except ProtocolError:
         assert vars(custody) == vars(member.custody)
         raise
