@@ -70,7 +70,7 @@ class Custodian:
             return self._check(call)
 
     def _check(self, call: CheckCall) -> CheckAnswer:
-        # 3a. Signature, envelope, freshness, manifest, A, both proofs, equal fields.
+        # 3a. Signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C, equal fields.
         accepted = accept_call(self._party, call, time.time())
         key = self._key(accepted.statement.shard, accepted.omitted)
         # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid.

@@ -4,6 +4,7 @@ Read `run_check` at the end first: it is the whole check in memory, and what the
 databases between the same calls. Step numbers are those of SPEC.md, section 6.
 """
 
+import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ from protocol.messages import (
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
 from protocol.secret import Secret
-from protocol.sharing import CHOSEN, SHARE_BYTES, Chosen, Label, Share, group_sums, held_labels, share
+from protocol.sharing import CHOSEN, GROUPS, SHARE_BYTES, Chosen, Label, Share, group_sums, held_labels, share
 from protocol.stamps import acceptable_as_of, as_of_tick
 from protocol.token import IndexKey, Pseudonym, Token, blind, index_key, unblind, verify_unblinder
 
@@ -364,7 +365,11 @@ class AcceptedLane:
 
 @dataclass(frozen=True)
 class AcceptedCheck:
-    """A call that a custodian may answer once it has recorded the attempt and charged the budget."""
+    """A call that a custodian may answer once it has recorded the attempt and charged the budget.
+
+    `statement_hash` is of the signed statement and of C: a check has one pseudonym a person at a custodian, in all
+    attempts, so whoever answers is who was charged.
+    """
 
     statement: CheckStatement
     statement_hash: bytes
@@ -414,9 +419,20 @@ class AcceptedCheck:
         return Reading(self.statement.shard, self.epoch, self.tick, persons)
 
 
+def evaluation_verifiers(check_id: bytes, attempt: int) -> tuple[int, int]:
+    """Return the two positions in A that verify the service's proof of C.
+
+    All four bind the P that they come to, so nothing opens unless two have seen that it is of the true C. Nobody
+    chooses which: they follow from a hash, and the load spreads. The requester's proof of D is verified by all four:
+    one that is a custodian too would else learn by the time of an answer whose pseudonym it is that it saw.
+    """
+    digest = hashlib.sha256(kdf.join(b"cover-lookup/v1 evaluation verifiers", check_id, bytes([attempt]))).digest()
+    return GROUPS[int.from_bytes(digest[:8], "big") % len(GROUPS)]
+
+
 def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
-    """Step 3, first half: verify signature, envelope, freshness, manifest, A, both proofs, and that every field
-    that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
+    """Step 3, first half: verify signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C,
+    and that every field that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
     """
     statement, manifest = call.signed.statement, party.manifest
     _verify_statement(manifest, call.signed, now)
@@ -440,7 +456,10 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
 
     blinded = [Element(point) for point in statement.persons]
     evaluated = [Element(point) for point in call.evaluated]
-    if len(evaluated) != len(blinded) or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof):
+    verifies = chosen.position(slot) in evaluation_verifiers(statement.check_id, call.attempt)
+    if len(evaluated) != len(blinded) or (
+        verifies and not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof)
+    ):
         raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
     excluded = excluded_slot(statement.shard, omitted, len(slots), statement.check_id)
     held = held_labels(len(slots), excluded, slot) if statement.occasion != RECHECK else []  # which proposes nothing
@@ -460,7 +479,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
         lanes.append(AcceptedLane(lane.person, _rule_of(manifest, lane, statement), shares))
     return AcceptedCheck(
         statement,
-        envelope_hash(encode(call.signed)),
+        hashlib.sha256(kdf.join(b"cover-lookup/v1 check", encode(call.signed), *evaluated)).digest(),
         manifest.member(statement.requester).group,
         slot,
         chosen,

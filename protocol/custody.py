@@ -51,7 +51,10 @@ class Charge:
 
 @dataclass(frozen=True)
 class Admission:
-    """An attempt of a check that asks to be recorded; `today` is the custodian's own day, an ordinal."""
+    """An attempt of a check that asks to be recorded; `today` is the custodian's own day, an ordinal.
+
+    `statement_hash` is of all that attempts of one check have in common: the signed statement, and C.
+    """
 
     requester: str
     requester_group: str

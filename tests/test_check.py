@@ -28,6 +28,7 @@ from protocol.check import (
     call_for,
     check_context,
     conclude,
+    evaluation_verifiers,
     read_outcome,
     run_check,
     shard_of_person,
@@ -91,6 +92,16 @@ class Attempt:
     @property
     def custodians(self) -> tuple[str, ...]:
         return self.world.manifest.committee(self.statement.shard).slots
+
+    @property
+    def verifiers(self) -> tuple[int, ...]:
+        """The two slots of A that verify the proof of C."""
+        return tuple(self.chosen[place] for place in evaluation_verifiers(self.statement.check_id, 1))
+
+    @property
+    def trusting(self) -> tuple[int, ...]:
+        """The two that do not."""
+        return tuple(slot for slot in self.chosen if slot not in self.verifiers)
 
     def custodian(self, slot: int) -> Party:
         return self.world.members[self.custodians[slot]].party
@@ -658,7 +669,7 @@ def test_a_custodian_refuses_an_envelope_that_says_something_else_than_the_state
 
 
 def test_a_custodian_refuses_another_c_and_the_proof_of_another_check(world: World, made: Attempt) -> None:
-    slot = made.chosen[0]
+    slot = made.verifiers[0]
     call = made.call(slot)
     other = attempt(world, an_outsider(world), [Question(person(1), RULE, 5), Question(person(2), RULE, 5)], seed=2)
     one, two = (Element(point) for point in call.evaluated)
@@ -672,11 +683,15 @@ def test_a_custodian_refuses_another_c_and_the_proof_of_another_check(world: Wor
         replace(call, evaluated=(one, one)),
         replace(call, proof=replace(call.proof, challenge=call.proof.response)),
     ):
-        assert made.refusal(bent) == "bad-evaluation"
+        assert made.refusal(bent, slot=slot) == "bad-evaluation"
+    for trusting in made.trusting:
+        for points in ((one,), (one, two, two)):
+            bent = replace(made.call(trusting), evaluated=points)
+            assert made.refusal(bent, slot=trusting) == "bad-evaluation"
 
 
 def test_a_custodian_refuses_c_made_with_another_key_even_under_a_proof_for_it(world: World, made: Attempt) -> None:
-    slot = made.chosen[0]
+    slot = made.verifiers[0]
     secret, public = voprf.derive_key_pair(bytes(32), b"another service")
     blinded = [Element(point) for point in made.statement.persons]
     evaluated = [voprf.blind_evaluate(secret, point) for point in blinded]
@@ -684,7 +699,7 @@ def test_a_custodian_refuses_c_made_with_another_key_even_under_a_proof_for_it(w
     for key in (public, world.manifest.blinding_key):
         proof = voprf.prove(secret, key, blinded, evaluated, nonce)
         bent = replace(made.call(slot), evaluated=tuple(evaluated), proof=proof)
-        assert made.refusal(bent) == "bad-evaluation"
+        assert made.refusal(bent, slot=slot) == "bad-evaluation"
 
 
 def test_a_custodian_refuses_the_d_and_proof_of_another_person_check_or_requester(world: World, made: Attempt) -> None:

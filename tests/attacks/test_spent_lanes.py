@@ -68,7 +68,7 @@ def test_a_spent_lane_is_indeterminate_and_those_beside_it_have_their_verdicts()
     assert asked(world, 3, both) == [(EXCEEDS, None), (WITHIN, None), (WITHIN, None), (WITHIN, None)]
 
 
-@deterministic(10)
+@deterministic(20)
 @given(st.integers(1, 3), st.lists(st.tuples(st.sets(st.integers(1, 3), min_size=1), st.booleans()), max_size=8))
 def test_of_whatever_is_asked_in_whatever_batches_no_question_has_more_answers_than_the_bound(
     budget: int, batches: list[tuple[set[int], bool]]

@@ -29,6 +29,7 @@ from protocol.check import (
     accept_request,
     answer_call,
     conclude,
+    evaluation_verifiers,
     read_outcome,
 )
 from protocol.committee import excluded_slot
@@ -263,12 +264,16 @@ def test_a_custodian_answers_no_call_that_a_service_has_bent(tally: Tally) -> No
     opened = decode(CheckEnvelope, own.channel(MADE.requester.id).open("check", MADE.statement.check_id, good.envelope))
     tally.tries(lambda: served(slot, good), well_answered(good), ())
     others = attempt(WORLD, OUTSIDER, [Question(person(3), RULE, 1), Question(person(2), COUNT_RULE, 5)], seed=2)
+    good_id = MADE.statement.check_id
 
     @fuzzed(4)
     @given(st.one_of(bent(good, NAMES), bent(replace(good, envelope=others.call(slot).envelope)), messages(CheckCall)))
     def check(call: CheckCall) -> None:
         unsigned = call.signed == good.signed and may_be_answered(call, slot, opened)
-        honest = unsigned and (call.evaluated, call.proof) == (good.evaluated, good.proof)
+        right = (call.evaluated, call.proof) == (good.evaluated, good.proof)
+        # Two of the four verify the proof of C; the others come to another P, and open nothing with anybody.
+        verifies = slot in call.chosen and call.chosen.index(slot) in evaluation_verifiers(good_id, call.attempt)
+        honest = unsigned and (right or (not verifies and len(call.evaluated) == len(good.evaluated)))
         answered = tally.tries(lambda: served(slot, call), lambda answer: honest and well_answered(call)(answer))
         assert isinstance(answered, CheckAnswer) is honest
 
