@@ -70,14 +70,14 @@ class Custodian:
             return self._check(call)
 
     def _check(self, call: CheckCall) -> CheckAnswer:
-        # 3a. Signature, envelope, freshness, manifest, A, both proofs, equal fields.
+        # 3a. Signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C, equal fields.
         accepted = accept_call(self._party, call, time.time())
         key = self._key(accepted.statement.shard, accepted.omitted)
-        # 3b. Request hash, attempt and budget, durable before anything is answered.
-        self._custody.admit(accepted.admission())
+        # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid.
+        spent = self._custody.admit(accepted.admission())
         # 3c. Rows and stamps in one snapshot; sum, add the proposal, garble.
         view = self._custody.view(accepted.reading())
-        return answer_call(self._party, accepted, key, view)
+        return answer_call(self._party, accepted, key, view, spent)
 
     # --- deposits
 

@@ -133,10 +133,16 @@ class Relay:
         good = {slot: answer for slot, answer in answers.items() if isinstance(answer, CheckAnswer)}
         try:
             # 4. Compare, evaluate, return tags that only the requester can read.
-            return conclude(self._service, evaluation, attempt, chosen, tick, good)
+            outcome = conclude(self._service, evaluation, attempt, chosen, tick, good)
         except Disagreement as disagreement:
             self._note_disagreement(statement.shard, disagreement, scores)
             return Void.DISAGREEMENT
+        if any(tag is not None for tag in outcome.tags):
+            return outcome
+        for slot in (slot for slot, answer in good.items() if answer.spent):  # others may have answers left
+            scores[slot] = _OUT
+            self._note(statement.shard, slot, "did not answer a check: budget-exhausted")
+        return Void.BUDGET_EXHAUSTED
 
     # --- a deposit
 
@@ -287,8 +293,6 @@ class Relay:
 
 def _void_of(codes: set[str], remaining: int) -> Void:
     """Return the public reason of an attempt in which custodians refused or did not answer."""
-    if "budget-exhausted" in codes:
-        return Void.BUDGET_EXHAUSTED
     if codes <= NO_ANSWER:
         return Void.TOO_FEW_CUSTODIANS if remaining < CHOSEN else Void.TIMEOUT
     return Void.DISAGREEMENT

@@ -368,8 +368,8 @@ def test_the_service_sees_blinded_persons_and_sealed_envelopes_only(alliance: Li
     # A request that a test above sent again is one.
     checks = {entry["request"] for entry in alliance.captured("service") if entry["path"] == "/v1/checks"}
     blinded = [
-        lane.blinded
+        point
         for request in checks
-        for lane in decode(CheckRequest, base64.b64decode(request)).signed.statement.lanes
+        for point in decode(CheckRequest, base64.b64decode(request)).signed.statement.persons
     ]
     assert len(blinded) == len(set(blinded)) > PEOPLE, "each check blinds anew, also the same person's"
