@@ -220,7 +220,7 @@ OF_TWO = {what for what, (_, code) in BENT_CALLS.items() if code == "bad-evaluat
 
 
 @pytest.mark.parametrize("what", BENT_CALLS)
-def test_a_call_that_the_service_bent_is_refused_by_every_custodian_that_gets_it(scene: Scene, what: str) -> None:
+def test_a_call_that_the_service_bent_is_refused_by_every_custodian_that_verifies_it(scene: Scene, what: str) -> None:
     bend, code = BENT_CALLS[what]
     earlier: list[Attempt] = []
     given: list[list[str | None]] = []
