@@ -64,14 +64,22 @@ class NamedDatabase(Database):
     def __init__(self, dsn: str, *, size: int) -> None:
         super().__init__(dsn, size=size)
         self.running = ""
+        self.commit = b""
 
-    def run(self, name: str, transaction: Callable[[Rows], Any], *, snapshot: bool = False) -> Any:  # noqa: ANN401  as there
-        self.running = name
-        return super().run(name, transaction, snapshot=snapshot)
+    def run(
+        self,
+        name: str,
+        transaction: Callable[[Rows], Any],
+        *,
+        snapshot: bool = False,
+        one_statement: bool = False,
+    ) -> Any:  # noqa: ANN401  as there
+        self.running, self.commit = name, b"" if one_statement else b"COMMIT\0"
+        return super().run(name, transaction, snapshot=snapshot, one_statement=one_statement)
 
     def commits(self, name: str) -> Callable[[bytes], bool]:
-        """Return what tells the COMMIT of a transaction."""
-        return lambda data: self.running == name and b"COMMIT\0" in data
+        """Return what tells the COMMIT of a transaction, or its one statement, which commits itself."""
+        return lambda data: self.running == name and self.commit in data
 
 
 @dataclass(frozen=True)
