@@ -27,7 +27,7 @@ from protocol.check import Question, Verdict, Void, accept_call, run_check
 from protocol.encoding import encode
 from protocol.manifest import Rule
 from protocol.messages import CheckEnvelope, CheckRequest, SealedLane
-from transport.peers import MAX_ANSWER
+from transport.http_answers import MAX_ANSWER
 from transport.server import MAX_BODY
 
 WEEK_RULE = replace(RULE, id="both-products-7d", products=("accident", "term_life"), window_days=7, limit=LIMIT // 2)

@@ -17,8 +17,8 @@ from protocol.encoding import encode
 from protocol.messages import CheckAnswer, PrepareAnswer
 from protocol.secret import Secret
 from protocol.token import Pseudonym
+from transport.http_answers import MAX_ANSWER
 from transport.internal import CONTENT_TYPE
-from transport.peers import MAX_ANSWER
 
 # --- of shares, rule and deposits ----------------------------------------------------------------------------------
 
