@@ -60,6 +60,19 @@ class _FaultError(Exception):
         self.timed_out = timed_out
 
 
+class _Kept(dict[tuple[str, Holder], Line]):
+    """A thread's connections by address and peer, closed at the latest when the thread has ended."""
+
+    def close(self) -> None:
+        """Close all."""
+        for line in self.values():
+            line.sock.close()
+        self.clear()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Peers:
     """Calls to peers; safe to share between threads. With `tls` it calls https:// addresses alone, else http://."""
 
@@ -70,13 +83,11 @@ class Peers:
 
     def close(self) -> None:
         """Close the connections of the calling thread."""
-        for connection in self._kept.values():
-            connection.sock.close()
-        self._kept.clear()
+        self._kept.close()
 
     @property
-    def _kept(self) -> dict[tuple[str, Holder], Line]:
-        kept: dict[tuple[str, Holder], Line] = self._local.__dict__.setdefault("connections", {})
+    def _kept(self) -> _Kept:
+        kept: _Kept = self._local.__dict__.setdefault("connections", _Kept())
         return kept
 
     def call(self, call: Call, seconds: float) -> Reply | Unreachable:
