@@ -189,13 +189,18 @@ class ServerTlsSocket(ssl.SSLSocket):
             self.close()
             return b""
 
-    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401  as in the standard library; `sendall` is made of it
-        """Write, unless the client takes nothing."""
+    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401  as in the standard library
+        """Write what the client takes, or end the connection if it takes nothing."""
         try:
             return super().send(data, flags)
         except TimeoutError:
             self.close()
             raise _hung_up() from None
+
+    def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ANN401  as in the standard library; made of `send`
+        """Write all, unless the client stalls or has stalled before."""
+        try:
+            super().sendall(data, flags)
         except OSError:
             if self.fileno() < 0:
                 raise _hung_up() from None

@@ -203,7 +203,10 @@ class Tls:
     def outsider(self, environ: Environ) -> bytes | None:
         """Return the client certificate (DER) of the insurer's own CA with which a request came, or None."""
         der = client_certificate(environ)
-        return der if der is not None and self.authority.certified(der) is None else None
+        if der is None or self.authority.certified(der) is not None:
+            return None
+        # A connection may outlive the certificate that opened it.
+        return der if x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() > time.time() else None
 
 
 def client_certificate(environ: Environ) -> bytes | None:
