@@ -462,6 +462,11 @@ def has_another_ca(_: House, state: Path) -> None:
     write_private(state / "ca.pem", shown.public_bytes(Encoding.PEM))
 
 
+def revoke_own(house: House, state: Path) -> None:
+    house.authority.revoke({x509.load_pem_x509_certificate((state / "tls.pem").read_bytes()).serial_number})
+    house.hand_out_revocations(state)
+
+
 SPOILT: dict[str, tuple[Callable[[House, Path], object], str]] = {
     "another CA": (has_another_ca, "not the CA that the manifest names"),
     "no CA": (lambda _, state: (state / "ca.pem").unlink(), "cannot be read"),
@@ -479,6 +484,7 @@ SPOILT: dict[str, tuple[Callable[[House, Path], object], str]] = {
     "a key cut short": (lambda _, state: cut(state, "tls.key", 60), "is damaged"),
     "a readable key": (lambda _, state: (state / "tls.key").chmod(0o640), "chmod 600"),
     "no key": (lambda _, state: (state / "tls.key").unlink(), "cannot be read"),
+    "revoked": (revoke_own, "has been revoked; have the alliance's admins issue another"),
     "a revocation list cut short": (lambda _, state: cut(state, "crl.pem", 60), "remove it to get the service's"),
 }
 
