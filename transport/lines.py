@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,7 +76,7 @@ class Line:
     sock: DeadlineSocket | DeadlineTlsSocket
     context: ssl.SSLContext | None
 
-    @property
+    @cached_property
     def certificate(self) -> bytes | None:
         """The peer's certificate (DER) once hands are shaken; its chain and host name are verified."""
         return self.sock.getpeercert(binary_form=True) if isinstance(self.sock, DeadlineTlsSocket) else None

@@ -56,7 +56,7 @@ class CertificateAuthority:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.certificate = read_certificate(directory / CA_FILE)
-        self.alliance = str(self.certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+        self.alliance = alliance_of(self.certificate)
         self._key = _ca_key(directory / KEY_FILE, self.certificate)
         self._authority = Authority(self.certificate, self.alliance)
 
@@ -191,6 +191,14 @@ class CertificateAuthority:
 
     def _read_list(self) -> x509.CertificateRevocationList:
         return x509.load_pem_x509_crl(self._list().pem)
+
+
+def alliance_of(certificate: x509.Certificate) -> str:
+    """Return the name of the alliance whose CA has this certificate; raise `SettingsError` if it is none of ours."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    if len(names) != 1:
+        raise SettingsError("the certificate is not that of an alliance's CA; alliance ca-init makes one")
+    return str(names[0].value)
 
 
 def read_request(file: Path) -> x509.CertificateSigningRequest:
