@@ -1,5 +1,6 @@
 """The alliance's CA by its commands: what it issues, renews, revokes and refuses."""
 
+import datetime as dt
 import json
 import ssl
 import time
@@ -15,11 +16,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 from hypothesis import given
 from hypothesis import strategies as st
+from live import write_policies
 
 from insurer_agent import cli as agent_cli
 from service import cli as service_cli
 from service.admin import cli as admin_cli
 from service.admin.authority import CertificateAuthority, read_request
+from service.admin.local import LocalOptions, _Alliance
 from transport.certificates import SERVICE, Authority, Certified, Holder, _holder, read_certificate, urn_of
 from transport.settings import SettingsError
 
@@ -276,3 +279,21 @@ def test_a_name_in_a_certificate_is_of_one_alliance_and_one_party(
     assert _holder(alliance, uri) == Holder(member)
     if other != alliance:
         assert _holder(other, uri) is None
+
+
+def test_a_local_alliance_renews_what_is_about_to_end_when_it_is_brought_back(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        write_policies(tmp_path / "policies", number, [])
+    options = LocalOptions(5, tmp_path / "policies", tmp_path / "state", None, 1, None, capture=False)
+    alliance = _Alliance(options)
+    alliance._manifest()
+    states = [alliance._state / "service", *map(alliance._member, alliance._ids)]
+    before = [read_certificate(state / "tls.pem") for state in states]
+    ending = CertificateAuthority(alliance._state / "ca").renew(before[2], None, 3)
+    (states[2] / "tls.pem").write_bytes(ending.public_bytes(Encoding.PEM))
+    alliance._renew_certificates()
+    after = [read_certificate(state / "tls.pem") for state in states]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False, True, True, True]
+    assert after[2].not_valid_after_utc - ending.not_valid_after_utc > dt.timedelta(days=20)
+    assert after[2].public_key() == before[2].public_key()
+    assert {(state / "crl.pem").read_bytes() for state in states} == {(alliance._state / "ca" / "crl.pem").read_bytes()}
