@@ -197,9 +197,9 @@ class LiveAlliance:
         return [json.loads(line) for line in lines]
 
 
-def ready_at(url: str, context: ssl.SSLContext | None = None) -> bool:
+def ready_at(url: str, context: ssl.SSLContext | None = None, path: str = "/readyz") -> bool:
     try:
-        return call(Request(url + "/readyz"), context).status == 200
+        return call(Request(url + path), context).status == 200
     except (OSError, HTTPException):  # the latter where it was killed in the middle of its answer
         return False
 

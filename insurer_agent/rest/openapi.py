@@ -13,7 +13,7 @@ from insurer_agent.rest.requests import IDEMPOTENCY_KEY, KEPT, MAX_KEY_CHARACTER
 PROBLEM = "application/problem+json"
 _PROBLEMS = {
     400: "The body is not JSON, or a header is malformed.",
-    401: "No good API key.",
+    401: "No good API key, and no registered client certificate.",
     404: "No such rule or policy.",
     409: "It does not fit what is known, or the first request under the Idempotency-Key is still under way.",
     413: "The body is too large.",
@@ -52,9 +52,10 @@ def document() -> dict[str, Any]:
         openapi_version="3.1.0",
         plugins=[MarshmallowPlugin(schema_name_resolver=_name)],
         info={"description": "Checks at underwriting, and policies as they are issued, amended and cancelled."},
-        security=[{"apiKey": []}],
+        security=[{"apiKey": []}, {"clientCertificate": []}],
     )
     spec.components.security_scheme("apiKey", {"type": "http", "scheme": "bearer"})
+    spec.components.security_scheme("clientCertificate", {"type": "mutualTLS"})
     problem = {"schema": schemas.ProblemSchema}
     for status, description in _PROBLEMS.items():
         told: dict[str, Any] = {"description": description, "content": {PROBLEM: problem}}

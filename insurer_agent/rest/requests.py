@@ -1,5 +1,6 @@
 """What every REST endpoint does first: whose key it is, what the body says, and whether it was asked before."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -39,14 +40,23 @@ class Reply:
 
 
 def require_api_key(agent: Agent) -> str:
-    """Return the API key that the request bears; refuse (`unauthorized`) a request without a good one."""
+    """Return the API key that the request bears; refuse (`unauthorized`) a request without a good one.
+
+    Without one, a client certificate of the insurer's own CA that is registered stands for a key.
+    """
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     key = key.strip()
-    if scheme.lower() != "bearer" or agent.api_keys.holder(key) is None:
-        raise Problem(
-            401, "unauthorized", "an API key of this agent is needed", hint="send Authorization: Bearer <API key>"
-        )
-    return key
+    if scheme.lower() == "bearer" and agent.api_keys.holder(key) is not None:
+        return key
+    certificate = None if agent.tls is None or scheme else agent.tls.outsider(request.environ)
+    if certificate is not None and agent.api_keys.holder_of_certificate(certificate) is not None:
+        return f"certificate {hashlib.sha256(certificate).hexdigest()}"  # no API key reads so
+    raise Problem(
+        401,
+        "unauthorized",
+        "an API key of this agent is needed, or a registered client certificate",
+        hint="send Authorization: Bearer <API key>",
+    )
 
 
 def answer(
