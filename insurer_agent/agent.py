@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from insurer_agent.batch import Batches
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.config import Settings
 from insurer_agent.custodian import Custodian
@@ -52,6 +53,7 @@ class Agent:
     vault: Vault
     outbox: Outbox
     requester: Requester
+    batches: Batches
     directory: DirectoryView
     depositor: Depositor
     custodian: Custodian
@@ -81,6 +83,7 @@ class Agent:
         keyring = Keyring(database, custody_vault)
         outbox = Outbox(database, vault)
         directory = DirectoryView(party, peers, database, outbox, settings.deposit_seconds)
+        requester = Requester(party, peers, directory, settings.check_seconds, random)
         return cls(
             settings=settings,
             party=party,
@@ -91,7 +94,8 @@ class Agent:
             register=Register(database, vault, party, random),
             vault=vault,
             outbox=outbox,
-            requester=Requester(party, peers, directory, settings.check_seconds, random),
+            requester=requester,
+            batches=Batches(requester, partial(shard_of_person, party), threads=settings.threads),
             directory=directory,
             depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
             custodian=Custodian(party, custody, keyring, peers, random, threads=settings.threads),

@@ -19,7 +19,7 @@ from live import Answer, LiveAlliance, call, china_today, wait_for_ticks, wait_u
 
 from insurer_agent.agent import Agent
 from insurer_agent.rest import make_app
-from insurer_agent.rest.checks import RETRY_SECONDS
+from insurer_agent.rest.answers import RETRY_SECONDS
 from insurer_agent.rest.openapi import document
 from protocol.encoding import decode
 from protocol.messages import CheckRequest

@@ -61,6 +61,7 @@ def document() -> dict[str, Any]:
         if status in _RETRIED:
             told["headers"] = {"Retry-After": _RETRY_AFTER}
         spec.components.response(_problem(status), told)
+    spec.components.schema("ItemProblem", schema=schemas.ItemProblemSchema)
     for path, operations in _paths().items():
         spec.path(path, parameters=[_NUMBER] if "{number}" in path else [], operations=operations)
     result: dict[str, Any] = spec.to_dict()
@@ -75,6 +76,11 @@ def _paths() -> dict[str, dict[str, Any]]:
         "/v1/checks": {
             "post": _operation(
                 "Check a person's total against a limit", {200: either}, schemas.CheckRequestSchema, problems=(404, 409)
+            )
+        },
+        "/v1/checks/batch": {
+            "post": _operation(
+                "Check many persons at once", {200: schemas.BatchAnswerSchema}, schemas.BatchRequestSchema
             )
         },
         "/v1/rules": {"get": _operation("List the rules in force", {200: schemas.RulesSchema})},
