@@ -16,6 +16,7 @@ from insurer_agent.keys import AgentKeys
 from insurer_agent.limits import RequestLimits
 from insurer_agent.requester import Requester
 from insurer_agent.store.api_keys import ApiKeys
+from insurer_agent.store.check_jobs import CheckJobs
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
@@ -54,6 +55,7 @@ class Agent:
     outbox: Outbox
     requester: Requester
     batches: Batches
+    jobs: CheckJobs
     directory: DirectoryView
     depositor: Depositor
     custodian: Custodian
@@ -96,6 +98,7 @@ class Agent:
             outbox=outbox,
             requester=requester,
             batches=Batches(requester, partial(shard_of_person, party), threads=settings.threads),
+            jobs=CheckJobs(database, Vault(keys.storage, "check jobs", random)),
             directory=directory,
             depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
             custodian=Custodian(party, custody, keyring, peers, random, threads=settings.threads),

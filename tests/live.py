@@ -186,7 +186,8 @@ def call(request: Request) -> Answer:
     try:
         with urlopen(request, timeout=10) as response:
             headers = response.headers
-            return Answer(response.status, json.load(response), headers.get_content_type(), headers)
+            data = response.read()
+            return Answer(response.status, json.loads(data) if data else None, headers.get_content_type(), headers)
     except HTTPError as error:
         with error:
             data = error.read()

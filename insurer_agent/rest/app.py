@@ -7,7 +7,7 @@ from typing import TypeVar
 from flask import Flask, Response, jsonify
 
 from insurer_agent.agent import Agent
-from insurer_agent.rest import batches, checks, pages, policies
+from insurer_agent.rest import batches, checks, jobs, pages, policies
 from protocol.messages import CheckCall, CommitCall, PrepareCall, Relayed
 from transport import internal, web
 from transport.capture import capture_messages
@@ -26,6 +26,7 @@ def make_app(agent: Agent) -> Flask:
     places = BoundedSemaphore(agent.settings.threads // 2)
     checks.serve(app, agent, places)
     batches.serve(app, agent, places)
+    jobs.serve(app, agent)
     policies.serve(app, agent)
     pages.serve(app)
     _internal(app, agent)

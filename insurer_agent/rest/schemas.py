@@ -191,6 +191,42 @@ class BatchAnswerSchema(Schema):
     )
 
 
+class JobRequestSchema(_Strict):
+    """A job: as a batch, of more checks."""
+
+    checks = fields.List(
+        fields.Nested(CheckRequestSchema),
+        required=True,
+        validate=validate.Length(1, MAX_JOB),
+        metadata=_about("The checks; 16 MiB in all.", _CHECKS_EXAMPLE),
+    )
+
+
+class VerdictsSchema(Schema):
+    """How many verdicts there are, one an item and rule."""
+
+    exceeds = fields.Integer(required=True)
+    within = fields.Integer(required=True)
+    indeterminate = fields.Integer(required=True)
+
+
+class JobSchema(Schema):
+    """How far a job is. It goes on through restarts of the agent."""
+
+    job_id = fields.String(required=True, metadata=_about("Known to the API key that handed it in.", "5f" * 16))
+    state = fields.String(required=True, validate=validate.OneOf(["waiting", "running", "done"]))
+    total = fields.Integer(required=True, metadata=_about("How many items it has.", 20000))
+    done = fields.Integer(required=True, metadata=_about("How many are settled.", 5120))
+    verdicts = fields.Nested(VerdictsSchema, required=True)
+    problems = fields.Integer(required=True, metadata=_about("Items that are bad: nobody was asked about them.", 0))
+    created_at = fields.AwareDateTime(required=True, format="iso")
+    started_at = fields.AwareDateTime(required=True, allow_none=True, format="iso")
+    finished_at = fields.AwareDateTime(required=True, allow_none=True, format="iso")
+    expires_at = fields.AwareDateTime(
+        required=True, format="iso", metadata=_about("When it is removed with its result, whether done or not.")
+    )
+
+
 class RuleSchema(Schema):
     """A rule in force. `limit` is in the currency's unit for `sum_insured`, in policies for `policy_count`."""
 
