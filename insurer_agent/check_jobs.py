@@ -9,12 +9,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from insurer_agent.batch import BATCH_LANES, Asks, Pack, packed
 from insurer_agent.recheck import Pace
 from insurer_agent.requester import Answer
-from insurer_agent.rest.items import Asked, problem_body, unknown_rule
+from insurer_agent.rest.items import Asked, problem_body, refusal, unknown_rule
 from insurer_agent.store.check_jobs import CheckJobs, OpenItem, Outcome, Part
 from protocol.check import Void
 from protocol.errors import ProtocolError
@@ -27,8 +26,6 @@ CHECK_SECONDS = 20.0
 AGAIN_LANES = 64
 PASSING = frozenset({Void.TIMEOUT, Void.TOO_FEW_CUSTODIANS, Void.DISAGREEMENT})
 """Why there is no answer that another try may bring."""
-PROBLEMS = "problems"
-"""As what an item counts that nobody can be asked about; others count by their verdicts."""
 
 
 class JobRunner:
@@ -93,13 +90,5 @@ class JobRunner:
 
 
 def _answered(place: int, read: Asked, answer: Answer) -> Outcome:
-    return Outcome(place, _bytes(read.told(answer)), Counter(lane.verdict.value for lane in answer.lanes))
-
-
-def refusal(problem: dict[str, Any]) -> Outcome:
-    """Return the outcome of an item that nobody can be asked about."""
-    return Outcome(problem["index"], _bytes(problem), {PROBLEMS: 1})
-
-
-def _bytes(body: Any) -> bytes:  # noqa: ANN401  JSON
-    return json.dumps(body).encode()
+    counts = Counter(lane.verdict.value for lane in answer.lanes)
+    return Outcome(place, json.dumps(read.told(answer)).encode(), counts)

@@ -1,22 +1,41 @@
 """A batch in memory: how it is cut into checks, and that it says what single checks and the plain sum say."""
 
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
+from test_recheck_run import GONE_INTO, a_relay, code_of
 from world import COUNT_RULE, LIMIT, NOW, RULE, TODAY, World, make_world, person
 
 from insurer_agent.batch import BATCH_LANES, IN_FLIGHT, Batches, Item, packed
+from insurer_agent.check_jobs import CHECK_SECONDS
+from insurer_agent.config import Settings as AgentSettings
+from insurer_agent.custodian import Custodian
 from insurer_agent.requester import Answer, Lane, LaneAnswer
-from protocol.check import Question, Verdict, Void, run_check, shard_of_person
+from insurer_agent.rest.schemas import MAX_BATCH
+from insurer_agent.store.custody import PostgresCustody
+from insurer_agent.store.database import Database
+from insurer_agent.store.idempotency import UNDER_WAY_SECONDS
+from insurer_agent.store.keyring import Keyring
+from insurer_agent.store.vault import Vault
+from protocol.check import Question, Verdict, Void, accept_request, ask, call_for, run_check, shard_of_person
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
+from protocol.messages import MAX_ATTEMPTS, CheckRequest
+from protocol.secret import Secret
+from protocol.stamps import as_of_tick
 from protocol.watermark import Completeness
+from service.config import Settings
+from service.limits import SECONDS_AT_ONCE
+from transport.peers import Peers
+from transport.places import FEW_LANES
 
 OWN = 1
 WHOLE = Completeness(members=7, current=7, oldest=int(NOW))
@@ -228,3 +247,63 @@ def test_as_many_checks_are_under_way_as_may_be_and_no_more() -> None:
     batches = Batches(Counting(world), lambda who: int(who.number[1:]), threads=16)
     items = [Item(person(number), (RULE.id,), 1) for number in range(3 * IN_FLIGHT)]
     assert len(batches.ask(items, 60)) == len(items)
+
+
+# --- beside underwriters who wait ------------------------------------------------------------------------------------
+
+
+def questions_of(world: World, lanes: int) -> CheckRequest:
+    questions = [Question(person(number), RULE, 1) for number in range(lanes)]
+    return ask(world.party(OWN), questions, NOW, NOW + 2, world.random)[1]
+
+
+def test_while_all_places_for_batches_are_taken_service_and_custodians_take_single_checks(
+    database: str, tmp_path: Path
+) -> None:
+    world = make_world(7, shards=1)
+    relay = a_relay(world, tmp_path)
+    few, many = questions_of(world, FEW_LANES), questions_of(world, FEW_LANES + 1)
+    with relay._batch_places.taken(), relay._batch_places.taken():
+        assert code_of(lambda: relay.check(many)) == "busy"
+        assert code_of(lambda: relay.check(few)) in GONE_INTO
+    assert code_of(lambda: relay.check(many)) in GONE_INTO
+
+    slots = world.manifest.committee(0).slots
+    chosen = tuple(entry.slot for entry in few.signed.statement.envelopes)[:4]
+    store = Database(database, size=2)
+    store.migrate()
+    vault = Vault(Secret(bytes(range(32))), "custody", secrets.token_bytes)
+    party = world.members[slots[chosen[0]]].party
+    custody, keyring = PostgresCustody(store, vault, 1, 1), Keyring(store, vault)
+    custodian = Custodian(party, custody, keyring, Peers(), secrets.token_bytes, threads=4)
+    few_call, many_call = (
+        call_for(accept_request(world.service, request, NOW, world.random), 1, chosen, as_of_tick(NOW, 1), chosen[0])
+        for request in (few, many)
+    )
+    with custodian._batch_places.taken(), custodian._batch_places.taken():
+        assert code_of(lambda: custodian.check(many_call)) == "busy"
+        assert code_of(lambda: custodian.check(few_call)) in GONE_INTO
+    assert code_of(lambda: custodian.check(many_call)) in GONE_INTO
+    store.close()
+
+
+def test_a_check_of_a_batch_has_time_by_its_lanes_and_a_single_one_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, given_time = make_world(5, shards=1), []
+    relay = a_relay(world, tmp_path)
+    monkeypatch.setattr(relay, "_check", lambda _request, _rate, *seconds: given_time.append(seconds))
+    for lanes in (1, FEW_LANES, 100):
+        relay.check(questions_of(world, lanes))
+    assert given_time == [(1.0, 1.0), (1.0, 1.0), (7.0, 3.0)]
+
+
+def test_by_default_a_member_and_an_api_key_may_ask_several_batches_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('port = 1\nmember_id = "insurer-01"\n')
+    agent = AgentSettings.load(tmp_path)
+    (tmp_path / "config.toml").write_text("port = 1\n")
+    service = Settings.load(tmp_path)
+    assert min(agent.checks_a_second, service.checks_a_second) >= 1500
+    assert min(agent.checks_at_once, service.checks_a_second * SECONDS_AT_ONCE) >= 10 * MAX_BATCH
+    largest = service.attempt_seconds + BATCH_LANES * service.lane_seconds
+    assert MAX_ATTEMPTS * largest < CHECK_SECONDS < agent.batch_seconds < UNDER_WAY_SECONDS

@@ -15,10 +15,13 @@ from insurer_agent.requester import Answer
 from insurer_agent.rest.answers import body_of
 from insurer_agent.rest.requests import amount_of, subject_of
 from insurer_agent.rest.schemas import MAX_REFERENCE, CheckRequestSchema
+from insurer_agent.store.check_jobs import Outcome
 from protocol.identity import DocumentType, Identity
 from transport.problems import HINT_OF_CODE, STATUS_OF_CODE, Problem
 
 _REQUEST = CheckRequestSchema()
+PROBLEMS = "problems"
+"""As what an item of a job counts that nobody can be asked about; others count by their verdicts."""
 _ZEROS_AT_END = re.compile(r"[0-9]{15}000")
 
 
@@ -111,3 +114,8 @@ def unknown_rule() -> Problem:
 def problem_body(problem: Problem, place: int, reference: str | None) -> dict[str, Any]:
     """Return what is told in the place of an item's answer."""
     return problem.body() | {"index": place, "reference": reference}
+
+
+def refusal(problem: dict[str, Any]) -> Outcome:
+    """Return the outcome of a job's item that nobody can be asked about, of its problem."""
+    return Outcome(problem["index"], json.dumps(problem).encode(), {PROBLEMS: 1})

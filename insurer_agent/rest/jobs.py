@@ -9,10 +9,9 @@ from typing import Any
 from flask import Flask, Response, jsonify, request
 
 from insurer_agent.agent import Agent
-from insurer_agent.check_jobs import PROBLEMS, refusal
 from insurer_agent.rest.answers import CHINA
 from insurer_agent.rest.batches import checks_of
-from insurer_agent.rest.items import Asked, Refused, read_items
+from insurer_agent.rest.items import PROBLEMS, Asked, Refused, read_items, refusal
 from insurer_agent.rest.job_files import CSV, FORMATS, csv_lines, json_lines, read_csv
 from insurer_agent.rest.requests import Reply, answer_read, read_json, require_api_key
 from insurer_agent.rest.schemas import MAX_JOB, JobSchema
