@@ -550,7 +550,9 @@ def test_a_csv_is_read_as_it_was_written_whatever_the_order_of_its_columns(
     for number, reference in rows:
         cells = {"document_type": "passport", "document_number": number, "rule": "r", "proposed_amount": "1"}
         out.writerow([(cells | {"reference": reference})[name] for name in order])
-    found = read_csv(text.getvalue().encode())
+    count, items = read_csv(text.getvalue().encode())
+    found = list(items)
+    assert count == len(found)
     assert [(one["subject"]["document_number"], one["reference"]) for one in found] == [
         (number.strip(), reference or None) for number, reference in rows
     ]

@@ -179,7 +179,7 @@ def with_lanes(there: Wired) -> list[OpenLane]:
 
 def make_job(there: Wired) -> object:
     new = [NewItem(place, 0, b"someone", b"what is asked") for place in range(2)]
-    there.one.jobs.make(JOB_ID, JOB_KEY, new, [Outcome(2, b"a problem", {"problems": 1})], as_csv=False)
+    there.one.jobs.make(JOB_ID, JOB_KEY, [*new, Outcome(2, b"a problem", {"problems": 1})], as_csv=False)
     return done_of(there)
 
 

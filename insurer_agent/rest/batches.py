@@ -30,7 +30,7 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
         return body, checks
 
     def ask(checks: list[Any]) -> Reply:
-        items = read_items(agent, checks)
+        items = list(read_items(agent, checks))
         asked = {place: item for place, item in enumerate(items) if isinstance(item, Asked)}
         # Nobody waits for his turn among batches, which would take a thread.
         with place_in(at_once, 0), place_in(places, agent.settings.check_seconds / 2):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +65,13 @@ class Refused:
     body: dict[str, Any]
 
 
-def read_items(agent: Agent, raw: Sequence[Any], *, typed: bool = True) -> list[Asked | Refused]:
-    """Return what each item of a request is, in order; `typed` says that they come from what tells numbers from text.
+def read_items(agent: Agent, raw: Iterable[Any], *, typed: bool = True) -> Iterator[Asked | Refused]:
+    """Yield what each item of a request is, in order; `typed` says that they come from what tells numbers from text.
 
     CSV does not: a resident id of which a spreadsheet has kept the first 15 digits is refused there, as by the import.
     """
     known = {rule.id for rule in agent.requester.rules()}
-    return [_read(agent, known, place, item, typed=typed) for place, item in enumerate(raw)]
+    return (_read(agent, known, place, item, typed=typed) for place, item in enumerate(raw))
 
 
 def _read(agent: Agent, known: set[str], place: int, raw: Any, *, typed: bool) -> Asked | Refused:  # noqa: ANN401  any JSON

@@ -23,8 +23,8 @@ FORMATS = {"csv": CSV, "jsonl": JSON_LINES}
 _HINT = f"send UTF-8 with commas, under a header that names {', '.join(COLUMNS)}, and {OPTIONAL} if you like"
 
 
-def read_csv(data: bytes) -> list[Any]:
-    """Return the rows as a request has its items; blank lines are none.
+def read_csv(data: bytes) -> tuple[int, Iterator[Any]]:
+    """Return how many rows there are, and them as a request has its items; blank lines are none.
 
     Refuses (`csv-malformed`, `csv-header`) what is no CSV, or has other columns. A row with too few cells, or too many,
     is an item that is bad.
@@ -37,7 +37,7 @@ def read_csv(data: bytes) -> list[Any]:
     header = [name.strip() for name in rows[0]] if rows else []
     if sorted(header) not in (sorted(COLUMNS), sorted((*COLUMNS, OPTIONAL))):
         raise Problem(422, "csv-header", "the columns are others", hint=_HINT)
-    return [_item(header, row) for row in rows[1:]]
+    return len(rows) - 1, (_item(header, row) for row in rows[1:])
 
 
 def _item(header: list[str], row: list[str]) -> Any:  # noqa: ANN401  JSON

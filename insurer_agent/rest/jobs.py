@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from insurer_agent.rest.items import PROBLEMS, Asked, Refused, read_items, refus
 from insurer_agent.rest.job_files import CSV, FORMATS, csv_lines, json_lines, read_csv
 from insurer_agent.rest.requests import Reply, answer_read, read_json, require_api_key
 from insurer_agent.rest.schemas import MAX_JOB, JobSchema
-from insurer_agent.store.check_jobs import Job, NewItem
+from insurer_agent.store.check_jobs import Job, NewItem, Outcome
 from protocol.check import Verdict, shard_of_person
 from transport.problems import Problem
 
@@ -31,7 +31,7 @@ class _Asked:
     """A request for a job, whole."""
 
     api_key: str = field(repr=False)
-    items: list[Any] = field(repr=False)
+    items: Iterable[Any] = field(repr=False)
     as_csv: bool
 
 
@@ -83,8 +83,8 @@ def _read(api_key: str) -> tuple[Any, _Asked]:
     if request.mimetype == CSV:
         request.max_content_length = MAX_JOB_BYTES
         data = request.get_data()
-        items = read_csv(data)
-        if not 1 <= len(items) <= MAX_JOB:
+        count, items = read_csv(data)
+        if not 1 <= count <= MAX_JOB:
             raise Problem(422, "too-many-checks", f"a job has 1 to {MAX_JOB} checks", hint="cut it into several")
         return {"csv": hashlib.sha256(data).hexdigest()}, _Asked(api_key, items, as_csv=True)
     body = read_json(MAX_JOB_BYTES)
@@ -92,16 +92,14 @@ def _read(api_key: str) -> tuple[Any, _Asked]:
 
 
 def _make(agent: Agent, job_id: bytes, asked: _Asked) -> None:
-    new, refused = [], []
-    for place, item in enumerate(read_items(agent, asked.items, typed=not asked.as_csv)):
-        match item:
-            case Refused(body):
-                refused.append(refusal(body))
-            case Asked():
-                subject = item.item.subject
-                shard = shard_of_person(agent.party, subject)
-                new.append(NewItem(place, shard, subject.encode(), item.encode()))
-    agent.jobs.make(job_id, asked.api_key, new, refused, as_csv=asked.as_csv)
+    def kept(place: int, item: Asked | Refused) -> NewItem | Outcome:
+        if isinstance(item, Refused):
+            return refusal(item.body)
+        subject = item.item.subject
+        return NewItem(place, shard_of_person(agent.party, subject), subject.encode(), item.encode())
+
+    items = enumerate(read_items(agent, asked.items, typed=not asked.as_csv))
+    agent.jobs.make(job_id, asked.api_key, (kept(place, item) for place, item in items), as_csv=asked.as_csv)
 
 
 def _answers(agent: Agent, job: Job) -> Iterator[tuple[int, bytes]]:

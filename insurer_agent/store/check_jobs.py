@@ -8,7 +8,7 @@ agent that is killed goes on with what is not.
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from transport.problems import Problem
 KEPT_DAYS = 7
 MAX_OPEN = 20
 """Jobs of one API key that are not done."""
+_AT_ONCE = dt.datetime.fromtimestamp(0, dt.UTC)
+"""Due by the database's clock, whatever this machine's says."""
 _NOWHERE = -1
 """The shard of what nobody is asked about."""
 _OLDEST_DUE = (
@@ -92,18 +94,19 @@ class CheckJobs:
         self._database = database
         self._vault = vault
 
-    def make(
-        self, job_id: bytes, api_key: str, items: Sequence[NewItem], refused: Sequence[Outcome], *, as_csv: bool
-    ) -> None:
+    def make(self, job_id: bytes, api_key: str, items: Iterable[NewItem | Outcome], *, as_csv: bool) -> None:
         """Take in a job whole, with what is settled at once; refuse (`too-many-jobs`) one beside many open ones."""
         owner = self._owner(api_key)
-        now = dt.datetime.now(dt.UTC)
-        rows: list[tuple[object, ...]] = [
-            (job_id, item.place, item.shard, self._person(job_id, item), self._asked(job_id, item), None, now)
-            for item in items
-        ]
-        rows += [(job_id, item.place, _NOWHERE, b"", None, self._answer(job_id, item), None) for item in refused]
-        tally = self._sealed_tally(job_id, sum((Counter(item.counts) for item in refused), Counter()))
+        rows, counts, settled = list[tuple[object, ...]](), Counter[str](), 0
+        for item in items:  # sealed one by one: there may be very many
+            if isinstance(item, NewItem):
+                person, asked = self._person(job_id, item), self._asked(job_id, item)
+                rows.append((job_id, item.place, item.shard, person, asked, None, _AT_ONCE))
+            else:
+                rows.append((job_id, item.place, _NOWHERE, b"", None, self._answer(job_id, item), None))
+                counts.update(item.counts)
+                settled += 1
+        tally, is_done = self._sealed_tally(job_id, counts), settled == len(rows)
 
         def transaction(connection: Rows) -> None:
             row = connection.execute(
@@ -111,14 +114,14 @@ class CheckJobs:
                 " AND created_at > now() - make_interval(days => %s)",
                 (owner, job_id, KEPT_DAYS),
             ).fetchone()
-            if items and row is not None and row[0] >= MAX_OPEN:
+            if not is_done and row is not None and row[0] >= MAX_OPEN:
                 detail = f"{MAX_OPEN} jobs of this API key are not done"
                 raise Problem(429, "too-many-jobs", detail, hint="wait for one, or delete one", retry_after=60)
             made = connection.execute(
                 "INSERT INTO check_job (job_id, owner, as_csv, total, done, sealed, started_at, finished_at)"
                 " VALUES (%s, %s, %s, %s, %s, %s, CASE WHEN %s THEN now() END, CASE WHEN %s THEN now() END)"
                 " ON CONFLICT (job_id) DO NOTHING",
-                (job_id, owner, as_csv, len(rows), len(refused), tally, not items, not items),
+                (job_id, owner, as_csv, len(rows), settled, tally, is_done, is_done),
             ).rowcount
             if made == 0:  # by an earlier try, whose completion was not told
                 return
