@@ -33,7 +33,7 @@ from protocol.messages import (
 from protocol.party import Party, RandomBytes
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
-from transport.places import Places
+from transport.places import FEW_LANES, FOR_BATCHES, Places
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +59,19 @@ class Custodian:
         self._peers = peers
         self._random = random
         self._recheck_places = Places(threads)
+        self._batch_places = Places(threads, FOR_BATCHES)
 
     # --- checks
 
     def check(self, call: CheckCall) -> CheckAnswer:
-        """Answer one attempt of a check; refuses (`busy`) a recheck while many are under way."""
-        if call.signed.statement.occasion != RECHECK:
-            return self._check(call)
-        with self._recheck_places.taken():
-            return self._check(call)
+        """Answer one attempt of a check; refuses (`busy`) a recheck or a check of a batch while many are under way."""
+        if call.signed.statement.occasion == RECHECK:
+            with self._recheck_places.taken():
+                return self._check(call)
+        if len(call.signed.statement.lanes) > FEW_LANES:
+            with self._batch_places.taken():
+                return self._check(call)
+        return self._check(call)
 
     def _check(self, call: CheckCall) -> CheckAnswer:
         # 3a. Signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C, equal fields.

@@ -209,7 +209,12 @@ def call(request: Request, context: ssl.SSLContext | None = None) -> Answer:
         with urlopen(request, timeout=10, context=context) as response:
             headers, data = response.headers, response.read()
             kind = headers.get_content_type()
-            return Answer(response.status, json.loads(data) if kind == "application/json" else data, kind, headers)
+            return Answer(
+                response.status,
+                json.loads(data) if data and kind == "application/json" else data or None,
+                kind,
+                headers,
+            )
     except HTTPError as error:
         with error:
             data = error.read()

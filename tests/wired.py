@@ -151,7 +151,7 @@ def _rows(connection: Past, table: str) -> Iterator[dict[str, object]]:
 
 @contextlib.contextmanager
 def wired_alliance(
-    root: Path, server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, present: int = MEMBERS
+    root: Path, server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, present: int = MEMBERS, shards: int = 1
 ) -> Iterator[Wired]:
     """Have the alliance for the block, with its first members `present`."""
     monkeypatch.setattr(insurer_agent.agent, "Database", NamedDatabase)
@@ -167,7 +167,7 @@ def wired_alliance(
         wires = {name: wire(name, http_answered) for name in [*names, "service"]}
         targets["postgres"] = int(conninfo_to_dict(server.dsn())["port"] or 0)
         to_postgres = wire("postgres", postgres_answered)
-        states = _make_states(root, server, wires, to_postgres)
+        states = _make_states(root, server, wires, to_postgres, shards)
 
         def served(name: str, app: Any) -> None:  # noqa: ANN401  a WSGI application
             http = make_server("127.0.0.1", 0, app, threaded=True)
@@ -193,9 +193,11 @@ def wired_alliance(
         yield there
 
 
-def _make_states(root: Path, server: EmbeddedPostgres, wires: dict[str, Wire], to_postgres: Wire) -> dict[str, Path]:
+def _make_states(
+    root: Path, server: EmbeddedPostgres, wires: dict[str, Wire], to_postgres: Wire, shards: int
+) -> dict[str, Path]:
     """Write what each party has in its state directory, as a local alliance lays them out."""
-    world, admin, now = make_world(MEMBERS, shards=1), Secret(bytes(range(32))), int(time.time())
+    world, admin, now = make_world(MEMBERS, shards=shards), Secret(bytes(range(32))), int(time.time())
 
     def url(name: str) -> str:
         return f"http://127.0.0.1:{wires[name].port}"

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
 
 from flask import Response, request
 from marshmallow import Schema
@@ -20,6 +21,8 @@ from insurer_agent.limits import RequestLimit
 from insurer_agent.store.idempotency import IdempotencyAwayError, Place, StoredAnswer
 from protocol.identity import Identity
 from transport.problems import Problem
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,27 @@ def answer(
     *,
     bears_repeating: bool = False,
 ) -> Response:
-    """Answer a request whose body fits `schema`; under an Idempotency-Key once, and again what was answered then.
+    """Answer a request whose body is JSON that fits `schema`; see `answer_read`."""
+
+    def read(_api_key: str) -> tuple[Any, dict[str, Any]]:
+        body = read_json()
+        return body, schema().load(body)
+
+    return answer_read(agent, limit, read, reply, bears_repeating=bears_repeating)
+
+
+def answer_read(
+    agent: Agent,
+    limit: RequestLimit,
+    read: Callable[[str], tuple[Any, T]],
+    reply: Callable[[T], Reply],
+    *,
+    bears_repeating: bool = False,
+) -> Response:
+    """Answer a request; under an Idempotency-Key once, and again what was answered then.
+
+    `read` is told whose the request is, by its API key, and returns what the request says as JSON, by which it is known
+    again, and as `reply` takes it.
 
     Where it cannot be told whether it was made before, what changes policies is refused (503): an amendment that is
     repeated after a later one would undo that, and who sends policies can wait. A request that `bears_repeating` goes
@@ -75,8 +98,7 @@ def answer(
     """
     api_key = require_api_key(agent)
     limit.take(api_key)
-    body = _json()
-    loaded: dict[str, Any] = schema().load(body)
+    body, loaded = read(api_key)
     key = _idempotency_key()
     if key is None:
         return _response(reply(loaded))
@@ -104,6 +126,17 @@ def answer(
     return _response(given, kept=kept)
 
 
+@contextmanager
+def place_in(places: BoundedSemaphore, seconds: float) -> Iterator[None]:
+    """Hold a place for the block; refuse (`busy`) where none is free within so many seconds."""
+    if not places.acquire(timeout=seconds):
+        raise Problem(503, "busy", "too many checks at once", hint="try again shortly", retry_after=1)
+    try:
+        yield
+    finally:
+        places.release()
+
+
 def _kept(agent: Agent, place: Place, given: Reply) -> bool:
     """Keep an answer; where that fails it is given all the same, as what it tells of is done."""
     try:
@@ -128,8 +161,9 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _json() -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
-    request.max_content_length = MAX_JSON
+def read_json(most: int = MAX_JSON) -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
+    """Return the request's body, of so many bytes at most."""
+    request.max_content_length = most
     hint = "send Content-Type: application/json, UTF-8, each name once"
     if not request.is_json:
         raise Problem(415, "unsupported-media-type", "the body is not declared as JSON", hint=hint)

@@ -61,6 +61,34 @@ CREATE UNLOGGED TABLE IF NOT EXISTS recheck_lane (
     PRIMARY KEY (shard, person_key, rule_id)
 );
 
+-- Checks that are asked in the background, and their answers until they are old; see check_jobs.py.
+CREATE TABLE IF NOT EXISTS check_job (
+    job_id      bytea PRIMARY KEY,
+    owner       bytea NOT NULL,   -- HMAC of the API key
+    as_csv      boolean NOT NULL,
+    total       integer NOT NULL,
+    done        integer NOT NULL,
+    sealed      bytea NOT NULL,   -- how many by verdict
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    started_at  timestamptz,
+    finished_at timestamptz
+);
+CREATE INDEX IF NOT EXISTS check_job_age ON check_job (created_at);
+
+CREATE TABLE IF NOT EXISTS check_job_item (
+    job_id     bytea NOT NULL REFERENCES check_job ON DELETE CASCADE,
+    place      integer NOT NULL,
+    shard      integer NOT NULL,
+    person_key bytea NOT NULL,    -- HMAC of the person and the job
+    tries      smallint NOT NULL DEFAULT 0,
+    due_at     timestamptz,       -- null: it is settled
+    sealed     bytea,             -- what is asked; erased once it is settled
+    answer     bytea,             -- sealed
+    PRIMARY KEY (job_id, place)
+);
+CREATE INDEX IF NOT EXISTS check_job_item_due ON check_job_item (job_id, tries, shard, person_key, place)
+    WHERE due_at IS NOT NULL;
+
 -- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
 -- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.
 CREATE TABLE IF NOT EXISTS deposit (
