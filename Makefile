@@ -8,8 +8,9 @@ FACTOR ?= 20
 ROUNDS ?=
 MINUTES ?= $(if $(ROUNDS),,15)
 SEED ?=
+QUICK ?=
 
-.PHONY: setup demo test lint unit fuzz soak constraints clean
+.PHONY: setup demo test lint unit fuzz soak bench constraints clean
 
 setup: .venv/.ready
 
@@ -53,6 +54,11 @@ soak: setup
 	@mkdir -p build && rm -f build/soak.json
 	SOAK_ROUNDS=$(ROUNDS) SOAK_MINUTES=$(MINUTES) SOAK_SEED=$(SEED) SOAK_REPORT="$(CURDIR)/build/soak.json" \
 		$(BIN)/python -m pytest -s -q --no-header tests/soak
+
+# A private check against a plain central one, and what an alliance bears: a table, and all figures in build/bench.json.
+# Some 20 minutes on a machine that does nothing else; QUICK=1 takes 3.
+bench: setup
+	$(BIN)/python loadtests/bench.py $(if $(QUICK),--quick)
 
 # Resolves anew to the newest versions that pyproject.toml allows. Needs `uv` on the PATH.
 constraints:

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from protocol import committee_keys
+from in_memory import Alliance
+
 from protocol.check import shard_of_person
 from protocol.committee import preferred_choice
-from protocol.custody import MemoryCustody
 from protocol.deposit import (
     Entry,
     accept_batch,
@@ -36,47 +36,12 @@ from protocol.deposit import (
     sign_batch,
 )
 from protocol.encoding import decode, encode
-from protocol.enrolment import enrol
 from protocol.identity import DocumentType, Identity
-from protocol.manifest import Manifest, china_day
+from protocol.manifest import china_day
 from protocol.messages import ISSUE, PrepareAnswer, PrepareCall, RangeOrder
-from protocol.party import MemberKeys, Party, ServiceParty
-from protocol.secret import Secret
 from protocol.stamps import tick_at
-from service.admin.manifests import build_terms
-from service.config import generate_keys, public_keys
 
 T = TypeVar("T")
-MEMBERS = 6
-
-
-class Alliance:
-    """Six members and the service, with the committee key that the first member's deposits take."""
-
-    def __init__(self) -> None:
-        random, salt = secrets.token_bytes, Secret(secrets.token_bytes(32))
-        keys = {f"insurer-{number:02d}": MemberKeys.generate(salt, random) for number in range(1, MEMBERS + 1)}
-        service = generate_keys()
-        terms = build_terms(
-            alliance="profile",
-            serial=1,
-            enrolments=[enrol(own, name, name, "http://127.0.0.1:1") for name, own in keys.items()],
-            service={"url": "http://127.0.0.1:1", **public_keys(service)},
-            shards=1,
-            expected_persons=0,
-            tick_seconds=1,
-            valid_days=1,
-            local=True,
-            tls_authority=None,
-        )
-        self.manifest = Manifest.of(terms)
-        self.service = ServiceParty(service, self.manifest)
-        self.parties = {name: Party(name, own, self.manifest) for name, own in keys.items()}
-        self.stores = {name: MemoryCustody() for name in keys}
-        self.depositor = self.parties["insurer-01"]
-        omitted = self.manifest.slot_of_group(0, self.depositor.id)
-        maker = self.parties[committee_keys.holders(self.manifest, 0, omitted)[0]]
-        self.key = committee_keys.make(maker, 0, omitted, int(time.time()), random)
 
 
 def main() -> int:
@@ -107,7 +72,7 @@ def _round(alliance: Alliance, number: int, count: int) -> dict[str, float]:
         seconds[step] += time.process_time() - began
         return result
 
-    random, now, manifest, me = secrets.token_bytes, time.time(), alliance.manifest, alliance.depositor
+    random, now, manifest, me = secrets.token_bytes, time.time(), alliance.manifest, alliance.insurer
     people = [Identity(DocumentType.PASSPORT, f"E{number:03d}{person:05d}") for person in range(count)]
     assert {shard_of_person(me, one) for one in people} == {0}
     entries = [Entry(one, ISSUE, "accident", china_day(now), 100_000) for one in people]

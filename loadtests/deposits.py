@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from local_alliance import LocalAlliance, issues, local_alliance, wait_for, write_policies
+from local_alliance import MEMBERS, LocalAlliance, issues, local_alliance, wait_for, write_policies
 
 DRAIN_SECONDS = 900
 
@@ -27,14 +27,14 @@ def main() -> int:
     """Run the rounds and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", type=int, default=2000, help="a member and round")
-    parser.add_argument("--members", type=int, default=6)
+    parser.add_argument("--members", type=int, default=MEMBERS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("build/deposits.json"))
     args = parser.parse_args()
     rounds = []
     with tempfile.TemporaryDirectory() as root, local_alliance(args.members, Path(root)) as alliance:
         for number in range(args.rounds):
-            rounds.append(_round(alliance, Path(root), number, args.policies))
+            rounds.append(drain(alliance, Path(root), number, args.policies))
             _say(f"round {number + 1} of {args.rounds}: {rounds[-1]}")
     result = {
         "members": args.members,
@@ -49,9 +49,10 @@ def main() -> int:
     return 0
 
 
-def _round(alliance: LocalAlliance, root: Path, number: int, policies: int) -> dict[str, Any]:
+def drain(alliance: LocalAlliance, root: Path, number: int, policies: int) -> dict[str, Any]:
+    """Import so many policies a member of persons of that round, `number`, and measure how fast they are deposited."""
     members = alliance.local["members"]
-    service = _service_pids(alliance)
+    service = alliance.service_processes()
     for pid in service:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -81,20 +82,6 @@ def _round(alliance: LocalAlliance, root: Path, number: int, policies: int) -> d
 
 def _unmade(alliance: LocalAlliance) -> int:
     return sum(int(alliance.status(member)["deposits_unmade"]) for member in alliance.local["members"])
-
-
-def _service_pids(alliance: LocalAlliance) -> list[int]:
-    place = str(alliance.state / "service").encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().split(b"\x00")
-            except OSError:
-                continue
-            if place in line and b"serve" in line:
-                found.append(int(entry.name))
-    return found
 
 
 def _say(text: str) -> None:

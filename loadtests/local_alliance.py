@@ -6,28 +6,32 @@ import datetime as dt
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-from urllib.request import Request, urlopen
 
-COLUMNS = ("policy_number", "document_type", "document_number", "product", "insured_amount", "issued_on", "event")
+from book import COLUMNS
+from processes import command, core_seconds, parent, tree
+from rest import Door
+
+MEMBERS = 6
+ROLES = ("requester", "requester's database", "service", "custodians", "custodians' databases", "commands")
+"""Of `seconds_by_role`; what PostgreSQL does for all is among the custodians'."""
 START_SECONDS = 300
 END_SECONDS = 60
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class LocalAlliance:
-    """A running alliance; `state` is its directory."""
+    """A running alliance; `state` is its directory, `pid` the process of `alliance local`."""
 
     state: Path
+    pid: int
 
     @property
     def local(self) -> dict[str, Any]:
@@ -35,15 +39,13 @@ class LocalAlliance:
         data: dict[str, Any] = json.loads((self.state / "local.json").read_text(encoding="utf-8"))
         return data
 
-    @cached_property
-    def context(self) -> ssl.SSLContext | None:
-        """What a caller trusts: the alliance's CA; None over plain HTTP."""
-        file = self.local["ca_file"]
-        return None if file is None else ssl.create_default_context(cafile=file)
-
     def member_state(self, member: dict[str, Any]) -> Path:
         """Return a member's state directory."""
         return Path(member["state"])
+
+    def door(self, member: dict[str, Any]) -> Door:
+        """Return where a member's REST interface is."""
+        return Door(member["url"], member["api_key"], self.local["ca_file"])
 
     def status(self, member: dict[str, Any]) -> dict[str, Any]:
         """Return a member's /v1/status."""
@@ -52,11 +54,7 @@ class LocalAlliance:
 
     def call(self, member: dict[str, Any], method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  JSON
         """Call a member's REST interface with its API key and return the JSON that it answers."""
-        headers = {"Authorization": f"Bearer {member['api_key']}", "Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(member["url"] + path, data, headers, method=method)  # noqa: S310  our own loopback
-        with urlopen(request, timeout=30, context=self.context) as response:  # noqa: S310  as above
-            return json.load(response)
+        return self.door(member).call(method, path, body)
 
     def start_import(self, member: dict[str, Any], file: Path) -> subprocess.Popen[bytes]:
         """Start importing a file at a member."""
@@ -64,51 +62,68 @@ class LocalAlliance:
         return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def processor_seconds(self) -> dict[str, float]:
-        """Return the processor time, in seconds, that service, agents and PostgreSQL have used so far."""
-        used = {"service": 0.0, "agents": 0.0, "postgres": 0.0}
-        root = str(self.state)
-        owners = {root + "/service": "service", root + "/members": "agents", root + "/postgres": "postgres"}
-        lines = {pid: _command(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}  # noqa: PTH208  proc
-        for pid, line in lines.items():
-            whose = next((kind for place, kind in owners.items() if place in line), None)
-            if whose is None and line.startswith("postgres:"):
-                whose = "postgres"
-            if whose is not None and " import" not in line:
-                used[whose] += _seconds(pid)
+        """Return the processor time, in seconds, that service, agents, PostgreSQL and commands have used so far."""
+        used = {"service": 0.0, "agents": 0.0, "postgres": 0.0, "commands": 0.0}
+        for pid in tree(self.pid):
+            used[self._whose(command(pid))] += core_seconds([pid])
         return used
 
+    def seconds_by_role(self, requester: str) -> dict[str, float]:
+        """Return the same by role while that member alone asks: its agent and the others', and their connections."""
+        used = dict.fromkeys(ROLES, 0.0)
+        database, state = requester.replace("-", "_"), f"/members/{requester} "
+        for pid in tree(self.pid):
+            line = command(pid)
+            whose = self._whose(line)
+            if whose == "agents":
+                whose = "requester" if state in line else "custodians"
+            elif whose == "postgres":
+                whose = "requester's database" if f" {database} " in line else "custodians' databases"
+            used[whose] += core_seconds([pid])
+        return used
 
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\x00", b" ").decode(errors="replace")
-    except OSError:
-        return ""
+    def core_seconds(self) -> float:
+        """Return the processor time, in seconds, that all of its processes have used so far."""
+        return core_seconds(tree(self.pid))
 
+    def _whose(self, line: str) -> str:
+        if " serve " in line:
+            return "service" if f"{self.state}/service" in line else "agents"
+        return "postgres" if "postgres" in line else "commands"
 
-def _seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+    def service_processes(self) -> list[int]:
+        """Return the processes of the service."""
+        return [pid for pid in tree(self.pid) if self._whose(command(pid)) == "service"]
+
+    def agent_workers(self) -> list[int]:
+        """Return the processes of agents that answer requests: those that serve and have no child that does."""
+        serving = [pid for pid in tree(self.pid) if self._whose(command(pid)) == "agents"]
+        masters = {parent(pid) for pid in serving}
+        return [pid for pid in serving if pid not in masters]
 
 
 @contextlib.contextmanager
-def local_alliance(members: int, root: Path, *extra: str) -> Iterator[LocalAlliance]:
-    """Run a local alliance without policies for the block, under `root`, and end it."""
+def local_alliance(
+    members: int,
+    root: Path,
+    *extra: str,
+    rows: Mapping[int, list[tuple[str, ...]]] = MappingProxyType({}),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[LocalAlliance]:
+    """Run a local alliance for the block, under `root`, and end it; `rows` are policies of members, counted from 1."""
     policies = root / "policies"
     for number in range(1, members + 1):
-        write_policies(policies / f"insurer-{number:02d}.csv", [])
+        write_policies(policies / f"insurer-{number:02d}.csv", rows.get(number, []))
     command = [sys.executable, "-m", "service.admin.cli", "local", "--members", str(members)]
     command += ["--policies", str(policies), "--state", str(root / "alliance"), *extra]
     with (root / "alliance.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=os.environ | environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()  # it ends when the alliance does
         if line != b"ready\n":
             raise RuntimeError(f"the alliance did not start; see {root / 'alliance.log'}")
-        yield LocalAlliance((root / "alliance").resolve())
+        yield LocalAlliance((root / "alliance").resolve(), process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

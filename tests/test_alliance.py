@@ -93,6 +93,18 @@ def test_verdicts_over_hundreds_of_messy_people_equal_the_plain_sum(alliance: Li
         assert [item for wrong in pool.map(both_sides, enumerate(totals)) for item in wrong] == []
 
 
+def test_the_smoke_load_finds_every_check_answered(alliance: LiveAlliance) -> None:
+    locustfile = Path(__file__).parent.parent / "loadtests" / "locustfile.py"
+    line = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--only-summary", "--json"]
+    line += ["--load", "smoke", "--minutes", "0.03", "--local", str(alliance.state / "local.json")]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (asked,) = json.loads(ended.stdout)
+    assert asked["name"] == "/v1/checks"
+    assert asked["num_requests"] > 0
+    assert asked["num_failures"] == 0
+
+
 def test_a_person_is_one_however_written(alliance: LiveAlliance) -> None:
     kind, number = CANARY
     left = LIMIT - CANARY_FEN

@@ -33,6 +33,8 @@ class Wire:
         self._cut: tuple[Fault, Callable[[bytes], bool]] | None = None
         self._left = 0
         self.cuts = 0
+        self.exchanges = 0
+        """How often the caller wrote after the server had, or first: round trips."""
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -76,18 +78,22 @@ class Wire:
             self._carry(client, server)
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        loses_answer = False
+        loses_answer = asking = False
         while not self._stopping.is_set():
             ready, _, _ = select.select([client, server], [], [], _IDLE_SECONDS)
             if client in ready:
                 data = client.recv(READ_BYTES)
                 fault = self._fault_of(data)
+                if data and not asking:
+                    asking = True
+                    with self._lock:
+                        self.exchanges += 1
                 if not data or fault is Fault.FAILED:
                     return
                 loses_answer = loses_answer or fault is Fault.PERSISTED
                 server.sendall(data)
             if server in ready:
-                data = server.recv(READ_BYTES)
+                data, asking = server.recv(READ_BYTES), False
                 if not data or (loses_answer and self._answered(data)):
                     return
                 if not loses_answer:

@@ -1,0 +1,140 @@
+"""What an alliance bears: its rate with more and more clients, a load at half of that, batches, memory under load."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from book import encoded, questions
+from effort import Effort
+from load import Run, closed_loop, open_loop
+from local_alliance import LocalAlliance
+from processes import memory_mb
+from rest import Door
+
+CLIENTS = (1, 2, 4, 6, 8, 12, 16)
+"""How many ask at once, until one more step up brings no more."""
+BATCH_PATH, BATCH = "/v1/checks/batch", 1000
+Say = Callable[[str], None]
+
+
+def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str, Any]:
+    """Return the rate of single checks at saturation, and latencies and core-milliseconds at half of it.
+
+    The clients ask all members in turn, and their own processor time is on the same cores; it is told. Only answers
+    with a verdict count. At half of saturation checks arrive at random times, and wait for nobody.
+    """
+    doors = [alliance.door(member) for member in alliance.local["members"]]
+    closed_loop(doors, 2 * len(doors), effort.warm_seconds)
+    steps = []
+    for clients in CLIENTS:
+        steps.append(_step(closed_loop(doors, clients, effort.steady_seconds / 2), clients))
+        say(f"{clients} clients: {steps[-1]}")
+    best = int(max(steps, key=lambda step: step["per_s"])["clients"])
+    runs = [_spent(alliance, lambda: closed_loop(doors, best, effort.steady_seconds)) for _ in range(effort.repeats)]
+    rates = [run.good / run.seconds for run, _ in runs]
+    most = statistics.median(rates)
+    say(f"saturation: {most:.0f} checks a second with {best} clients")
+    halves = [
+        _spent(alliance, lambda: open_loop(doors, most / 2, effort.steady_seconds)) for _ in range(effort.repeats)
+    ]
+    tails = [run.ms(0.99) / run.ms(0.5) for run, _ in halves]
+    say(f"half of saturation: p50 {halves[-1][0].ms(0.5):.1f} ms, p99 {halves[-1][0].ms(0.99):.1f} ms")
+    core = [1000 * spent / run.good for run, spent in halves]
+    return {
+        "single_per_s": round(most, 1),
+        "single_per_s_noise_percent": _spread(rates),
+        "single_clients": best,
+        "single_by_clients": steps,
+        "client_core_ms_per_check": round(_median(1000 * run.client_core_seconds / run.good for run, _ in runs), 3),
+        "core_ms_per_check_at_saturation": round(_median(1000 * spent / run.good for run, spent in runs), 2),
+        "core_ms_per_check": round(statistics.median(core), 2),
+        "core_ms_noise_percent": _spread(core),
+        "half_p50_ms": round(_median(run.ms(0.5) for run, _ in halves), 2),
+        "half_p99_ms": round(_median(run.ms(0.99) for run, _ in halves), 2),
+        "p99_over_p50": round(statistics.median(tails), 2),
+        "p99_over_p50_noise_percent": _spread(tails),
+        "half_indeterminate": sum(run.indeterminate + run.refused for run, _ in halves),
+    }
+
+
+def measure_batches(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str, Any]:
+    """Return the checks a second of batches of 1,000, sent one after the other and two at once; the better counts."""
+    doors = [alliance.door(member) for member in alliance.local["members"]]
+    if not _has_batches(doors[0]):
+        say("no batches here yet")
+        return {"batch_per_s": None}
+    for door in doors:
+        _batch(door)
+    alone = [_batches(doors, 1) for _ in range(effort.repeats)]
+    both = [_batches(doors, 2) for _ in range(effort.repeats)]
+    say(f"batches: {statistics.median(alone):.0f} checks a second, two at once {statistics.median(both):.0f}")
+    better = max(alone, both, key=statistics.median)
+    return {
+        "batch_per_s": round(statistics.median(better), 1),
+        "batch_per_s_noise_percent": _spread(better),
+        "batch_per_s_one_at_a_time": round(statistics.median(alone), 1),
+    }
+
+
+def _batches(doors: list[Door], clients: int) -> float:
+    """Send a batch to every member, `clients` at once; return checks a second."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(_batch, doors))
+    return BATCH * len(doors) / (time.perf_counter() - began)
+
+
+def _batch(door: Door) -> None:
+    """Send a batch; every verdict must be right."""
+    asked = list(islice(questions(), BATCH))
+    request = door.request("POST", BATCH_PATH, encoded({"checks": [one.body for one in asked]}))
+    with door.open() as connection:
+        status, body = connection.exchange(request)
+    if status != 200:  # noqa: PLR2004  the one status of success here
+        raise RuntimeError(f"a batch is answered with status {status}: {body[:200]!r}")
+    found = [one["verdict"] for one in json.loads(body)["results"]]
+    if found != [one.verdict for one in asked]:
+        wrong = sum(verdict != one.verdict for verdict, one in zip(found, asked, strict=False))
+        raise RuntimeError(f"{wrong} verdicts of a batch are not right")
+
+
+def _has_batches(door: Door) -> bool:
+    with door.open() as connection:
+        status, _ = connection.exchange(door.request("POST", BATCH_PATH, b"{}"))
+    return status != 404  # noqa: PLR2004  what is not there
+
+
+def worker_memory(alliance: LocalAlliance) -> dict[str, float]:
+    """Return the memory of the largest worker of an agent, in MB."""
+    found = [memory_mb(pid) for pid in alliance.agent_workers()]
+    return {kind: max(one[kind] for one in found) for kind in ("rss", "pss")}
+
+
+def _spent(alliance: LocalAlliance, load: Callable[[], Run]) -> tuple[Run, float]:
+    """Return what came of a load, and the processor time of all parties, in seconds."""
+    before = alliance.core_seconds()
+    run = load()
+    return run, alliance.core_seconds() - before
+
+
+def _step(run: Run, clients: int) -> dict[str, float]:
+    return {
+        "clients": clients,
+        "per_s": round(run.good / run.seconds, 1),
+        "p50_ms": round(run.ms(0.5), 1),
+        "p99_ms": round(run.ms(0.99), 1),
+        "indeterminate": run.indeterminate + run.refused,
+    }
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return how far apart values lie, in percent of their median."""
+    return round(100 * (max(values) - min(values)) / statistics.median(values), 1)

@@ -1,0 +1,95 @@
+"""What the bench measures with: a baseline that is right, questions whose verdicts are, and a table that says so."""
+
+from collections import Counter
+from decimal import Decimal
+from itertools import islice
+from xml.etree import ElementTree as ET
+
+import central
+import psycopg
+import pytest
+from book import LIMIT, policies, questions
+from check_picture import REST, bars, picture
+from load import Blocks, Run
+from targets import TARGETS, table
+
+KEY = "a key of the test"
+ASKED = 60
+
+
+def test_the_books_verdicts_are_those_of_the_plain_sum() -> None:
+    totals: Counter[str] = Counter()
+    for policy in policies(6):
+        totals[policy.document] += int(100 * policy.amount)
+    found = Counter()
+    for question in islice(questions(), 3000):
+        total = totals[question.body["subject"]["document_number"]]
+        proposed = int(100 * Decimal(question.body["proposed_amount"]))
+        assert question.verdict == ("exceeds" if total + proposed > 100 * LIMIT else "within")
+        found[question.verdict, total > 0] += 1
+    assert set(found) == {("exceeds", True), ("within", True), ("within", False)}
+    assert min(found.values()) > 900
+
+
+def test_the_central_check_answers_by_the_plain_sum_and_commits_an_audit(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    central.fill(database, 5000)
+    monkeypatch.setenv(central.DATABASE, database)
+    monkeypatch.setenv(central.API_KEY, KEY)
+    app = central.make_app()
+    caller, headers = app.test_client(), {"Authorization": f"Bearer {KEY}"}
+    for question in islice(questions(), ASKED):
+        answer = caller.post("/v1/checks", json=question.body, headers=headers)
+        assert (answer.status_code, answer.json["verdict"]) == (200, question.verdict)
+    body = next(questions()).body
+    assert caller.post("/v1/checks", json=body).status_code == 401
+    assert caller.post("/v1/checks", json=body | {"rule": "none"}, headers=headers).status_code == 422
+    with psycopg.connect(database) as connection:
+        row = connection.execute("SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM policy)").fetchone()
+    app.extensions["pool"].close()
+    assert row == (ASKED, 5000)
+
+
+def test_percentiles_are_answers_that_were_given() -> None:
+    run = Run(latencies=[number / 1000 for number in range(1, 101)])
+    assert [run.ms(part) for part in (0.01, 0.5, 0.99, 1)] == pytest.approx([1, 50, 99, 100])
+    blocks = Blocks([[1.0, 2.0, 9.0], [3.0, 3.0, 3.0], [4.0, 5.0, 4.0]])
+    assert (blocks.p50, blocks.p99) == (3.0, 9.0)
+    assert blocks.noise_percent == pytest.approx(100 * 2 / 3)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.what)
+def test_a_figure_is_reached_met_or_short(target: object) -> None:
+    assert isinstance(target, type(TARGETS[0]))
+    better = 1.01 if target.more_is_better else 0.99
+    assert [target.verdict(bound) for bound in (target.reach, target.must)] == ["reached", "met"]
+    assert target.verdict(target.reach / better) == "met"
+    assert target.verdict(target.must / better) == "short"
+    assert target.ratio(target.must) == 1
+    assert target.ratio(target.must * better) < 1
+
+
+def test_the_table_says_what_was_not_measured() -> None:
+    lines = table({"check_p50_ms_tls": 9.0, "central_p50_ms": 1.2, "batch_per_s": None}).splitlines()
+    assert "| 10 times | 5 | 7.50 | - | 0.75 | met |" in lines[2]
+    assert sum("not measured" in line for line in lines) == len(TARGETS) - 1
+
+
+def test_the_picture_accounts_for_all_of_a_checks_time() -> None:
+    steps = {
+        "1 requester: ask": {"way": 1.0, "core": 1.0, "alone": 1.0},
+        "3 custodians: <garble>": {"way": 2.5, "core": 4.0, "alone": 1.0},
+    }
+    figures = {
+        "check_steps_ms": steps,
+        "check_p50_ms_plain": 9.0,
+        "check_core_ms_one_client_plain": 12.0,
+        "machine": {"cores": 2},
+    }
+    whole, found = bars(figures)
+    assert (whole, found[-1].label) == (9.0, REST)
+    assert sum(bar.way for bar in found) == pytest.approx(9.0)
+    assert sum(bar.core for bar in found) == pytest.approx(12.0)
+    texts = [element.text for element in ET.fromstring(picture(figures)).iter() if element.text]  # noqa: S314  our own
+    assert "custodians: <garble>" in texts
