@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from insurer_agent.batch import Batches
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.config import Settings
 from insurer_agent.custodian import Custodian
@@ -15,6 +16,7 @@ from insurer_agent.keys import AgentKeys
 from insurer_agent.limits import RequestLimits
 from insurer_agent.requester import Requester
 from insurer_agent.store.api_keys import ApiKeys
+from insurer_agent.store.check_jobs import CheckJobs
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
@@ -55,6 +57,8 @@ class Agent:
     vault: Vault
     outbox: Outbox
     requester: Requester
+    batches: Batches
+    jobs: CheckJobs
     directory: DirectoryView
     depositor: Depositor
     custodian: Custodian
@@ -85,6 +89,7 @@ class Agent:
         keyring = Keyring(database, custody_vault)
         outbox = Outbox(database, vault)
         directory = DirectoryView(party, peers, database, outbox, settings.deposit_seconds)
+        requester = Requester(party, peers, directory, settings.check_seconds, random)
         return cls(
             settings=settings,
             party=party,
@@ -96,7 +101,9 @@ class Agent:
             register=Register(database, vault, party, random),
             vault=vault,
             outbox=outbox,
-            requester=Requester(party, peers, directory, settings.check_seconds, random),
+            requester=requester,
+            batches=Batches(requester, partial(shard_of_person, party), threads=settings.threads),
+            jobs=CheckJobs(database, Vault(keys.storage, "check jobs", random)),
             directory=directory,
             depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
             custodian=Custodian(party, custody, keyring, peers, random, threads=settings.threads),

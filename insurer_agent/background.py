@@ -1,4 +1,5 @@
-"""What an agent does without being asked: hands out committee keys, empties the outbox, tells how far it is, forgets.
+"""What an agent does without waiting callers: hands out committee keys, empties the outbox, asks the checks of jobs,
+tells how far it is, forgets.
 
 It runs in threads of each worker process; advisory locks of the database let one process do each work.
 """
@@ -10,7 +11,9 @@ import time
 from collections.abc import Callable
 
 from insurer_agent.agent import Agent
+from insurer_agent.check_jobs import JobRunner
 from insurer_agent.completeness import PUBLISH_SECONDS
+from insurer_agent.recheck import Pace
 from insurer_agent.store.locks import Lock
 from protocol.errors import ProtocolError
 from transport.certificates import REVOCATIONS_PATH
@@ -28,13 +31,15 @@ _FIRST_SECONDS = 0.25
 REVOCATIONS_SECONDS = 50.0
 """So that with what a look at the file takes, a revocation is everywhere within a minute."""
 _MISSING_SECONDS = 5.0
+JOB_PACE = Pace()
 _random = secrets.SystemRandom()
 
 
 def start(agent: Agent) -> None:
     """Start the threads; they end with their process."""
     # Watermarks go out at regular times, which tell nothing: so not between deposits.
-    for work, lock in ((_deposits, Lock.DEPOSITS), (_watermarks, Lock.WATERMARKS)):
+    works = ((_deposits, Lock.DEPOSITS), (_watermarks, Lock.WATERMARKS), (_check_jobs, Lock.CHECK_JOBS))
+    for work, lock in works:
         threading.Thread(target=_run, args=(agent, work, lock), name=work.__name__, daemon=True).start()
     if agent.tls is not None:
         # In every process: an agent's machines share their database, not their state directories.
@@ -42,12 +47,16 @@ def start(agent: Agent) -> None:
         threading.Thread(target=_revocations, args=args, name=_revocations.__name__, daemon=True).start()
 
 
-def _run(agent: Agent, work: Callable[[Agent], None], lock: Lock) -> None:
+Held = Callable[[], bool]
+"""Asks the database whether the lock is still this process's."""
+
+
+def _run(agent: Agent, work: Callable[[Agent, Held], None], lock: Lock) -> None:
     while True:
         try:
-            with agent.database.exclusively(lock) as held:
-                if held:
-                    work(agent)
+            with agent.database.lease(lock) as held:
+                if held():
+                    work(agent, held)
         except Exception as error:  # noqa: BLE001  the threads must outlive any fault, the database's above all
             log.warning("background work failed, trying again: %s", fault(error))
         time.sleep(_RETRY_SECONDS)
@@ -72,7 +81,7 @@ def fetch_revocations(agent: Agent, tls: Tls, peers: Peers) -> None:
         log.warning("a newer revocation list is in force")
 
 
-def _watermarks(agent: Agent) -> None:
+def _watermarks(agent: Agent, _held: Held) -> None:
     pause = _FIRST_SECONDS
     while True:
         try:
@@ -83,7 +92,17 @@ def _watermarks(agent: Agent) -> None:
         time.sleep(pause)
 
 
-def _deposits(agent: Agent) -> None:
+def _check_jobs(agent: Agent, held: Held) -> None:
+    """Return when nothing is due, so that no connection is held for nothing."""
+    job_runner(agent).run(held)
+
+
+def job_runner(agent: Agent, pace: Pace = JOB_PACE) -> JobRunner:
+    """Return what asks the checks of an agent's jobs."""
+    return JobRunner(agent.requester, agent.jobs, lambda: {rule.id for rule in agent.requester.rules()}, pace)
+
+
+def _deposits(agent: Agent, _held: Held) -> None:
     agent.outbox.retry_set_aside()
     pause = _FIRST_SECONDS
     while True:
@@ -97,6 +116,7 @@ def _upkeep(agent: Agent) -> bool:
     missing = agent.custodian.exchange_keys()
     agent.custodian.forget_old(time.time())
     agent.idempotency.forget_old()
+    agent.jobs.forget_old()
     return missing == 0
 
 

@@ -146,12 +146,33 @@ def _outbox(args: argparse.Namespace) -> int:
 
 
 def _make_api_key(args: argparse.Namespace) -> int:
+    if args.certificate is not None:
+        return _register_certificate(args)
     with _api_keys(args.state) as keys:
         key = keys.make(args.name, secrets.token_bytes, replace=args.replace)
     if args.file is None:
         print(key)
     else:
         write_private(args.file, key.encode() + b"\n")
+    return 0
+
+
+def _register_certificate(args: argparse.Namespace) -> int:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from insurer_agent.config import Settings
+    from transport.certificates import is_issued_by, read_certificate
+
+    settings = Settings.load(args.state)
+    if settings.tls.client_ca_file is None:
+        raise SettingsError("client_ca_file is not set: no client certificate can be shown to this agent")
+    certificate = read_certificate(args.certificate)
+    if is_issued_by(certificate, read_certificate(settings.tls.ca_file)):
+        raise SettingsError(f"{args.certificate} is of the alliance's CA, which is for members and the service alone")
+    with _api_keys(args.state) as keys:
+        keys.register(args.name, certificate.public_bytes(Encoding.DER), replace=args.replace)
+    print(f"SHA-256 {certificate.fingerprint(SHA256()).hex()}")
     return 0
 
 
@@ -229,7 +250,11 @@ def _add_api_key_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     make = action("make", _make_api_key, "Make a key under a name that has none, and print it, once.")
     make.add_argument("name")
     make.add_argument("--replace", action="store_true", help="end the key that the name has")
-    make.add_argument("--file", type=Path, help="write the key to this file instead, readable by its owner alone")
+    where = make.add_mutually_exclusive_group()
+    where.add_argument("--file", type=Path, help="write the key to this file instead, readable by its owner alone")
+    where.add_argument(
+        "--certificate", type=Path, help="make no key: have this client certificate, of client_ca_file, be good as one"
+    )
     action("list", _list_api_keys, "List the keys' names, when they were made and, to the hour, last used.")
     revoke = action("revoke", _revoke_api_key, "End a key: the next request that bears it is refused.")
     revoke.add_argument("name")

@@ -36,10 +36,13 @@ class _SettingsSchema(Schema):
     deposit_jitter_seconds = fields.Float(load_default=20.0, validate=validate.Range(0, 3600))
     redis = fields.String(load_default=None, validate=is_redis_url)
     redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
-    checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.01, 1e6))
-    checks_at_once = fields.Integer(load_default=2000, validate=validate.Range(1, 10_000_000))
+    checks_a_second = fields.Float(load_default=2000.0, validate=validate.Range(0.01, 1e6))
+    checks_at_once = fields.Integer(load_default=20_000, validate=validate.Range(1, 10_000_000))
     policies_a_second = fields.Float(load_default=500.0, validate=validate.Range(0.01, 1e6))
     policies_at_once = fields.Integer(load_default=5000, validate=validate.Range(1, 10_000_000))
+    batch_seconds = fields.Float(
+        load_default=30.0, validate=validate.Range(1, 50)
+    )  # within an Idempotency-Key's minute
     capture = fields.String(load_default=None, allow_none=True)
 
     @validates("database")
@@ -53,7 +56,8 @@ class Settings:
     """The settings of one agent; see `_SettingsSchema` for defaults.
 
     Rates are those of REST requests under one API key: in all with `redis`, else in each worker process.
-    A limit waits `redis_seconds` for Redis, and an Idempotency-Key four times as long.
+    A limit waits `redis_seconds` for Redis, and an Idempotency-Key four times as long. A batch is answered after
+    `batch_seconds` at the latest, whatever is missing then.
     """
 
     state: Path
@@ -77,6 +81,7 @@ class Settings:
     policies_at_once: int
     capture: Path | None
     tls: TlsSettings = field(default_factory=TlsSettings)
+    batch_seconds: float = 30.0
 
     @classmethod
     def load(cls, state: Path) -> "Settings":

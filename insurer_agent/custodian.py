@@ -33,7 +33,7 @@ from protocol.messages import (
 from protocol.party import Party, RandomBytes
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
-from transport.places import Places
+from transport.places import FEW_LANES, FOR_BATCHES, Places
 
 log = logging.getLogger(__name__)
 
@@ -59,25 +59,29 @@ class Custodian:
         self._peers = peers
         self._random = random
         self._recheck_places = Places(threads)
+        self._batch_places = Places(threads, FOR_BATCHES)
 
     # --- checks
 
     def check(self, call: CheckCall) -> CheckAnswer:
-        """Answer one attempt of a check; refuses (`busy`) a recheck while many are under way."""
-        if call.signed.statement.occasion != RECHECK:
-            return self._check(call)
-        with self._recheck_places.taken():
-            return self._check(call)
+        """Answer one attempt of a check; refuses (`busy`) a recheck or a check of a batch while many are under way."""
+        if call.signed.statement.occasion == RECHECK:
+            with self._recheck_places.taken():
+                return self._check(call)
+        if len(call.signed.statement.lanes) > FEW_LANES:
+            with self._batch_places.taken():
+                return self._check(call)
+        return self._check(call)
 
     def _check(self, call: CheckCall) -> CheckAnswer:
-        # 3a. Signature, envelope, freshness, manifest, A, both proofs, equal fields.
+        # 3a. Signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C, equal fields.
         accepted = accept_call(self._party, call, time.time())
         key = self._key(accepted.statement.shard, accepted.omitted)
-        # 3b. Request hash, attempt and budget, durable before anything is answered.
-        self._custody.admit(accepted.admission())
+        # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid.
+        spent = self._custody.admit(accepted.admission())
         # 3c. Rows and stamps in one snapshot; sum, add the proposal, garble.
         view = self._custody.view(accepted.reading())
-        return answer_call(self._party, accepted, key, view)
+        return answer_call(self._party, accepted, key, view, spent)
 
     # --- deposits
 

@@ -17,9 +17,9 @@ class RequestLimit:
         self._buckets = buckets
         self._vault = vault
 
-    def take(self, api_key: str) -> None:
-        """Count a request; refuse it (`rate-limited`) when the key's bucket is empty."""
-        wait = self._buckets.take(self._vault.index("limited api key", api_key.encode()).hex(), 1)
+    def take(self, api_key: str, count: int = 1) -> None:
+        """Count a request, or the many that a batch is; refuse it (`rate-limited`) when the key's bucket has fewer."""
+        wait = self._buckets.take(self._vault.index("limited api key", api_key.encode()).hex(), count)
         if wait > 0:
             raise RateLimitedError(wait)
 

@@ -6,9 +6,6 @@ they do not. A run asks, in a random order within each shard,
 1. everyone once, in checks of `RECHECK_LANES`, one at a time, resting after each for as long as it took;
 2. again those without an answer, after a pause, twice, in smaller checks.
 
-A check in which one person's budget is spent is refused whole, but charged by custodians that had not noticed: it is
-cut by eight, and that again, so that nobody beside such a person is charged more than three times.
-
 A run that is ended and made again asks everyone anew, which is safe: verdicts are of totals as they stand, and each
 costs one more answer of the rule's `recheck_budget`, which is of such a size.
 """
@@ -16,7 +13,7 @@ costs one more answer of the rule's `recheck_budget`, which is of such a size.
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +26,6 @@ from protocol.identity import Identity
 from protocol.manifest import Rule
 from protocol.watermark import Completeness
 
-_PIECES = 8
 _SMALLER = 4
 _RETRIED = tuple(reason.value for reason in Void if reason not in (Void.BUDGET_EXHAUSTED, Void.INCOMPLETE))
 """What another try soon may answer. Each costs an answer of the budget; the rest is for another night."""
@@ -129,7 +125,7 @@ class Recheck:
             place = lanes[-1].place
             gone = [lane for lane in lanes if not lane.policies]
             asked = [lane for lane in lanes if lane.policies]
-            self._settle(gone, list(self._answers(asked)) if asked else [])
+            self._settle(gone, self._answers(asked) if asked else [])
 
     def _settle(self, gone: list[OpenLane], answers: list[tuple[OpenLane, LaneAnswer, int]]) -> None:
         settled, unanswered = gone, []
@@ -146,17 +142,11 @@ class Recheck:
         self._done += len(settled)
         self._tell(self._done)
 
-    def _answers(self, lanes: list[OpenLane]) -> Iterator[tuple[OpenLane, LaneAnswer, int]]:
+    def _answers(self, lanes: list[OpenLane]) -> list[tuple[OpenLane, LaneAnswer, int]]:
         answer = self._paced(lanes)
         if answer is None:  # the service took none of it: nothing was charged, and the next pass asks again
-            return
-        if len(lanes) > 1 and answer.lanes[0].reason is Void.BUDGET_EXHAUSTED:
-            size = -(-len(lanes) // _PIECES)
-            for at in range(0, len(lanes), size):
-                yield from self._answers(lanes[at : at + size])
-            return
-        for lane, given in zip(lanes, answer.lanes, strict=True):
-            yield lane, given, answer.as_of
+            return []
+        return [(lane, given, answer.as_of) for lane, given in zip(lanes, answer.lanes, strict=True)]
 
     def _paced(self, lanes: list[OpenLane]) -> Answer | None:
         """Ask one check when the service takes it, then rest; return None if it does not for as long as patience."""

@@ -1,6 +1,7 @@
 """The requester's story: a question becomes one bit (SPEC.md, section 6, steps 1 and 5).
 
-Underwriters ask about one person with the cover proposed; a recheck asks about many insured persons as they stand.
+Underwriters ask about one person with the cover proposed, or about many in a batch; a recheck asks about many insured
+persons as they stand.
 """
 
 import time
@@ -25,7 +26,9 @@ of A sends 0.8 MB: machines much slower still answer within the service's 3 s an
 RECHECK_SECONDS = 12.0
 """How long the answer to a recheck is waited for; the service gives up after its own `recheck_seconds`, 9."""
 THROTTLED = frozenset({"busy", "rate-limited"})
-"""With what the service refuses a recheck for now; nobody was asked and nothing charged."""
+"""With what the service refuses a recheck or a batch for now; nobody was asked and nothing charged."""
+Lane = tuple[Identity, str, int]
+"""A person, a rule's id, and the cover proposed, in fen."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,23 @@ class Requester:
         Always comes back with verdicts, `INDETERMINATE` where none could be had before the deadline; refuses
         (`unknown-rule`, `manifest-expired`) what cannot be asked.
         """
-        return self._ask([(subject, rule_id) for rule_id in rule_ids], proposed, UNDERWRITING, self._seconds)
+        lanes = [(subject, rule_id, proposed) for rule_id in rule_ids]
+        return self._ask(lanes, UNDERWRITING, self._seconds, throttled=False)
+
+    def check_many(self, lanes: Sequence[Lane], seconds: float) -> Answer:
+        """Ask, within so many seconds, what `check` asks about persons of one shard.
+
+        Comes back with a verdict a lane, as `check` does, and refuses what it refuses; also what the service does not
+        take just now (`THROTTLED`).
+        """
+        return self._ask(lanes, UNDERWRITING, seconds, throttled=True)
+
+    def unasked(self, lanes: Sequence[Lane], reason: Void) -> Answer:
+        """Return the answer of a check that could not even be sent."""
+        today = china_day(time.time())
+        rules = (self._party.manifest.current_rule(rule_id, today) for _, rule_id, _ in lanes)
+        void = tuple(LaneAnswer(rule, Verdict.INDETERMINATE, reason) for rule in rules)
+        return Answer(self._random(16), today, self._directory.now(), void)
 
     def recheck(self, lanes: Sequence[tuple[Identity, str]]) -> Answer:
         """Ask whether each person's total exceeds its rule's limit as it stands; all are of one shard.
@@ -79,12 +98,14 @@ class Requester:
         Comes back with a verdict a lane, as `check` does, and refuses what it refuses; also rules without a budget for
         rechecks (`recheck-not-allowed`), and what the service does not take just now (`THROTTLED`).
         """
-        return self._ask(lanes, 0, RECHECK, RECHECK_SECONDS)
+        asked = [(subject, rule_id, 0) for subject, rule_id in lanes]
+        return self._ask(asked, RECHECK, RECHECK_SECONDS, throttled=True)
 
-    def _ask(self, asked: Sequence[tuple[Identity, str]], proposed: int, occasion: int, seconds: float) -> Answer:
+    def _ask(self, asked: Sequence[Lane], occasion: int, seconds: float, *, throttled: bool) -> Answer:
         manifest, now, began = self._party.manifest, time.time(), time.monotonic()
         questions = [
-            Question(subject, manifest.current_rule(rule_id, china_day(now)), proposed) for subject, rule_id in asked
+            Question(subject, manifest.current_rule(rule_id, china_day(now)), proposed)
+            for subject, rule_id, proposed in asked
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
@@ -95,7 +116,7 @@ class Requester:
             outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
             verdicts = read_outcome(pending, outcome, now + time.monotonic() - began)
         except ProtocolError as error:
-            if occasion == RECHECK and error.code in THROTTLED:
+            if throttled and error.code in THROTTLED:
                 raise
             reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
             verdicts = [(Verdict.INDETERMINATE, reason)] * len(questions)

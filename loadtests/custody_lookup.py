@@ -285,7 +285,7 @@ def _round(stores: list[Store], window: int, calls: int, *, present: bool) -> li
             began = time.perf_counter()
             view = store.custody.view(reading)
             had.append(time.perf_counter() - began)
-            if view.lanes[0].rows and not present:
+            if view.persons[0].rows and not present:
                 raise RuntimeError("rows of a person who has none")
     return times
 

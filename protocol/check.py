@@ -4,8 +4,10 @@ Read `run_check` at the end first: it is the whole check in memory, and what the
 databases between the same calls. Step numbers are those of SPEC.md, section 6.
 """
 
+import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -33,13 +35,15 @@ from protocol.messages import (
     Header,
     Lane,
     SealedLane,
+    SealedPerson,
     SignedCheck,
     envelope_hash,
     require_fresh,
+    require_lanes,
 )
 from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
 from protocol.secret import Secret
-from protocol.sharing import CHOSEN, SHARE_BYTES, Chosen, Label, Share, group_sums, held_labels, share
+from protocol.sharing import CHOSEN, GROUPS, SHARE_BYTES, Chosen, Label, Share, group_sums, held_labels, share
 from protocol.stamps import acceptable_as_of, as_of_tick
 from protocol.token import IndexKey, Pseudonym, Token, blind, index_key, unblind, verify_unblinder
 
@@ -95,9 +99,22 @@ def shard_of_person(party: Party, identity: Identity) -> int:
     return shard_of(party.keys.salt, identity, party.manifest.terms.shards)
 
 
-def check_context(requester: str, check_id: bytes, lane: int) -> bytes:
-    """Return what the Schnorr proof of a lane is bound to, besides B."""
-    return kdf.join(b"check", requester.encode(), check_id, lane.to_bytes(2, "big"))
+def check_context(requester: str, check_id: bytes, person: int) -> bytes:
+    """Return what the Schnorr proof of a person, by its place in the check, is bound to, besides B."""
+    return kdf.join(b"check", requester.encode(), check_id, person.to_bytes(2, "big"))
+
+
+def places_of_persons(questions: Sequence[Question]) -> list[tuple[Identity, int]]:
+    """Return of each question the person that it is about: one for all rules that a person is asked about under.
+
+    Whoever is asked about more than once under one rule, as with several proposals, is as many persons.
+    """
+    times: Counter[tuple[Identity, str]] = Counter()
+    places = []
+    for question in questions:
+        places.append((question.identity, times[question.identity, question.rule.id]))
+        times[question.identity, question.rule.id] += 1
+    return places
 
 
 def ask(
@@ -109,7 +126,7 @@ def ask(
     *,
     occasion: int = UNDERWRITING,
 ) -> tuple[PendingCheck, CheckRequest]:
-    """Step 1: blind each person, share each proposal, seal one envelope per custodian, sign.
+    """Step 1: blind each person once, share each proposal, seal one envelope per custodian, sign.
 
     All questions are about one shard; `deadline` is in Unix seconds. Nothing is sent to the requester's own group.
     A recheck has no proposal: refused (`bad-proposal`) are questions with one, and (`recheck-not-allowed`) rules
@@ -131,11 +148,18 @@ def ask(
     own = manifest.slot_of_group(shard, party.id)
     excluded = excluded_slot(shard, own, len(slots), check_id)
 
+    about = places_of_persons(questions)
+    persons = {person: place for place, person in enumerate(dict.fromkeys(about))}
+    lanes = [
+        Lane(person=persons[person], rule_id=question.rule.id, rule_version=question.rule.version)
+        for person, question in zip(about, questions, strict=True)
+    ]
     tokens, proposals = [], []
-    for lane, question in enumerate(questions):
+    for (identity, _), place in persons.items():
         scalars = (random_scalar(random), random_scalar(random))
-        context = check_context(party.id, check_id, lane)
-        tokens.append(blind(party.keys.salt, question.identity, manifest.blinding_key, context, scalars))
+        context = check_context(party.id, check_id, place)
+        tokens.append(blind(party.keys.salt, identity, manifest.blinding_key, context, scalars))
+    for question in questions:
         amount = question.proposed if question.rule.measure == SUM_INSURED else min(question.proposed, 1)
         proposals.append(share(amount, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES)))
 
@@ -147,16 +171,17 @@ def ask(
         body = CheckEnvelope(
             check_id=check_id,
             seed=seed,
+            persons=tuple(
+                SealedPerson(blinded=token.blinded, unblinder=token.unblinder, proof=token.proof) for token in tokens
+            ),
             lanes=tuple(
                 SealedLane(
-                    blinded=token.blinded,
-                    unblinder=token.unblinder,
-                    proof=token.proof,
-                    rule_id=question.rule.id,
-                    rule_version=question.rule.version,
+                    person=lane.person,
+                    rule_id=lane.rule_id,
+                    rule_version=lane.rule_version,
                     proposal=tuple(proposal[name] for name in held) if occasion != RECHECK else (),
                 )
-                for question, token, proposal in zip(questions, tokens, proposals, strict=True)
+                for lane, proposal in zip(lanes, proposals, strict=True)
             ),
             shard=shard,
             manifest_hash=manifest.hash,
@@ -169,10 +194,8 @@ def ask(
         requester=party.id,
         check_id=check_id,
         occasion=occasion,
-        lanes=tuple(
-            Lane(blinded=token.blinded, rule_id=question.rule.id, rule_version=question.rule.version)
-            for question, token in zip(questions, tokens, strict=True)
-        ),
+        persons=tuple(token.blinded for token in tokens),
+        lanes=tuple(lanes),
         shard=shard,
         manifest_hash=manifest.hash,
         as_of=as_of,
@@ -194,8 +217,8 @@ def ask(
 def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> list[tuple[Verdict, Void | None]]:
     """Step 5: return per lane the verdict, with the reason where it is indeterminate.
 
-    A late answer, one with an A or an attempt that cannot be, or a tag that is neither of the lane's two, is
-    indeterminate.
+    A late answer, one with an A or an attempt that cannot be, a lane without a tag, or with one that is neither of its
+    two, is indeterminate.
     """
 
     def void(reason: Void) -> list[tuple[Verdict, Void | None]]:
@@ -218,7 +241,9 @@ def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> li
     expected = tags(pending.seed.reveal(), pending.check_id, outcome.attempt, outcome.chosen, pending.lanes)
     verdicts: list[tuple[Verdict, Void | None]] = []
     for tag, (within, exceeds) in zip(outcome.tags, expected, strict=True):
-        if hmac.compare_digest(tag, exceeds):
+        if tag is None:
+            verdicts.append((Verdict.INDETERMINATE, Void.BUDGET_EXHAUSTED))
+        elif hmac.compare_digest(tag, exceeds):
             verdicts.append((Verdict.EXCEEDS, None))
         elif hmac.compare_digest(tag, within):
             verdicts.append((Verdict.WITHIN, None))
@@ -232,7 +257,7 @@ def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> li
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A request that the service accepted, with C and the proof over its lanes alone."""
+    """A request that the service accepted, with C and the proof over its persons alone."""
 
     request: CheckRequest
     evaluated: tuple[Element, ...]
@@ -240,10 +265,10 @@ class Evaluation:
 
 
 Admit = Callable[[str, int], None]
-"""Told an authenticated member and how many persons it asks about, before the work is done; may refuse."""
+"""Told an authenticated member and how many lanes it asks about, before the work is done; may refuse."""
 
 
-def admit_all(_member: str, _persons: int) -> None:
+def admit_all(_member: str, _lanes: int) -> None:
     """Refuse nobody."""
 
 
@@ -260,7 +285,7 @@ def accept_request(
         raise ProtocolError("bad-envelopes", "there is one envelope per custodian outside the requester's group")
     if [entry.hash for entry in statement.envelopes] != [envelope_hash(item) for item in request.envelopes]:
         raise ProtocolError("bad-envelopes", "an envelope is not the one that was signed")
-    blinded = [Element(lane.blinded) for lane in statement.lanes]
+    blinded = [Element(point) for point in statement.persons]
     evaluated = [voprf.blind_evaluate(service.keys.blinding, point) for point in blinded]
     proof = voprf.prove(service.keys.blinding, manifest.blinding_key, blinded, evaluated, random_scalar(random))
     return Evaluation(request, tuple(evaluated), proof)
@@ -289,7 +314,11 @@ def conclude(
     tick: int,
     answers: Mapping[int, CheckAnswer],
 ) -> CheckOutcome:
-    """Step 4: compare the four answers, evaluate, and return the tags; raise `Disagreement` where they differ."""
+    """Step 4: compare the four answers, evaluate, and return the tags; raise `Disagreement` where they differ.
+
+    A lane that any of the four says is spent has no tag. That they agree is seen first: which pseudonyms have a budget
+    left is told of none but the one that all four came to.
+    """
     statement = evaluation.request.signed.statement
     committee_size = len(service.manifest.committee(statement.shard).slots)
     names = [answers[slot].committee_key for slot in chosen]
@@ -298,8 +327,11 @@ def conclude(
         raise Disagreement(odd, "committee key")
     header = encode(_header(service.manifest, statement, attempt, chosen, tick, names[0]))
     parts: dict[int, Part] = {slot: answers[slot].part for slot in chosen}
-    opened = evaluate(parts, _chosen(chosen, committee_size), len(statement.lanes), header)
-    return CheckOutcome(check_id=statement.check_id, attempt=attempt, chosen=chosen, tags=tuple(opened), void=None)
+    withheld = {slot: answers[slot].spent for slot in chosen}
+    opened = evaluate(parts, _chosen(chosen, committee_size), len(statement.lanes), header, withheld)
+    spent = set().union(*withheld.values())
+    told = tuple(None if lane in spent else tag for lane, tag in enumerate(opened))
+    return CheckOutcome(check_id=statement.check_id, attempt=attempt, chosen=chosen, tags=told, void=None)
 
 
 def void_outcome(check_id: bytes, reason: Void) -> CheckOutcome:
@@ -311,11 +343,18 @@ def void_outcome(check_id: bytes, reason: Void) -> CheckOutcome:
 
 
 @dataclass(frozen=True)
-class AcceptedLane:
-    """A lane whose proofs held: the pseudonym, this custodian's index of it, the rule, the proposal's shares."""
+class AcceptedPerson:
+    """A person whose proofs held: the pseudonym and this custodian's index of it."""
 
     pseudonym: Pseudonym = field(repr=False)
     index: IndexKey = field(repr=False)
+
+
+@dataclass(frozen=True)
+class AcceptedLane:
+    """A lane that may be answered: whom it is about, by place, the rule, the proposal's shares."""
+
+    person: int
     rule: Rule
     proposal: Mapping[Label, Share] = field(repr=False)
 
@@ -326,7 +365,11 @@ class AcceptedLane:
 
 @dataclass(frozen=True)
 class AcceptedCheck:
-    """A call that a custodian may answer once it has recorded the attempt and charged the budget."""
+    """A call that a custodian may answer once it has recorded the attempt and charged the budget.
+
+    `statement_hash` is of the signed statement and of C: a check has one pseudonym a person at a custodian, in all
+    attempts, so whoever answers is who was charged.
+    """
 
     statement: CheckStatement
     statement_hash: bytes
@@ -339,13 +382,20 @@ class AcceptedCheck:
     seed: Secret
     epoch: int
     today: int
+    persons: tuple[AcceptedPerson, ...]
     lanes: tuple[AcceptedLane, ...]
 
     def admission(self) -> Admission:
         """Return what must be recorded, durably, before the answer leaves."""
         statement = self.statement
         charges = tuple(
-            Charge(lane.index, lane.rule.id, statement.occasion, lane.budget(statement.occasion), lane.rule.budget_days)
+            Charge(
+                self.persons[lane.person].index,
+                lane.rule.id,
+                statement.occasion,
+                lane.budget(statement.occasion),
+                lane.rule.budget_days,
+            )
             for lane in self.lanes
         )
         return Admission(
@@ -360,14 +410,29 @@ class AcceptedCheck:
         )
 
     def reading(self) -> Reading:
-        """Return what must be read, in one snapshot."""
-        lanes = tuple((lane.index, lane.rule.window_start(self.statement.as_of)) for lane in self.lanes)
-        return Reading(self.statement.shard, self.epoch, self.tick, lanes)
+        """Return what must be read, in one snapshot: of each person what any of its lanes sums."""
+        first: dict[int, int] = {}
+        for lane in self.lanes:
+            start = lane.rule.window_start(self.statement.as_of)
+            first[lane.person] = min(start, first.get(lane.person, start))
+        persons = tuple((person.index, first[place]) for place, person in enumerate(self.persons))
+        return Reading(self.statement.shard, self.epoch, self.tick, persons)
+
+
+def evaluation_verifiers(check_id: bytes, attempt: int) -> tuple[int, int]:
+    """Return the two positions in A that verify the service's proof of C.
+
+    All four bind the P that they come to, so nothing opens unless two have seen that it is of the true C. Nobody
+    chooses which: they follow from a hash, and the load spreads. The requester's proof of D is verified by all four:
+    one that is a custodian too would else learn by the time of an answer whose pseudonym it is that it saw.
+    """
+    digest = hashlib.sha256(kdf.join(b"cover-lookup/v1 evaluation verifiers", check_id, bytes([attempt]))).digest()
+    return GROUPS[int.from_bytes(digest[:8], "big") % len(GROUPS)]
 
 
 def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
-    """Step 3, first half: verify signature, envelope, freshness, manifest, A, both proofs, and that every field
-    that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
+    """Step 3, first half: verify signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C,
+    and that every field that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
     """
     statement, manifest = call.signed.statement, party.manifest
     _verify_statement(manifest, call.signed, now)
@@ -389,27 +454,32 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     body = decode(CheckEnvelope, opened)
     _require_equal_fields(statement, body)
 
-    blinded = [Element(lane.blinded) for lane in statement.lanes]
+    blinded = [Element(point) for point in statement.persons]
     evaluated = [Element(point) for point in call.evaluated]
-    if len(evaluated) != len(blinded) or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof):
+    verifies = chosen.position(slot) in evaluation_verifiers(statement.check_id, call.attempt)
+    if len(evaluated) != len(blinded) or (
+        verifies and not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof)
+    ):
         raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
     excluded = excluded_slot(statement.shard, omitted, len(slots), statement.check_id)
     held = held_labels(len(slots), excluded, slot) if statement.occasion != RECHECK else []  # which proposes nothing
-    lanes = []
-    for place, (sealed, point) in enumerate(zip(body.lanes, evaluated, strict=True)):
-        token = Token(Element(sealed.blinded), Element(sealed.unblinder), sealed.proof)
+    persons = []
+    for place, (person, point) in enumerate(zip(body.persons, evaluated, strict=True)):
+        token = Token(Element(person.blinded), Element(person.unblinder), person.proof)
         context = check_context(statement.requester, statement.check_id, place)
         if not verify_unblinder(token, manifest.blinding_key, context):
             raise ProtocolError("bad-unblinder", "the requester's proof of its unblinding element does not hold")
-        if len(sealed.proposal) != len(held):
-            raise ProtocolError("bad-proposal", "the proposal is not shared as this committee shares")
         pseudonym = unblind(point, token.unblinder)
-        rule = _rule_of(manifest, sealed, statement)
-        shares = {name: Share(piece) for name, piece in zip(held, sealed.proposal, strict=True)}
-        lanes.append(AcceptedLane(pseudonym, index_key(party.keys.index, pseudonym), rule, shares))
+        persons.append(AcceptedPerson(pseudonym, index_key(party.keys.index, pseudonym)))
+    lanes = []
+    for lane in body.lanes:
+        if len(lane.proposal) != len(held):
+            raise ProtocolError("bad-proposal", "the proposal is not shared as this committee shares")
+        shares = {name: Share(piece) for name, piece in zip(held, lane.proposal, strict=True)}
+        lanes.append(AcceptedLane(lane.person, _rule_of(manifest, lane, statement), shares))
     return AcceptedCheck(
         statement,
-        envelope_hash(encode(call.signed)),
+        hashlib.sha256(kdf.join(b"cover-lookup/v1 check", encode(call.signed), *evaluated)).digest(),
         manifest.member(statement.requester).group,
         slot,
         chosen,
@@ -419,14 +489,18 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
         Secret(body.seed),
         manifest.terms.epoch,
         china_day(now),
+        tuple(persons),
         tuple(lanes),
     )
 
 
-def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: CustodyView) -> CheckAnswer:
+def answer_call(
+    party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: CustodyView, spent: tuple[int, ...] = ()
+) -> CheckAnswer:
     """Step 3, second half: sum labels over the window, add the proposal, garble.
 
-    `key` is the committee key without the requester's group; `view` is one snapshot of the store.
+    `key` is the committee key without the requester's group; `view` is one snapshot of the store; `spent` are the lanes
+    that the store did not charge, for which nothing is sent that opens.
     """
     statement = accepted.statement
     require_key(party.manifest, key, statement.shard, accepted.omitted)
@@ -434,15 +508,16 @@ def answer_call(party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: 
         _header(party.manifest, statement, accepted.attempt, accepted.chosen.slots, accepted.tick, key.name)
     )
     seed = Seed.derive(
-        accepted.seed.reveal(), key.secret.reveal(), header, tuple(lane.pseudonym for lane in accepted.lanes)
+        accepted.seed.reveal(), key.secret.reveal(), header, tuple(person.pseudonym for person in accepted.persons)
     )
     inputs = []
-    for lane, rows in zip(accepted.lanes, view.lanes, strict=True):
-        sums = rows.sums(lane.rule, statement.as_of, accepted.chosen.committee_size, accepted.slot, lane.proposal)
-        inputs.append(LaneInput(tuple(group_sums(accepted.chosen, accepted.slot, sums)), lane.rule.limit))
+    size, slot = accepted.chosen.committee_size, accepted.slot
+    for lane in accepted.lanes:
+        sums = view.persons[lane.person].sums(lane.rule, statement.as_of, size, slot, lane.proposal)
+        inputs.append(LaneInput(tuple(group_sums(accepted.chosen, slot, sums)), lane.rule.limit))
     lane_tags = tags(accepted.seed.reveal(), statement.check_id, accepted.attempt, accepted.chosen.slots, len(inputs))
-    part = garble(seed, lane_tags, inputs, accepted.chosen, accepted.slot, view.stamp_sums)
-    return CheckAnswer(committee_key=key.name, part=part)
+    part = garble(seed, lane_tags, inputs, accepted.chosen, slot, view.stamp_sums, spent)
+    return CheckAnswer(committee_key=key.name, spent=spent, part=part)
 
 
 # --- shared by the steps -------------------------------------------------------------------------------------------
@@ -454,6 +529,7 @@ def _verify_statement(manifest: Manifest, signed: SignedCheck, now: float) -> No
     signing.verify(member.signing_key, signed.signature, PURPOSE, encode(statement))
     manifest.require_current(statement.manifest_hash, now)
     require_fresh(statement.issued_at, now)
+    require_lanes(len(statement.persons), statement.lanes)
 
 
 def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> None:
@@ -463,8 +539,9 @@ def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> Non
         and body.manifest_hash == statement.manifest_hash
         and body.as_of == statement.as_of
         and body.issued_at == statement.issued_at
-        and tuple((lane.blinded, lane.rule_id, lane.rule_version) for lane in body.lanes)
-        == tuple((lane.blinded, lane.rule_id, lane.rule_version) for lane in statement.lanes)
+        and tuple(person.blinded for person in body.persons) == statement.persons
+        and tuple((lane.person, lane.rule_id, lane.rule_version) for lane in body.lanes)
+        == tuple((lane.person, lane.rule_id, lane.rule_version) for lane in statement.lanes)
     )
     if not same:
         raise ProtocolError("unequal-fields", "the envelope and the signed statement say different things")
@@ -505,6 +582,7 @@ def _header(
         committee_key=key,
         as_of=statement.as_of,
         tick=tick,
+        persons=statement.persons,
         lanes=statement.lanes,
     )
 
@@ -545,17 +623,17 @@ def run_check(
         return read_outcome(pending, void_outcome(statement.check_id, Void.TOO_FEW_CUSTODIANS), now)
     tick = as_of_tick(now, service.manifest.terms.tick_seconds)
 
-    # 3. Each custodian of A verifies, records and charges, reads one snapshot, and garbles.
+    # 3. Each custodian of A verifies, records, charges each lane (or finds it spent), reads one snapshot, and garbles.
     answers = {}
     for slot in chosen:
         custodian = members[slots[slot]]
         accepted = accept_call(custodian.party, call_for(evaluation, 1, chosen, tick, slot), now)
-        custodian.custody.admit(accepted.admission())
+        spent = custodian.custody.admit(accepted.admission())
         view = custodian.custody.view(accepted.reading())
         key = custodian.committee_keys[statement.shard, accepted.omitted]
-        answers[slot] = answer_call(custodian.party, accepted, key, view)
+        answers[slot] = answer_call(custodian.party, accepted, key, view, spent)
 
-    # 4. The service compares, evaluates, and returns one tag a lane that it cannot read.
+    # 4. The service compares, evaluates, and returns one tag a lane, that it cannot read, or that the lane is spent.
     try:
         outcome = conclude(service, evaluation, 1, chosen, tick, answers)
     except Disagreement:

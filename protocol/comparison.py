@@ -11,8 +11,8 @@ a custodian, who knows both tags, would flip the verdict.
 
 import hashlib
 import hmac
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -60,7 +60,9 @@ class Garbled:
 
 @message("sent group", version=1)
 class Sent:
-    """A sender's part of one group: active labels of all lanes (lanes x 48 x 16 bytes) and the pair's stamp."""
+    """A sender's part of one group: active labels (lanes x 48 x 16 bytes, but for lanes that are withheld) and the
+    pair's stamp.
+    """
 
     labels: Annotated[bytes, Blob(MAX_LANES * _LABELS_A_LANE)]
     stamp: Annotated[bytes, HASH]
@@ -68,7 +70,7 @@ class Sent:
 
 @message("vouched group", version=1)
 class Vouched:
-    """A voucher's part of one group: per lane the masked K and the digest, 32 bytes each, concatenated."""
+    """A voucher's part of one group: per lane that is not withheld the masked K and the digest, 32 bytes each."""
 
     masked: Annotated[bytes, Blob(MAX_LANES * K_BYTES)]
     digests: Annotated[bytes, Blob(MAX_LANES * K_BYTES)]
@@ -134,8 +136,13 @@ def garble(
     chosen: Chosen,
     slot: int,
     stamp_sums: Mapping[int, bytes],
+    withheld: Collection[int] = (),
 ) -> Part:
-    """Return one custodian's part of the comparison; `stamp_sums` maps excluded slot to running sum."""
+    """Return one custodian's part of the comparison; `stamp_sums` maps excluded slot to running sum.
+
+    Of lanes that it has `withheld` it garbles what all four garble alike, and sends neither active labels nor masked K
+    nor digests: without three of its K they open for nobody.
+    """
     position, count = chosen.position(slot), len(lanes)
     wires = ZeroLabels(
         _blocks(
@@ -154,6 +161,7 @@ def garble(
     hashes = b"".join(_voucher_hash(one.tobytes()) for one in vouchers.reshape(-1, K_BYTES))
     garbled = Garbled(table=garbler.table.encode(), aes_key=aes_key, outputs=outputs, vouchers=hashes)
 
+    told = [lane for lane in range(count) if lane not in withheld]
     active = wires.activate(_input_bits(lanes))
     session = seed.key("session")
     sent, vouched = [], []
@@ -162,11 +170,11 @@ def garble(
             continue
         slots = (chosen.slots[pair[0]], chosen.slots[pair[1]])
         stamp = pair_stamp(session, slots, chosen.committee_size, stamp_sums)
-        labels = active.labels[:, place].tobytes()
+        labels = active.labels[told, place].tobytes()
         if position == pair[0]:
             sent.append(Sent(labels=labels, stamp=stamp))
         else:
-            vouched.append(_vouch(labels, stamp, place, vouchers[:, place].tobytes()))
+            vouched.append(_vouch(labels, stamp, place, vouchers[told, place].tobytes(), told))
     return Part(
         session_check=hmac.digest(session, b"session check", "sha256"),
         garbled=garbled if position == 0 else None,
@@ -176,11 +184,12 @@ def garble(
     )
 
 
-def _vouch(labels: bytes, stamp: bytes, place: int, vouchers: bytes) -> Vouched:
+def _vouch(labels: bytes, stamp: bytes, place: int, vouchers: bytes, told: list[int]) -> Vouched:
+    """Vouch for the lanes `told`, whose labels and K stand one after the other."""
     masked, digests = bytearray(), bytearray()
-    for lane in range(len(labels) // _LABELS_A_LANE):
-        piece = labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
-        masked += _xor(vouchers[lane * K_BYTES : (lane + 1) * K_BYTES], _voucher_pad(piece, stamp, place, lane))
+    for at, lane in enumerate(told):
+        piece = labels[at * _LABELS_A_LANE : (at + 1) * _LABELS_A_LANE]
+        masked += _xor(vouchers[at * K_BYTES : (at + 1) * K_BYTES], _voucher_pad(piece, stamp, place, lane))
         digests += _voucher_digest(piece, stamp, place, lane)
     return Vouched(masked=bytes(masked), digests=bytes(digests))
 
@@ -200,20 +209,30 @@ class Disagreement(Exception):  # noqa: N818  it names what happened, and is no 
         return hash((self.slots, self.what))
 
 
-def evaluate(parts: Mapping[int, Part], chosen: Chosen, lanes: int, header: bytes) -> list[bytes]:
+def evaluate(
+    parts: Mapping[int, Part],
+    chosen: Chosen,
+    lanes: int,
+    header: bytes,
+    withheld: Mapping[int, tuple[int, ...]] | None = None,
+) -> list[bytes]:
     """Compare the four parts and return one 16-byte tag a lane; raise `Disagreement` where they do not match.
 
-    The service learns nothing from a tag; where parts disagreed in a way that it does not notice, the tag is noise.
+    The service learns nothing from a tag; where parts disagreed in a way that it does not notice, the tag is noise. So
+    it is of lanes that any of A has `withheld`, by slot: they are not compared, and do not open.
     """
-    ordered = [parts[slot] for slot in chosen.slots]
-    _compare(ordered, chosen, lanes)
+    gone = {slot: (withheld or {}).get(slot, ()) for slot in chosen.slots}
+    ordered = [_in_place(parts[slot], chosen, slot, lanes, gone[slot]) for slot in chosen.slots]
+    silent = set().union(*gone.values())
+    told = [lane for lane in range(lanes) if lane not in silent]
+    _compare(ordered, chosen, told)
     garbled = ordered[0].garbled
-    assert garbled is not None  # _compare refused otherwise
+    assert garbled is not None  # _in_place refused otherwise
     inputs: list[Wires] = []
-    vouchers: list[list[bytes]] = [[] for _ in range(lanes)]
+    vouchers: dict[int, list[bytes]] = {lane: [] for lane in told}
     for place, sent, vouched in _groups(ordered):
         inputs.append(_blocks(sent.labels, lanes, RING_BITS))
-        for lane in range(lanes):
+        for lane in told:
             labels = sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
             masked = vouched.masked[lane * K_BYTES : (lane + 1) * K_BYTES]
             voucher = _xor(masked, _voucher_pad(labels, sent.stamp, place, lane))
@@ -223,7 +242,35 @@ def evaluate(parts: Mapping[int, Part], chosen: Chosen, lanes: int, header: byte
             vouchers[lane].append(voucher)
     evaluator = Evaluator(garbled.aes_key, ActiveLabels(np.stack(inputs, axis=1)), Table.decode(garbled.table, lanes))
     opened = evaluator.open_outputs(_blocks(garbled.outputs, lanes, 2))
-    return [_xor(opened[lane].tobytes(), _output_mask(header, lane, b"".join(vouchers[lane]))) for lane in range(lanes)]
+    return [
+        _xor(opened[lane].tobytes(), _output_mask(header, lane, b"".join(vouchers.get(lane, ()))))
+        for lane in range(lanes)
+    ]
+
+
+def _in_place(part: Part, chosen: Chosen, slot: int, lanes: int, withheld: tuple[int, ...]) -> Part:
+    """Return a part in which each lane's pieces stand in its place, with zeros for what is withheld."""
+    if list(withheld) != sorted({*withheld} & {*range(lanes)}) or not _well_shaped(
+        part, chosen.position(slot), lanes, lanes - len(withheld)
+    ):
+        raise Disagreement((slot,), "a part is malformed")
+    if not withheld:
+        return part
+    told = np.delete(np.arange(lanes), withheld)
+
+    def spread(data: bytes, size: int) -> bytes:
+        rows = np.zeros((lanes, size), dtype=np.uint8)
+        rows[told] = np.frombuffer(data, dtype=np.uint8).reshape(len(told), size)
+        return rows.tobytes()
+
+    return replace(
+        part,
+        sent=tuple(replace(one, labels=spread(one.labels, _LABELS_A_LANE)) for one in part.sent),
+        vouched=tuple(
+            replace(one, masked=spread(one.masked, K_BYTES), digests=spread(one.digests, K_BYTES))
+            for one in part.vouched
+        ),
+    )
 
 
 def _groups(parts: list[Part]) -> list[tuple[int, Sent, Vouched]]:
@@ -234,13 +281,11 @@ def _groups(parts: list[Part]) -> list[tuple[int, Sent, Vouched]]:
     ]
 
 
-def _compare(parts: list[Part], chosen: Chosen, lanes: int) -> None:
+def _compare(parts: list[Part], chosen: Chosen, told: list[int]) -> None:
+    """Compare what must be alike of all lanes, and of the lanes `told` what senders and vouchers say."""
     slots = chosen.slots
-    for position, part in enumerate(parts):
-        if not _well_shaped(part, position, lanes):
-            raise Disagreement((slots[position],), "a part is malformed")
     first = parts[0].garbled
-    assert first is not None  # _well_shaped
+    assert first is not None  # _in_place
     # The slots that an alarm names are those outside the majority; with no majority, all.
     for what, values in (
         ("session", [part.session_check for part in parts]),
@@ -255,9 +300,10 @@ def _compare(parts: list[Part], chosen: Chosen, lanes: int) -> None:
     for place, sent, vouched in _groups(parts):
         expected = b"".join(
             _voucher_digest(sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE], sent.stamp, place, lane)
-            for lane in range(lanes)
+            for lane in told
         )
-        if not hmac.compare_digest(expected, vouched.digests):
+        digests = b"".join(vouched.digests[lane * K_BYTES : (lane + 1) * K_BYTES] for lane in told)
+        if not hmac.compare_digest(expected, digests):
             pairs.append(GROUPS[place])
     if pairs:
         common = set(pairs[0]).intersection(*pairs[1:]) if len(pairs) > 1 else set(pairs[0])
@@ -272,7 +318,7 @@ def _outside_majority(values: list[bytes]) -> list[int]:
     return list(range(len(values)))
 
 
-def _well_shaped(part: Part, position: int, lanes: int) -> bool:
+def _well_shaped(part: Part, position: int, lanes: int, told: int) -> bool:
     return (
         (part.garbled is not None) == (position == 0)
         and (part.garbled is None or len(part.garbled.table) == lanes * _TABLE_BYTES)
@@ -280,9 +326,9 @@ def _well_shaped(part: Part, position: int, lanes: int) -> bool:
         and (part.garbled is None or len(part.garbled.vouchers) == lanes * INPUTS * K_BYTES)
         and len(part.sent) == CHOSEN - 1 - position
         and len(part.vouched) == position
-        and all(len(sent.labels) == lanes * _LABELS_A_LANE for sent in part.sent)
-        and all(len(vouched.masked) == lanes * K_BYTES for vouched in part.vouched)
-        and all(len(vouched.digests) == lanes * K_BYTES for vouched in part.vouched)
+        and all(len(sent.labels) == told * _LABELS_A_LANE for sent in part.sent)
+        and all(len(vouched.masked) == told * K_BYTES for vouched in part.vouched)
+        and all(len(vouched.digests) == told * K_BYTES for vouched in part.vouched)
     )
 
 

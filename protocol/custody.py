@@ -51,7 +51,10 @@ class Charge:
 
 @dataclass(frozen=True)
 class Admission:
-    """An attempt of a check that asks to be recorded; `today` is the custodian's own day, an ordinal."""
+    """An attempt of a check that asks to be recorded; `today` is the custodian's own day, an ordinal.
+
+    `statement_hash` is of all that attempts of one check have in common: the signed statement, and C.
+    """
 
     requester: str
     requester_group: str
@@ -65,12 +68,12 @@ class Admission:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a check reads: the rows of each lane's person from a day on, and the stamps, as of one tick."""
+    """What a check reads: the rows of each person from a day on, and the stamps, as of one tick."""
 
     shard: int
     epoch: int
     tick: int
-    lanes: tuple[tuple[IndexKey, int], ...] = field(repr=False)
+    persons: tuple[tuple[IndexKey, int], ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,9 @@ class PersonRows:
 
 @dataclass(frozen=True)
 class CustodyView:
-    """One snapshot: the rows of each lane's person, and the running stamp sums by excluded slot."""
+    """One snapshot: the rows of each person, and the running stamp sums by excluded slot."""
 
-    lanes: tuple[PersonRows, ...]
+    persons: tuple[PersonRows, ...]
     stamp_sums: Mapping[int, bytes]
 
 
@@ -213,11 +216,12 @@ Refusable = Kept | ProtocolError
 class Custody(Protocol):
     """A custodian's store; see the contract above."""
 
-    def admit(self, admission: Admission) -> None:
+    def admit(self, admission: Admission) -> tuple[int, ...]:
         """Record an attempt, and on the first one of a check the request's hash and the budget's charges.
 
-        Refuses another request under the same check id (`check-id-reused`), another tick than an earlier attempt's
-        (`other-tick`), an attempt seen before (`replayed`) and a spent budget (`budget-exhausted`).
+        Return the places, in order, of charges whose budget is spent: they are not charged, the others are, and so it
+        stays for all attempts of the check. Refuses another request under the same check id (`check-id-reused`),
+        another tick than an earlier attempt's (`other-tick`) and an attempt seen before (`replayed`).
         """
 
     def view(self, reading: Reading) -> CustodyView:
@@ -256,6 +260,7 @@ class MemoryCustody:
 
     def __init__(self) -> None:
         self._checks: dict[tuple[str, bytes], tuple[bytes, int]] = {}
+        self._spent: dict[tuple[str, bytes], tuple[int, ...]] = {}
         self._attempts: set[tuple[str, bytes, int]] = set()
         self._charges: dict[tuple[str, IndexKey, str, int, int], int] = {}
         self._deposits: dict[tuple[str, bytes], tuple[Proposed | None, Kept]] = {}
@@ -263,7 +268,7 @@ class MemoryCustody:
         self._ranges: dict[bytes, set[tuple[str, bytes]]] = {}
         self._epoch: int | None = None
 
-    def admit(self, admission: Admission) -> None:
+    def admit(self, admission: Admission) -> tuple[int, ...]:
         """See `Custody`."""
         check = (admission.requester, admission.check_id)
         known = self._checks.get(check)
@@ -272,26 +277,28 @@ class MemoryCustody:
         if (*check, admission.attempt) in self._attempts:
             raise ProtocolError("replayed", "this attempt was answered before")
         if known is None:
-            self._charge(admission)
             self._checks[check] = (admission.statement_hash, admission.tick)
+            self._spent[check] = tuple(
+                place for place, charge in enumerate(admission.charges) if not self._pays(admission, charge)
+            )
         self._attempts.add((*check, admission.attempt))
+        return self._spent[check]
 
-    def _charge(self, admission: Admission) -> None:
-        charges = dict(self._charges)
-        for charge in admission.charges:
-            key = (admission.requester_group, charge.index, charge.rule_id, charge.occasion)
-            first = admission.today - charge.budget_days + 1
-            spent = sum(count for (*at, day), count in charges.items() if tuple(at) == key and day >= first)
-            if spent >= charge.budget:
-                raise ProtocolError("budget-exhausted", "the query budget for this person and rule is spent")
-            charges[*key, admission.today] = charges.get((*key, admission.today), 0) + 1
-        self._charges = charges
+    def _pays(self, admission: Admission, charge: Charge) -> bool:
+        """Charge one lane; tell whether there was something left."""
+        key = (admission.requester_group, charge.index, charge.rule_id, charge.occasion)
+        first = admission.today - charge.budget_days + 1
+        answers = sum(count for (*at, day), count in self._charges.items() if tuple(at) == key and day >= first)
+        if answers >= charge.budget:
+            return False
+        self._charges[*key, admission.today] = self._charges.get((*key, admission.today), 0) + 1
+        return True
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody`."""
         self._bind(reading.epoch)
         committed = [(proposed, tick) for proposed, tick in self._committed() if tick <= reading.tick]
-        lanes = tuple(
+        persons = tuple(
             PersonRows(
                 tuple(
                     proposed.row
@@ -299,9 +306,9 @@ class MemoryCustody:
                     if (proposed.index, proposed.shard) == (index, reading.shard) and proposed.row.day >= first
                 )
             )
-            for index, first in reading.lanes
+            for index, first in reading.persons
         )
-        return CustodyView(lanes, _stamp_sums(committed, reading.shard))
+        return CustodyView(persons, _stamp_sums(committed, reading.shard))
 
     def _committed(self) -> list[tuple[Proposed, int]]:
         return [

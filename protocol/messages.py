@@ -1,6 +1,7 @@
 """Every message of checks and deposits, with its wire form. Fields cannot be reordered or changed within a version."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated
 
 from protocol import signing
@@ -26,6 +27,9 @@ TICK = UInt(64, most=(1 << 63) - 1)
 UNDERWRITING, RECHECK = 1, 2
 OCCASION = UInt(8, least=UNDERWRITING, most=RECHECK)
 """Why a check is made. A recheck is of persons as they stand, has no proposal, and has a budget of its own."""
+PERSON = UInt(16, most=MAX_LANES - 1)
+"""The place of a person among those of a check; there are no more persons than lanes."""
+LANE = UInt(16, most=MAX_LANES - 1)
 SHARES = Seq(UInt(RING_BITS), most=MAX_SLOTS)
 SALTS = Seq(Fixed(32), most=MAX_SLOTS)
 ENVELOPE = Blob(1 << 20)
@@ -47,13 +51,20 @@ def envelope_hash(envelope: bytes) -> bytes:
 # --- a check -------------------------------------------------------------------------------------------------------
 
 
-@message("lane", version=1)
+@message("lane", version=2)
 class Lane:
-    """What the service sees of one lane: a blinded person under a rule."""
+    """What the service sees of one lane: a person, by its place in the check, under a rule."""
 
-    blinded: Annotated[bytes, POINT]
+    person: Annotated[int, PERSON]
     rule_id: Annotated[str, NAME]
     rule_version: Annotated[int, UInt(32)]
+
+
+def require_lanes(persons: int, lanes: Sequence[Lane]) -> None:
+    """Refuse (`bad-lanes`) lanes of persons that are none, that leave one out, or that ask one question twice."""
+    asked = {(lane.person, lane.rule_id) for lane in lanes}
+    if len(asked) != len(lanes) or {person for person, _ in asked} != set(range(persons)):
+        raise ProtocolError("bad-lanes", "each person of a check has lanes, and each lane a person and rule of its own")
 
 
 @message("slot's envelope hash", version=1)
@@ -64,13 +75,14 @@ class EnvelopeHash:
     hash: Annotated[bytes, HASH]
 
 
-@message("check statement", version=1)
+@message("check statement", version=2)
 class CheckStatement:
-    """What the requester signs."""
+    """What the requester signs. `persons` are the blinded persons, B each."""
 
     requester: Annotated[str, NAME]
     check_id: Annotated[bytes, ID]
     occasion: Annotated[int, OCCASION]
+    persons: Annotated[tuple[bytes, ...], Seq(POINT, least=1, most=MAX_LANES)]
     lanes: Annotated[tuple[Lane, ...], Seq(Nested(Lane), least=1, most=MAX_LANES)]
     shard: Annotated[int, SHARD]
     manifest_hash: Annotated[bytes, HASH]
@@ -95,24 +107,32 @@ class CheckRequest:
     envelopes: Annotated[tuple[bytes, ...], Seq(ENVELOPE, least=CHOSEN, most=MAX_SLOTS)]
 
 
-@message("sealed lane", version=1)
-class SealedLane:
-    """One lane inside an envelope. `proposal` has the holder's shares in order of its held labels; none at slot e."""
+@message("sealed person", version=1)
+class SealedPerson:
+    """One person inside an envelope, for all lanes that are about it."""
 
     blinded: Annotated[bytes, POINT]
     unblinder: Annotated[bytes, POINT]
     proof: Annotated[SchnorrProof, Nested(SchnorrProof)]
+
+
+@message("sealed lane", version=2)
+class SealedLane:
+    """One lane inside an envelope. `proposal` has the holder's shares in order of its held labels; none at slot e."""
+
+    person: Annotated[int, PERSON]
     rule_id: Annotated[str, NAME]
     rule_version: Annotated[int, UInt(32)]
     proposal: Annotated[tuple[int, ...], SHARES]
 
 
-@message("check envelope", version=1)
+@message("check envelope", version=2)
 class CheckEnvelope:
     """The body of the requester's envelope to one custodian. `seed` is s, the same in all."""
 
     check_id: Annotated[bytes, ID]
     seed: Annotated[bytes, HASH]
+    persons: Annotated[tuple[SealedPerson, ...], Seq(Nested(SealedPerson), least=1, most=MAX_LANES)]
     lanes: Annotated[tuple[SealedLane, ...], Seq(Nested(SealedLane), least=1, most=MAX_LANES)]
     shard: Annotated[int, SHARD]
     manifest_hash: Annotated[bytes, HASH]
@@ -122,7 +142,7 @@ class CheckEnvelope:
 
 @message("check call", version=1)
 class CheckCall:
-    """Service to one custodian of A."""
+    """Service to one custodian of A. `evaluated` has a C for each person, under one proof."""
 
     signed: Annotated[SignedCheck, Nested(SignedCheck)]
     attempt: Annotated[int, UInt(8, least=1, most=MAX_ATTEMPTS)]
@@ -133,7 +153,7 @@ class CheckCall:
     envelope: Annotated[bytes, ENVELOPE]
 
 
-@message("garbling header", version=1)
+@message("garbling header", version=2)
 class Header:
     """What the label seed and the output mask are bound to."""
 
@@ -148,25 +168,33 @@ class Header:
     committee_key: Annotated[KeyName, Nested(KeyName)]
     as_of: Annotated[int, DAY]
     tick: Annotated[int, TICK]
+    persons: Annotated[tuple[bytes, ...], Seq(HASH, least=1, most=MAX_LANES)]  # points that the statement has checked
     lanes: Annotated[tuple[Lane, ...], Seq(Nested(Lane), least=1, most=MAX_LANES)]
 
 
-@message("check answer", version=1)
+@message("check answer", version=2)
 class CheckAnswer:
-    """Custodian to service: the committee key it used, by name, and its part of the comparison."""
+    """Custodian to service: the committee key it used, by name, and its part of the comparison.
+
+    Of lanes whose budget is `spent` here, in order, the part has nothing that opens.
+    """
 
     committee_key: Annotated[KeyName, Nested(KeyName)]
+    spent: Annotated[tuple[int, ...], Seq(LANE, most=MAX_LANES)]
     part: Annotated[Part, Nested(Part)]
 
 
-@message("check outcome", version=1)
+@message("check outcome", version=2)
 class CheckOutcome:
-    """Service to requester: one tag a lane, opened by attempt `attempt` of custodians `chosen`; or a void and why."""
+    """Service to requester: a tag a lane, opened by attempt `attempt` of custodians `chosen`; or a void and why.
+
+    A lane without a tag is void by itself: its budget is spent at one of `chosen`.
+    """
 
     check_id: Annotated[bytes, ID]
     attempt: Annotated[int, UInt(8)]
     chosen: Annotated[tuple[int, ...], Seq(SLOT, most=CHOSEN)]
-    tags: Annotated[tuple[bytes, ...], Seq(Fixed(TAG_BYTES), most=MAX_LANES)]
+    tags: Annotated[tuple[bytes | None, ...], Seq(Maybe(Fixed(TAG_BYTES)), most=MAX_LANES)]
     void: Annotated[str | None, Maybe(Text(64))]
 
 

@@ -43,10 +43,11 @@ class _SettingsSchema(Schema):
     recheck_attempt_seconds = fields.Float(load_default=3.0, validate=validate.Range(0.05, 30))
     deposit_seconds = fields.Float(load_default=8.0, validate=validate.Range(0.5, 60))
     deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
-    checks_a_second = fields.Float(load_default=200.0, validate=validate.Range(0.1, 1e6))
+    checks_a_second = fields.Float(load_default=2000.0, validate=validate.Range(0.1, 1e6))
     rechecks_a_second = fields.Float(load_default=100.0, validate=validate.Range(0.1, 1e6))
     redis = fields.String(load_default=None, validate=is_redis_url)
     redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
+    lane_seconds = fields.Float(load_default=0.02, validate=validate.Range(0, 1))
     capture = fields.String(load_default=None, allow_none=True)
 
 
@@ -55,7 +56,8 @@ class Settings:
     """The settings of the service.
 
     Rates are those that one member may keep up: in all with `redis`, else in each worker process. A limit waits
-    `redis_seconds` for Redis.
+    `redis_seconds` for Redis. An attempt at a check of a batch, which has more lanes than `FEW_LANES`, has
+    `lane_seconds` more for each of them.
     """
 
     state: Path
@@ -77,6 +79,7 @@ class Settings:
     redis_seconds: float
     capture: Path | None
     tls: TlsSettings = field(default_factory=TlsSettings)
+    lane_seconds: float = 0.02
 
     @classmethod
     def load(cls, state: Path) -> "Settings":

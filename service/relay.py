@@ -57,7 +57,7 @@ from service.config import Settings
 from service.custodians import Custodians, Trouble
 from service.limits import RateLimit, rate_limits
 from transport import internal
-from transport.places import Places
+from transport.places import FEW_LANES, FOR_BATCHES, Places
 
 M = TypeVar("M")
 
@@ -81,19 +81,26 @@ class Relay:
         self._random = random
         self._checks, self._rechecks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
         self._recheck_places = Places(settings.threads)
+        self._batch_places = Places(settings.threads, FOR_BATCHES)
 
     # --- a check
 
     def check(self, request: CheckRequest) -> CheckOutcome:
         """Relay a check: up to three attempts, each with four custodians, within the deadline.
 
-        Rechecks have times, a rate and places of their own: underwriters' checks go on beside them.
+        Rechecks have times, a rate and places of their own, and checks of batches times and places: underwriters who
+        wait are served beside them.
         """
-        settings = self._settings
-        if request.signed.statement.occasion != RECHECK:
+        settings, lanes = self._settings, len(request.signed.statement.lanes)
+        if request.signed.statement.occasion == RECHECK:
+            with self._recheck_places.taken():
+                return self._check(request, self._rechecks, settings.recheck_seconds, settings.recheck_attempt_seconds)
+        if lanes <= FEW_LANES:
             return self._check(request, self._checks, settings.check_seconds, settings.attempt_seconds)
-        with self._recheck_places.taken():
-            return self._check(request, self._rechecks, settings.recheck_seconds, settings.recheck_attempt_seconds)
+        more = lanes * settings.lane_seconds
+        with self._batch_places.taken():
+            most = settings.check_seconds + MAX_ATTEMPTS * more
+            return self._check(request, self._checks, most, settings.attempt_seconds + more)
 
     def _check(self, request: CheckRequest, rate: RateLimit, most: float, most_an_attempt: float) -> CheckOutcome:
         deadline = time.monotonic() + most
@@ -133,10 +140,16 @@ class Relay:
         good = {slot: answer for slot, answer in answers.items() if isinstance(answer, CheckAnswer)}
         try:
             # 4. Compare, evaluate, return tags that only the requester can read.
-            return conclude(self._service, evaluation, attempt, chosen, tick, good)
+            outcome = conclude(self._service, evaluation, attempt, chosen, tick, good)
         except Disagreement as disagreement:
             self._note_disagreement(statement.shard, disagreement, scores)
             return Void.DISAGREEMENT
+        if any(tag is not None for tag in outcome.tags):
+            return outcome
+        for slot in (slot for slot, answer in good.items() if answer.spent):  # others may have answers left
+            scores[slot] = _OUT
+            self._note(statement.shard, slot, "did not answer a check: budget-exhausted")
+        return Void.BUDGET_EXHAUSTED
 
     # --- a deposit
 
@@ -287,8 +300,6 @@ class Relay:
 
 def _void_of(codes: set[str], remaining: int) -> Void:
     """Return the public reason of an attempt in which custodians refused or did not answer."""
-    if "budget-exhausted" in codes:
-        return Void.BUDGET_EXHAUSTED
     if codes <= NO_ANSWER:
         return Void.TOO_FEW_CUSTODIANS if remaining < CHOSEN else Void.TIMEOUT
     return Void.DISAGREEMENT

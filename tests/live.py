@@ -197,9 +197,9 @@ class LiveAlliance:
         return [json.loads(line) for line in lines]
 
 
-def ready_at(url: str, context: ssl.SSLContext | None = None) -> bool:
+def ready_at(url: str, context: ssl.SSLContext | None = None, path: str = "/readyz") -> bool:
     try:
-        return call(Request(url + "/readyz"), context).status == 200
+        return call(Request(url + path), context).status == 200
     except (OSError, HTTPException):  # the latter where it was killed in the middle of its answer
         return False
 
@@ -209,7 +209,12 @@ def call(request: Request, context: ssl.SSLContext | None = None) -> Answer:
         with urlopen(request, timeout=10, context=context) as response:
             headers, data = response.headers, response.read()
             kind = headers.get_content_type()
-            return Answer(response.status, json.loads(data) if kind == "application/json" else data, kind, headers)
+            return Answer(
+                response.status,
+                json.loads(data) if data and kind == "application/json" else data or None,
+                kind,
+                headers,
+            )
     except HTTPError as error:
         with error:
             data = error.read()

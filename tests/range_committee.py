@@ -181,7 +181,7 @@ class RangeCommittee:
         for slot, store in self.stores.items():
             index = IndexKey(bytes([slot, whom]) * 16)
             view = store.view(Reading(0, 1, tick_at(now, 1), ((index, rule.window_start(as_of)),)))
-            for pair, piece in view.lanes[0].sums(rule, as_of, self.size, slot, {}).items():
+            for pair, piece in view.persons[0].sums(rule, as_of, self.size, slot, {}).items():
                 labels.setdefault(pair, set()).add(piece)
         assert all(len(pieces) == 1 for pieces in labels.values())
         return signed(sum(piece for pieces in labels.values() for piece in pieces) % RING)

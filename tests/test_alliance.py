@@ -10,13 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.request import Request
 
 import pytest
-from live import LiveAlliance, call, china_today, issue, pids_of, wait_for_ticks, write_policies
+from insiders import end
+from live import LiveAlliance, call, china_today, issue, pids_of, wait_for_ticks, wait_until, write_policies
 from oracle import plain_totals
+from taps import APPLICATION_DATA, HANDSHAKE, records_of, tapped
 
 from insurer_agent.keys import AgentKeys
 from protocol.encoding import decode, encode
@@ -24,6 +27,7 @@ from protocol.identity import DocumentType, Identity
 from protocol.messages import CheckCall, CheckRequest, CommitCall, PrepareCall
 from protocol.token import Pseudonym, hash_identity, index_key
 from protocol.voprf import blind_evaluate
+from service.admin import cli as admin_cli
 from service.admin.samples import LIMIT, make_samples
 from service.config import load_keys
 from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
@@ -283,6 +287,54 @@ def test_a_spent_budget_is_indeterminate_and_names_itself(alliance: LiveAlliance
     assert alliance.verdict(6, subject, "1.00") == ("within", None), "another group has a budget of its own"
 
 
+def test_on_every_hop_there_is_tls_and_nothing_else(alliance: LiveAlliance) -> None:
+    """A member and the service are restarted behind taps, at the addresses that all others call."""
+    service, member = alliance.state / "service", alliance.member_state(2)
+    with ExitStack() as taps:
+        end(service)
+        end(member)
+        to_service = taps.enter_context(tapped(service, alliance.local["service_url"]))
+        to_member = taps.enter_context(tapped(member, alliance.member(2)["url"]))
+        command = [sys.executable, "-m", "service.cli", "serve", "--state", str(service)]
+        alliance.adopt(subprocess.Popen(command))
+        alliance.restart(2)
+        wait_until(lambda: alliance.ready_at(alliance.local["service_url"]))
+        asked = [alliance.verdict(number, CANARY, yuan(LIMIT - CANARY_FEN)) for number in (1, 2, 3) for _ in range(4)]
+        assert ("within", None) in asked
+        assert alliance.agent(2, "import", str(alliance.policies / "insurer-02.csv")).returncode in (0, 3)
+        wait_until(lambda: alliance.is_delivered(2))
+        for tap in (to_service, to_member):
+            kinds = [set(records_of(bytes(said))) for said in tap.said if said]
+            assert len(kinds) >= 4
+            assert set.union(*kinds) >= {HANDSHAKE, APPLICATION_DATA}
+            assert all(HANDSHAKE in found for found in kinds)
+        end(service)
+        end(member)
+    alliance.adopt(subprocess.Popen(command))
+    alliance.restart(2)
+    wait_until(lambda: alliance.ready_at(alliance.local["service_url"]))
+
+
+def test_a_revoked_member_is_out_and_with_a_new_certificate_in_again_without_a_restart(alliance: LiveAlliance) -> None:
+    ca, service, last = alliance.state / "ca", alliance.state / "service", alliance.member_state(MEMBERS)
+    out, url = alliance.context_of(last), alliance.local["service_url"] + "/v1/manifest"
+    assert admin_cli.main(["ca-revoke", str(ca), "--member", last.name]) == 0
+    newest = (ca / "crl.pem").read_bytes()
+    (service / "crl.pem").write_bytes(newest)
+    wait_until(lambda: call(Request(url), out).status == 403, 10)
+    assert alliance.verdict(MEMBERS, CANARY, "1.00") == ("indeterminate", "refused")
+    assert alliance.verdict(1, CANARY, "1.00") == ("within", None), "the others go on"
+    alliance.kill(2)
+    alliance.restart(2)  # an agent asks for the list when it starts, and every minute
+    wait_until(lambda: (alliance.member_state(2) / "crl.pem").read_bytes() == newest, 10)
+
+    fresh = ca / "fresh.pem"
+    issue_again = ["ca-issue", str(ca), str(last / "tls.csr"), "--member", last.name, "--out", str(fresh)]
+    assert admin_cli.main(issue_again) == 0
+    assert alliance.agent(MEMBERS, "tls-install", str(fresh)).returncode == 0
+    wait_until(lambda: alliance.verdict(MEMBERS, CANARY, "1.00") == ("within", None), 10)
+
+
 # The tests from here on end the alliance; they run last, in the order of the file. --------------------------------
 
 
@@ -382,8 +434,8 @@ def test_the_service_sees_blinded_persons_and_sealed_envelopes_only(alliance: Li
     # A request that a test above sent again is one.
     checks = {entry["request"] for entry in alliance.captured("service") if entry["path"] == "/v1/checks"}
     blinded = [
-        lane.blinded
+        point
         for request in checks
-        for lane in decode(CheckRequest, base64.b64decode(request)).signed.statement.lanes
+        for point in decode(CheckRequest, base64.b64decode(request)).signed.statement.persons
     ]
     assert len(blinded) == len(set(blinded)) > PEOPLE, "each check blinds anew, also the same person's"

@@ -28,6 +28,7 @@ from protocol.check import (
     call_for,
     check_context,
     conclude,
+    evaluation_verifiers,
     read_outcome,
     run_check,
     shard_of_person,
@@ -92,18 +93,31 @@ class Attempt:
     def custodians(self) -> tuple[str, ...]:
         return self.world.manifest.committee(self.statement.shard).slots
 
+    @property
+    def verifiers(self) -> tuple[int, ...]:
+        """The two slots of A that verify the proof of C."""
+        return tuple(self.chosen[place] for place in evaluation_verifiers(self.statement.check_id, 1))
+
+    @property
+    def trusting(self) -> tuple[int, ...]:
+        """The two that do not."""
+        return tuple(slot for slot in self.chosen if slot not in self.verifiers)
+
     def custodian(self, slot: int) -> Party:
         return self.world.members[self.custodians[slot]].party
 
     def call(self, slot: int) -> CheckCall:
         return call_for(self.evaluation, 1, self.chosen, TICK, slot)
 
-    def answer(self, slot: int, call: CheckCall | None = None, *, now: float = NOW) -> CheckAnswer:
+    def answer(
+        self, slot: int, call: CheckCall | None = None, *, now: float = NOW, spent: tuple[int, ...] = ()
+    ) -> CheckAnswer:
         """Step 3 at one custodian, without its record of replays."""
         member = self.world.members[self.custodians[slot]]
         accepted = accept_call(member.party, call or self.call(slot), now)
         view = member.custody.view(accepted.reading())
-        return answer_call(member.party, accepted, member.committee_keys[self.statement.shard, accepted.omitted], view)
+        key = member.committee_keys[self.statement.shard, accepted.omitted]
+        return answer_call(member.party, accepted, key, view, spent)
 
     def outcome(self, calls: Mapping[int, CheckCall] | None = None) -> CheckOutcome:
         """Steps 3 and 4, with another call at some custodians."""
@@ -176,6 +190,12 @@ def lane_changed(body: CheckEnvelope, lane: int = 0, **changes: object) -> Check
     lanes = list(body.lanes)
     lanes[lane] = replace(lanes[lane], **changes)
     return replace(body, lanes=tuple(lanes))
+
+
+def person_changed(body: CheckEnvelope, place: int = 0, **changes: object) -> CheckEnvelope:
+    persons = list(body.persons)
+    persons[place] = replace(persons[place], **changes)
+    return replace(body, persons=tuple(persons))
 
 
 @pytest.fixture
@@ -482,6 +502,7 @@ def test_a_custodian_refuses_a_statement_that_the_requester_did_not_sign(world: 
         {"issued_at": int(NOW) - 1},
         {"lanes": made.statement.lanes[::-1]},
         {"lanes": made.statement.lanes[:1]},
+        {"persons": made.statement.persons[::-1]},
         {"envelopes": made.statement.envelopes[::-1]},
     ):
         bent = replace(call.signed, statement=replace(made.statement, **changes))
@@ -616,7 +637,10 @@ def test_a_custodian_refuses_a_body_that_is_no_check_envelope(made: Attempt) -> 
         lambda body: replace(body, lanes=body.lanes[::-1]),
         lambda body: replace(body, lanes=body.lanes[:1]),
         lambda body: replace(body, lanes=(*body.lanes, body.lanes[0])),
-        lambda body: lane_changed(body, blinded=body.lanes[1].blinded),
+        lambda body: replace(body, persons=body.persons[::-1]),
+        lambda body: replace(body, persons=body.persons[:1]),
+        lambda body: person_changed(body, blinded=body.persons[1].blinded),
+        lambda body: lane_changed(body, person=1),
         lambda body: lane_changed(body, rule_id="another-rule"),
         lambda body: lane_changed(body, rule_version=2),
     ],
@@ -629,7 +653,10 @@ def test_a_custodian_refuses_a_body_that_is_no_check_envelope(made: Attempt) -> 
         "lanes swapped",
         "a lane missing",
         "a lane more",
+        "persons swapped",
+        "a person missing",
         "B",
+        "a lane of another person",
         "rule",
         "rule version",
     ],
@@ -642,7 +669,7 @@ def test_a_custodian_refuses_an_envelope_that_says_something_else_than_the_state
 
 
 def test_a_custodian_refuses_another_c_and_the_proof_of_another_check(world: World, made: Attempt) -> None:
-    slot = made.chosen[0]
+    slot = made.verifiers[0]
     call = made.call(slot)
     other = attempt(world, an_outsider(world), [Question(person(1), RULE, 5), Question(person(2), RULE, 5)], seed=2)
     one, two = (Element(point) for point in call.evaluated)
@@ -656,22 +683,26 @@ def test_a_custodian_refuses_another_c_and_the_proof_of_another_check(world: Wor
         replace(call, evaluated=(one, one)),
         replace(call, proof=replace(call.proof, challenge=call.proof.response)),
     ):
-        assert made.refusal(bent) == "bad-evaluation"
+        assert made.refusal(bent, slot=slot) == "bad-evaluation"
+    for trusting in made.trusting:
+        for points in ((one,), (one, two, two)):
+            bent = replace(made.call(trusting), evaluated=points)
+            assert made.refusal(bent, slot=trusting) == "bad-evaluation"
 
 
 def test_a_custodian_refuses_c_made_with_another_key_even_under_a_proof_for_it(world: World, made: Attempt) -> None:
-    slot = made.chosen[0]
+    slot = made.verifiers[0]
     secret, public = voprf.derive_key_pair(bytes(32), b"another service")
-    blinded = [Element(lane.blinded) for lane in made.statement.lanes]
+    blinded = [Element(point) for point in made.statement.persons]
     evaluated = [voprf.blind_evaluate(secret, point) for point in blinded]
     nonce = random_scalar(seeded("nonce"))
     for key in (public, world.manifest.blinding_key):
         proof = voprf.prove(secret, key, blinded, evaluated, nonce)
         bent = replace(made.call(slot), evaluated=tuple(evaluated), proof=proof)
-        assert made.refusal(bent) == "bad-evaluation"
+        assert made.refusal(bent, slot=slot) == "bad-evaluation"
 
 
-def test_a_custodian_refuses_the_d_and_proof_of_another_lane_check_or_requester(world: World, made: Attempt) -> None:
+def test_a_custodian_refuses_the_d_and_proof_of_another_person_check_or_requester(world: World, made: Attempt) -> None:
     slot = made.chosen[0]
     custodian = made.custodian(slot)
     outsider = an_outsider(world)
@@ -683,14 +714,13 @@ def test_a_custodian_refuses_the_d_and_proof_of_another_lane_check_or_requester(
     for donor in donors:
         channel = custodian.channel(donor.requester.id)
         sealed = decode(CheckEnvelope, channel.open(PURPOSE, donor.statement.check_id, donor.call(slot).envelope))
-        seen = sealed.lanes[0]
+        seen = sealed.persons[0]
         # Its D and proof alone; and the attack in full, with the B that they belong to.
-        bent = resealed(made, lambda body, seen=seen: lane_changed(body, unblinder=seen.unblinder, proof=seen.proof))
+        bent = resealed(made, lambda body, seen=seen: person_changed(body, unblinder=seen.unblinder, proof=seen.proof))
         assert made.refusal(bent.call(slot)) == "bad-unblinder"
-        lanes = (replace(made.statement.lanes[0], blinded=seen.blinded), made.statement.lanes[1])
         aimed = resealed(
-            restated(made, lanes=lanes),
-            lambda body, seen=seen: lane_changed(
+            restated(made, persons=(seen.blinded, made.statement.persons[1])),
+            lambda body, seen=seen: person_changed(
                 body, blinded=seen.blinded, unblinder=seen.unblinder, proof=seen.proof
             ),
         )
@@ -698,7 +728,7 @@ def test_a_custodian_refuses_the_d_and_proof_of_another_lane_check_or_requester(
         assert made.refusal(aimed.call(slot)) == "bad-unblinder"
     swapped = resealed(
         made,
-        lambda body: lane_changed(body, unblinder=body.lanes[1].unblinder, proof=body.lanes[1].proof),
+        lambda body: person_changed(body, unblinder=body.persons[1].unblinder, proof=body.persons[1].proof),
     )
     assert made.refusal(swapped.call(slot)) == "bad-unblinder"
 
@@ -809,8 +839,8 @@ def test_a_requester_that_tells_custodians_different_things_opens_no_tag(made: A
         random, context = seeded("other"), check_context(made.requester.id, made.statement.check_id, 0)
         scalars = (random_scalar(random), random_scalar(random))
         # The signed B cannot change, so the other pseudonym comes of another t for the same B.
-        token = proven(made, body.lanes[0].blinded, scalars, context)
-        return lane_changed(body, unblinder=token.unblinder, proof=token.proof)
+        token = proven(made, body.persons[0].blinded, scalars, context)
+        return person_changed(body, unblinder=token.unblinder, proof=token.proof)
 
     bends: dict[str, Callable[[CheckEnvelope], CheckEnvelope]] = {
         "another person": another_person,
@@ -911,6 +941,9 @@ def admission(
     return Admission("insurer-01", "a group", *ids, attempt, today, charges, 100)
 
 
+SPENT = (0,)
+
+
 def admit_refusal(custody: MemoryCustody, asked: Admission) -> str:
     with pytest.raises(ProtocolError) as refused:
         custody.admit(asked)
@@ -943,37 +976,38 @@ def test_all_attempts_of_a_check_are_as_of_one_tick() -> None:
 def test_the_budget_is_spent_after_exactly_that_many_checks() -> None:
     custody = MemoryCustody()
     for check in range(3):
-        custody.admit(admission(check=check))
-    assert admit_refusal(custody, admission(check=9)) == "budget-exhausted"
+        assert custody.admit(admission(check=check)) == ()
+    assert custody.admit(admission(check=9)) == SPENT
 
 
-def test_a_refused_check_has_no_effect_and_may_be_asked_again_when_the_budget_is_released() -> None:
+def test_a_spent_lane_stays_so_for_its_check_and_another_is_charged_when_the_budget_is_released() -> None:
     custody = MemoryCustody()
     for check in range(3):
         custody.admit(admission(check=check))
     for later in (0, 1, 29):
-        assert admit_refusal(custody, admission(check=9, today=TODAY + later)) == "budget-exhausted"
-    custody.admit(admission(check=9, today=TODAY + 30))
+        assert custody.admit(admission(check=9 + later, today=TODAY + later)) == SPENT
+    assert custody.admit(admission(check=9, attempt=2, today=TODAY + 30)) == SPENT
+    assert custody.admit(admission(check=8, today=TODAY + 30)) == ()
 
 
 def test_a_second_attempt_of_a_check_is_not_charged_again() -> None:
     custody = MemoryCustody()
     for check in range(3):
         for number in (1, 2, 3):
-            custody.admit(admission(check=check, attempt=number))
-    assert admit_refusal(custody, admission(check=9)) == "budget-exhausted"
+            assert custody.admit(admission(check=check, attempt=number)) == ()
+    assert custody.admit(admission(check=9)) == SPENT
 
 
-def test_every_lane_is_charged_and_a_check_that_cannot_pay_for_all_is_charged_for_none() -> None:
+def test_every_lane_that_can_be_paid_for_is_charged_and_no_other() -> None:
     custody = MemoryCustody()
-    custody.admit(admission(check=1, lanes=1))
-    custody.admit(admission(check=2, lanes=1))
+    for check in (1, 2):
+        custody.admit(admission(check=check, lanes=1))
     same = replace(admission(check=3), charges=admission().charges * 2)
-    assert admit_refusal(custody, same) == "budget-exhausted"
-    custody.admit(admission(check=4, lanes=1))
-    assert admit_refusal(custody, admission(check=5, lanes=2)) == "budget-exhausted"
-    other = replace(admission(check=6), charges=(replace(admission(lanes=2).charges[1], budget=1),))
-    custody.admit(other)  # the second person of the check refused was not charged
+    assert custody.admit(same) == (1,)
+    assert custody.admit(admission(check=4, lanes=2)) == (0,)
+    one, other = admission(lanes=2).charges
+    assert custody.admit(replace(admission(check=5), charges=(replace(other, budget=1),))) == (0,)
+    assert custody.admit(replace(admission(check=6), charges=(one, other, other, other))) == (0, 3)
 
 
 def test_budgets_of_other_groups_rules_and_persons_are_apart() -> None:
@@ -981,27 +1015,28 @@ def test_budgets_of_other_groups_rules_and_persons_are_apart() -> None:
     for check in range(3):
         custody.admit(admission(check=check))
     charge = admission().charges[0]
-    custody.admit(replace(admission(check=10), requester_group="another group"))
-    custody.admit(replace(admission(check=11), charges=(replace(charge, rule_id="another rule"),)))
-    custody.admit(replace(admission(check=12), charges=(replace(charge, index=IndexKey(b"\x07" * 32)),)))
-    assert admit_refusal(custody, replace(admission(check=13), requester="insurer-02")) == "budget-exhausted"
+    for fresh in (
+        replace(admission(check=10), requester_group="another group"),
+        replace(admission(check=11), charges=(replace(charge, rule_id="another rule"),)),
+        replace(admission(check=12), charges=(replace(charge, index=IndexKey(b"\x07" * 32)),)),
+    ):
+        assert custody.admit(fresh) == ()
+    assert custody.admit(replace(admission(check=13), requester="insurer-02")) == SPENT
 
 
-def code_of_check(world: World, requester: int) -> str | None:
-    """Return the code with which a check is refused, None for an answer."""
-    try:
-        verdict, _ = world.check(requester, person(1), 1, rule=world.manifest.terms.rules[0])
-    except ProtocolError as refused:
-        return refused.code
-    return None if verdict is WITHIN else verdict.value
+def reason_of_check(world: World, requester: int) -> Void | None:
+    """Return why there is no answer, None for one."""
+    verdict, reason = world.check(requester, person(1), 1, rule=world.manifest.terms.rules[0])
+    assert (verdict is WITHIN) is (reason is None)
+    return reason
 
 
 def test_a_group_gets_no_more_answers_about_a_person_than_the_budget_of_four_custodians_allows() -> None:
     world = make_world(8, shards=1, rules=(replace(RULE, budget=2),), owners={name(1): "one", name(2): "one"})
-    codes = [code_of_check(world, requester) for requester in (1, 2) * 6]
-    assert set(codes) == {None, "budget-exhausted"}
+    reasons = [reason_of_check(world, requester) for requester in (1, 2) * 6]
+    assert set(reasons) == {None, Void.BUDGET_EXHAUSTED}
     slots = 6 - (world.manifest.slot_of_group(0, name(1)) is not None)
-    assert 2 <= codes.count(None) <= slots * 2 // 4
+    assert 2 <= reasons.count(None) <= slots * 2 // 4
 
 
 def test_what_a_call_asks_to_be_recorded_is_what_replays_are_told_by(world: World, made: Attempt) -> None:
@@ -1134,8 +1169,10 @@ def test_what_the_service_sees_of_a_check_has_no_unblinder_proof_seed_share_or_t
     slot = made.chosen[0]
     channel = made.custodian(slot).channel(made.requester.id)
     body = decode(CheckEnvelope, channel.open(PURPOSE, made.statement.check_id, made.call(slot).envelope))
-    assert body.lanes[0].blinded in sees
-    for secret in (body.seed, body.lanes[0].unblinder, body.lanes[0].proof.challenge, body.lanes[0].proof.response):
+    for one in body.persons:
+        assert one.blinded in sees
+    proofs = [part for one in body.persons for part in (one.unblinder, one.proof.challenge, one.proof.response)]
+    for secret in (body.seed, *proofs):
         assert secret not in sees
     lane_tags = comparison.tags(body.seed, made.statement.check_id, 1, made.chosen, 2)
     assert not any(tag in sees for pair in lane_tags for tag in pair)
@@ -1144,7 +1181,7 @@ def test_what_the_service_sees_of_a_check_has_no_unblinder_proof_seed_share_or_t
 
 def test_two_checks_about_one_person_show_the_service_nothing_in_common(world: World) -> None:
     one, two = (attempt(world, an_outsider(world), [Question(person(1), RULE, 5)], seed=seed) for seed in (1, 2))
-    assert one.statement.lanes[0].blinded != two.statement.lanes[0].blinded
+    assert one.statement.persons != two.statement.persons
     assert one.evaluation.evaluated != two.evaluation.evaluated
 
 
@@ -1155,7 +1192,7 @@ def test_states_that_hold_secrets_do_not_print_them(made: Attempt) -> None:
         (made.pending, accepted, accepted.admission(), accepted.reading(), Question(person(1), RULE, 424242))
     )
     seed = made.pending.seed.reveal()
-    for secret in (seed, accepted.lanes[0].pseudonym, accepted.lanes[0].index):
+    for secret in (seed, accepted.persons[0].pseudonym, accepted.persons[0].index):
         assert repr(secret)[2:-1] not in printed
         assert secret.hex() not in printed
     assert "424242" not in printed
@@ -1195,16 +1232,16 @@ def test_a_snapshot_has_no_rows_after_its_tick_of_another_shard_or_before_its_fi
     chosen = asked.chosen if slot in asked.chosen else tuple(sorted((*asked.chosen[:3], slot)))
     call = replace(asked.call(slot), chosen=chosen) if slot in asked.pending.slots else None
     assert call is not None
-    index = accept_call(member.party, call, NOW).lanes[0].index
+    index = accept_call(member.party, call, NOW).persons[0].index
     reading = Reading(0, 1, int(NOW) - 10, ((index, TODAY - 5),))
-    assert len(member.custody.view(reading).lanes[0].rows) == 1
+    assert len(member.custody.view(reading).persons[0].rows) == 1
     assert set(member.custody.view(reading).stamp_sums) == {made.excluded}
     for other in (replace(reading, tick=int(NOW) - 11), replace(reading, shard=1)):
         view = member.custody.view(other)
-        assert (view.lanes[0].rows, dict(view.stamp_sums)) == ((), {})
-    later = member.custody.view(replace(reading, lanes=((index, TODAY - 4),)))
-    assert later.lanes[0].rows == ()
-    assert set(later.stamp_sums) == {made.excluded}  # stamps are of the shard, whatever the lanes ask for
+        assert (view.persons[0].rows, dict(view.stamp_sums)) == ((), {})
+    later = member.custody.view(replace(reading, persons=((index, TODAY - 4),)))
+    assert later.persons[0].rows == ()
+    assert set(later.stamp_sums) == {made.excluded}  # stamps are of the shard, whoever is asked about
 
 
 def kept(epoch: int, number: int = 1) -> Proposed:
@@ -1225,7 +1262,7 @@ def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> N
 
     for epoch in (1, 2, 7):
         viewed, prepared = MemoryCustody(), MemoryCustody()
-        assert viewed.view(view_in(epoch)).lanes[0].rows == ()
+        assert viewed.view(view_in(epoch)).persons[0].rows == ()
         prepared.prepare([kept(epoch)], NOW)
         for custody in (viewed, prepared):
             for other in {1, 2, 7, epoch - 1, epoch + 1} - {epoch}:
@@ -1236,7 +1273,7 @@ def test_a_store_is_of_the_first_epoch_that_it_sees_and_refuses_any_other() -> N
             custody.prepare([kept(epoch)], NOW)
             custody.commit("insurer-01", 0, [committed(1, TICK)])
             view = custody.view(view_in(epoch))
-            assert len(view.lanes[0].rows) == 1  # what was refused has left nothing
+            assert len(view.persons[0].rows) == 1  # what was refused has left nothing
             assert dict(view.stamp_sums) == {0: deposit_stamp("insurer-01", bytes([1]) * 16, TICK)}
 
 

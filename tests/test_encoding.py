@@ -30,7 +30,8 @@ from protocol.encoding import (
     message,
 )
 from protocol.errors import ProtocolError
-from protocol.messages import CheckCall, CheckOutcome, CheckStatement, Lane
+from protocol.messages import CheckCall, CheckOutcome, CheckStatement, Lane, SealedPerson
+from protocol.token import SchnorrProof
 from protocol.voprf import DleqProof
 
 
@@ -156,17 +157,17 @@ def test_no_message_reads_as_another_kind(kind: type[Any]) -> None:
     check()
 
 
-@message("lane", version=2)
+@message("lane", version=3)
 class LaterLane:
     """A later version of a message, of the same fields."""
 
-    blinded: Annotated[bytes, Fixed(32)]
+    person: Annotated[int, UInt(16)]
     rule_id: Annotated[str, Text()]
     rule_version: Annotated[int, UInt(32)]
 
 
 def test_another_version_of_a_message_is_refused() -> None:
-    fields = {"blinded": POINTS[0], "rule_id": "rule", "rule_version": 1}
+    fields = {"person": 0, "rule_id": "rule", "rule_version": 1}
     older, later = encode(Lane(**fields)), encode(LaterLane(**fields))
     assert older[PREFIX_BYTES:] == later[PREFIX_BYTES:]
     assert is_malformed(Lane, later)
@@ -176,7 +177,7 @@ def test_another_version_of_a_message_is_refused() -> None:
 
 def test_the_hint_of_a_refusal_never_quotes_the_bytes() -> None:
     secret = b"\xff\xfe 310101199001011234"
-    for data in (secret, encode(Lane(blinded=POINTS[0], rule_id="r", rule_version=1)) + secret):
+    for data in (secret, encode(Lane(person=0, rule_id="r", rule_version=1)) + secret):
         with pytest.raises(ProtocolError) as refused:
             decode(Lane, data)
         assert "3101" not in str(refused.value)
@@ -248,7 +249,7 @@ def test_the_wire_form_of_each_codec(codec: Codec, value: object, data: str) -> 
         (Seq(UInt(8), least=1, most=2), ()),
         (Seq(UInt(8), most=2), (256,)),
         (Maybe(UInt(8)), 256),
-        (Nested(Lane), LaterLane(blinded=bytes(32), rule_id="r", rule_version=1)),
+        (Nested(Lane), LaterLane(person=0, rule_id="r", rule_version=1)),
         (Fixed(32, group.is_element), bytes(32)),
         (Fixed(32, group.is_scalar), b"\xff" * 32),
     ],
@@ -302,10 +303,14 @@ def test_points_and_scalars_of_a_message_are_checked_when_read_and_when_written(
     assert is_malformed(DleqProof, good[:-32] + order)
     with pytest.raises(ProtocolError, match="malformed"):
         encode(DleqProof(challenge=order, response=group.scalar_from_int(2)))
-    lane = encode(Lane(blinded=POINTS[0], rule_id="r", rule_version=1))
-    assert is_malformed(Lane, lane[:PREFIX_BYTES] + bytes(32) + lane[PREFIX_BYTES + 32 :])
-    with pytest.raises(ProtocolError, match="malformed"):
-        encode(Lane(blinded=bytes(32), rule_id="r", rule_version=1))
+    proof = SchnorrProof(challenge=group.scalar_from_int(1), response=group.scalar_from_int(2))
+    fields = {"blinded": POINTS[0], "unblinder": POINTS[1], "proof": proof}
+    one = encode(SealedPerson(**fields))
+    for at in (PREFIX_BYTES, PREFIX_BYTES + 32):
+        assert is_malformed(SealedPerson, one[:at] + bytes(32) + one[at + 32 :])
+    for point in ("blinded", "unblinder"):
+        with pytest.raises(ProtocolError, match="malformed"):
+            encode(SealedPerson(**fields | {point: bytes(32)}))
 
 
 @deterministic(10)
@@ -321,7 +326,13 @@ def test_attempts_beyond_the_third_or_three_custodians_cannot_be_said(call: Chec
 @deterministic(10)
 @given(messages(CheckStatement))
 def test_a_check_has_at_least_one_lane_and_four_envelopes(statement: CheckStatement) -> None:
-    for changes in ({"lanes": ()}, {"envelopes": statement.envelopes[:3]}, {"lanes": statement.lanes * 1025}):
+    for changes in (
+        {"lanes": ()},
+        {"envelopes": statement.envelopes[:3]},
+        {"lanes": statement.lanes * 1025},
+        {"persons": ()},
+        {"persons": statement.persons * 1025},
+    ):
         with pytest.raises(ProtocolError, match="malformed"):
             encode(type(statement)(**{**vars(statement), **changes}))
 
@@ -345,7 +356,7 @@ def test_messages_print_as_the_names_by_which_they_are_told_apart_on_the_wire() 
 
 
 def test_a_message_is_immutable_and_takes_annotated_fields_alone() -> None:
-    lane = Lane(blinded=POINTS[0], rule_id="r", rule_version=1)
+    lane = Lane(person=0, rule_id="r", rule_version=1)
     with pytest.raises(AttributeError):
         lane.rule_id = "other"  # type: ignore[misc]  the point of the test
     with pytest.raises(TypeError, match="has no codec"):

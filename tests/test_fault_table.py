@@ -39,6 +39,7 @@ from insurer_agent.intake.stream_entry import EntryMapping
 from insurer_agent.keys import AgentKeys
 from insurer_agent.policy_stream import PolicyStream
 from insurer_agent.store import redis_idempotency
+from insurer_agent.store.check_jobs import NewItem, Outcome, Part
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.outbox import Attempt, Backlog, Lacking
@@ -70,6 +71,7 @@ ISSUED = PolicyEvent("A-1", SOMEONE, "accident", Event.ISSUE, 5_000, DAY)
 AMENDED = replace(ISSUED, event=Event.AMEND, amount=7_000, day=DAY + dt.timedelta(days=1))
 OTHER = replace(ISSUED, policy_number="A-2")
 AT_DAY = time.time() - 3 * 86_400
+JOB_ID, JOB_KEY = bytes(range(16)), "an API key"
 OTHER_KEY = CommitteeKey.named(0, None, 99, 1_700_000_000, Secret(bytes(32)))
 """Of a version of the committee that is not in use."""
 
@@ -175,6 +177,24 @@ def with_lanes(there: Wired) -> list[OpenLane]:
     return spool(there).next(FIRST, 10)
 
 
+def make_job(there: Wired) -> object:
+    new = [NewItem(place, 0, b"someone", b"what is asked") for place in range(2)]
+    there.one.jobs.make(JOB_ID, JOB_KEY, [*new, Outcome(2, b"a problem", {"problems": 1})], as_csv=False)
+    return done_of(there)
+
+
+def done_of(there: Wired) -> object:
+    job = there.one.jobs.find(JOB_ID, JOB_KEY)
+    return None if job is None else (job.total, job.done, job.counts)
+
+
+def with_job(there: Wired) -> Part:
+    make_job(there)
+    part = there.one.jobs.due(10, 10)
+    assert part is not None
+    return part
+
+
 def with_snapshot(there: Wired) -> Any:  # noqa: ANN401  its type is the store's own
     snapshot = there.one.snapshot("all")
     snapshot.begin()
@@ -233,7 +253,7 @@ def loaded(there: Wired) -> object:
     return load_manifest(there.one.settings, keys, there.database).terms.serial
 
 
-AT = Reading(shard=0, epoch=1, tick=10, lanes=((a_proposed(1).index, 1),))
+AT = Reading(shard=0, epoch=1, tick=10, persons=((a_proposed(1).index, 1),))
 
 TRANSACTIONS = {
     # Policies
@@ -332,6 +352,23 @@ TRANSACTIONS = {
         lambda there, lanes: spool(there).close(lanes[:1], [(lane, "no-answer") for lane in lanes[1:]]), with_lanes
     ),
     "forget a recheck": Case(lambda there, _: spool(there).forget(), with_lanes),
+    # Jobs
+    "make a check job": Case(lambda there, _: make_job(there)),
+    "find a check job": Case(lambda there, _: done_of(there), with_job),
+    "read open items of a check job": Case(lambda there, _: there.one.jobs.due(10, 10), with_job),
+    "settle items of a check job": Case(
+        lambda there, part: (
+            there.one.jobs.settle(JOB_ID, [Outcome(0, b"{}", {"within": 1})], part.items[1:], tries=1, pause=0.0),
+            done_of(there),
+        ),
+        with_job,
+    ),
+    "read answers of a check job": Case(lambda there, _: there.one.jobs.answers(JOB_ID, -1, 10), with_job),
+    "remove a check job": Case(lambda there, _: there.one.jobs.remove(JOB_ID, JOB_KEY), with_job),
+    "forget check jobs": Case(
+        lambda there, _: (there.one.jobs.forget_old(), done_of(there)),
+        lambda there: (with_job(there), put(there, "UPDATE check_job SET created_at = now() - interval '8 days'")),
+    ),
     # The agent's own
     "keep directory": Case(
         lambda there, _: there.one.directory.exchange(),

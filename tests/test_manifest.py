@@ -207,7 +207,21 @@ def owned_together(terms: Terms) -> Terms:
     return replace(terms, members=members)
 
 
+def over_tls(terms: Terms) -> Terms:
+    members = tuple(replace(one, url=one.url.replace("http", "https")) for one in terms.members)
+    url = terms.service_url.replace("http", "https")
+    return replace(terms, plain_http=0, tls_authority=bytes(range(32)), members=members, service_url=url)
+
+
 BROKEN: dict[str, tuple[Bend, str]] = {
+    "http without the flag": (lambda terms: replace(terms, plain_http=0, tls_authority=bytes(range(32))), "https://"),
+    "one http address among all": (
+        lambda terms: member_changed(2, url="http://127.0.0.1:1")(over_tls(terms)),
+        "https://",
+    ),
+    "one https address where all are plain": (member_changed(2, url="https://127.0.0.1:1"), "an address is http://"),
+    "TLS under no CA": (lambda terms: replace(over_tls(terms), tls_authority=bytes(32)), "names the alliance's CA"),
+    "a CA for plain HTTP": (lambda terms: replace(terms, tls_authority=bytes(range(32))), "names the alliance's CA"),
     "two members have one id": (member_changed(0, id=name(2)), "two members have one id"),
     "too few groups": (lambda terms: replace(terms, members=ONE_OWNER), "5 ownership groups"),
     "one signing key twice": (
@@ -266,6 +280,13 @@ BROKEN: dict[str, tuple[Bend, str]] = {
 }
 
 
+def test_addresses_are_https_unless_all_parties_agree_to_plain_http() -> None:
+    assert Manifest.of(over_tls(TERMS)).terms.service_url.startswith("https://")
+    for what in ("http without the flag", "one http address among all", "one https address where all are plain"):
+        with pytest.raises(ProtocolError, match="bad-manifest"):
+            Manifest.of(BROKEN[what][0](TERMS))
+
+
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_manifest_that_contradicts_itself_is_refused_whoever_signed_it(what: str) -> None:
     bend, hint = BROKEN[what]
@@ -282,6 +303,7 @@ def test_the_edges_of_those_rules_are_accepted() -> None:
         lambda terms: replace(terms, issued_at=terms.valid_until - 1),
         lambda terms: replace(terms, tick_seconds=20),
         lambda terms: replace(terms, local=0, expected_persons=20_000, tick_seconds=5),
+        over_tls,
     ):
         assert Manifest.of(bend(TERMS)).hash != WORLD.manifest.hash
 

@@ -4,19 +4,45 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
+from certified import House
 
+from transport.certificates import SERVICE
 from transport.peers import Call, Peers, Reply, Unreachable
+from transport.tls import Tls
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok"
 
 
+Server = Callable[[Callable[[socket.socket], None]], AbstractContextManager[str]]
+"""Serves each connection with what it is given; has the URL."""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    return House(tmp_path_factory.mktemp("peers"))
+
+
+@pytest.fixture(params=["http", "https"])
+def tls(request: pytest.FixtureRequest, house: House) -> Tls | None:
+    """Have each test run over plain HTTP and over TLS, both ends with the service's certificate."""
+    return house.tls(SERVICE) if request.param == "https" else None
+
+
+@pytest.fixture
+def server(tls: Tls | None) -> Server:
+    return lambda handle: serving(handle, tls)
+
+
 @contextmanager
-def server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
+def serving(handle: Callable[[socket.socket], None], tls: Tls | None) -> Iterator[str]:
     """Serve each connection on loopback with `handle`, in a thread; yield the URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def secured(connection: socket.socket) -> socket.socket:
+            return connection if tls is None else tls.server_context().wrap_socket(connection, server_side=True)
 
         def accept() -> None:
             while True:
@@ -24,12 +50,15 @@ def server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with connection:
-                    handle(connection)
+                try:
+                    with secured(connection) as line:
+                        handle(line)
+                except ConnectionError:
+                    continue  # it hung up while hands were shaken
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(5)
 
@@ -55,8 +84,8 @@ def answer_one_and_close(connection: socket.socket) -> None:
 
 
 @pytest.fixture
-def peers() -> Iterator[Peers]:
-    made = Peers()
+def peers(tls: Tls | None) -> Iterator[Peers]:
+    made = Peers(tls)
     yield made
     made.close()
 
@@ -65,28 +94,39 @@ def to(url: str) -> Call:
     return Call(url, "/x", b"", {})
 
 
-def test_calls_share_one_connection(peers: Peers) -> None:
-    with server(answer_all) as url:
+def answered(tls: Tls | None) -> Reply:
+    return Reply(200, b"ok", "text/plain", sender=None if tls is None else SERVICE)
+
+
+def test_calls_share_one_connection(peers: Peers, server: Server, tls: Tls | None) -> None:
+    connections = []
+
+    def handle(connection: socket.socket) -> None:
+        connections.append(connection)
+        answer_all(connection)
+
+    with server(handle) as url:
         replies = [peers.call(to(url), 5) for _ in range(5)]
-        assert replies == [Reply(200, b"ok", "text/plain")] * 5
+        assert replies == [answered(tls)] * 5
         peers.close()
+    assert len(connections) == 1
 
 
-def test_a_connection_that_the_peer_closed_is_made_anew(peers: Peers) -> None:
+def test_a_connection_that_the_peer_closed_is_made_anew(peers: Peers, server: Server) -> None:
     with server(answer_one_and_close) as url:
         for _ in range(3):
             assert isinstance(peers.call(to(url), 5), Reply)
 
 
-def test_nobody_there_is_told_at_once(peers: Peers) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+def test_nobody_there_is_told_at_once(peers: Peers, server: Server) -> None:
+    with server(answer_all) as url:
+        pass
     began = time.monotonic()
     assert peers.call(to(url), 30) == Unreachable(timed_out=False)
     assert time.monotonic() - began < 10
 
 
-def test_a_silent_peer_times_out_and_the_others_answers_count(peers: Peers) -> None:
+def test_a_silent_peer_times_out_and_the_others_answers_count(peers: Peers, server: Server, tls: Tls | None) -> None:
     release = threading.Event()
 
     def keep_silent(_: socket.socket) -> None:
@@ -96,13 +136,41 @@ def test_a_silent_peer_times_out_and_the_others_answers_count(peers: Peers) -> N
         results = peers.exchange([to(silent), to(lively), to(silent.replace("127.0.0.1", "localhost"))], 0.3)
         release.set()
         peers.close()
-    assert results == [Unreachable(timed_out=True), Reply(200, b"ok", "text/plain"), Unreachable(timed_out=True)]
+    assert results == [Unreachable(timed_out=True), answered(tls), Unreachable(timed_out=True)]
+
+
+def test_a_peer_that_does_not_even_shake_hands_holds_up_no_other(house: House) -> None:
+    tls = house.tls(SERVICE)
+    peers = Peers(tls)
+    with socket.create_server(("127.0.0.1", 0)) as mute, serving(answer_all, tls) as lively:
+        nobody = f"https://127.0.0.1:{mute.getsockname()[1]}"
+        results = peers.exchange([to(nobody), to(lively), to(nobody.replace("127.0.0.1", "localhost"))], 1.0)
+        peers.close()
+    assert results == [Unreachable(timed_out=True), answered(tls), Unreachable(timed_out=True)]
+
+
+def test_what_is_larger_than_any_buffer_goes_and_comes_whole(peers: Peers, server: Server) -> None:
+    size = 3 << 20
+
+    def echo(connection: socket.socket) -> None:
+        head, _, body = read_request(connection).partition(b"\r\n\r\n")
+        if head:
+            while len(body) < size:
+                body += connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body)
+
+    data = bytes(range(256)) * (size // 256)
+    with server(echo) as url:
+        reply = peers.call(Call(url, "/x", data, {}), 20)
+        peers.close()
+    assert isinstance(reply, Reply)
+    assert reply.body == data
 
 
 @pytest.mark.parametrize(
     "garbage", [b"", b"\x00" * 64, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort", b"HTTP/9 x\r\n\r\n"]
 )
-def test_an_answer_that_is_no_answer_is_unreachable(peers: Peers, garbage: bytes) -> None:
+def test_an_answer_that_is_no_answer_is_unreachable(peers: Peers, server: Server, garbage: bytes) -> None:
     def handle(connection: socket.socket) -> None:
         if read_request(connection):
             connection.sendall(garbage)
@@ -111,7 +179,7 @@ def test_an_answer_that_is_no_answer_is_unreachable(peers: Peers, garbage: bytes
         assert peers.call(to(url), 5) == Unreachable(timed_out=False)
 
 
-def test_a_peer_that_drips_its_answer_does_not_outlast_the_deadline(peers: Peers) -> None:
+def test_a_peer_that_drips_its_answer_does_not_outlast_the_deadline(peers: Peers, server: Server) -> None:
     release = threading.Event()
 
     def drip(connection: socket.socket) -> None:

@@ -196,9 +196,12 @@ def as_underwriting(made: Attempt) -> Attempt:
 # --- a budget of its own -------------------------------------------------------------------------------------------
 
 
-def asked_until_spent(act: Callable[[], object], most: int = 40) -> int:
+SPENT = (Verdict.INDETERMINATE, Void.BUDGET_EXHAUSTED)
+
+
+def asked_until_spent(act: Callable[[], tuple[Verdict, Void | None]], most: int = 40) -> int:
     for spent in range(most):
-        if code_of(act) == "budget-exhausted":
+        if act() == SPENT:
             return spent
     raise AssertionError("the budget is never spent")
 
@@ -208,10 +211,10 @@ def test_a_spent_budget_of_either_occasion_leaves_the_others_whole(first: int) -
     """Of five members four are asked, always the same: each answer is charged at all of them."""
     worlds = [make_world(5, shards=1, rules=(TIGHT,), seed="spent") for _ in range(2)]
 
-    def asks(world: World) -> dict[int, Callable[[], object]]:
+    def asks(world: World) -> dict[int, Callable[[], tuple[Verdict, Void | None]]]:
         return {
             UNDERWRITING: lambda: world.check(1, person(1), 1, rule=TIGHT),
-            RECHECK: lambda: rechecked(world, 1, TIGHT),
+            RECHECK: lambda: rechecked(world, 1, TIGHT)[0],
         }
 
     second = RECHECK if first == UNDERWRITING else UNDERWRITING
@@ -224,10 +227,10 @@ def test_a_spent_budget_of_either_occasion_leaves_the_others_whole(first: int) -
 
 def test_a_group_gets_no_more_rechecks_of_a_person_than_the_budget_of_four_custodians_allows() -> None:
     world = make_world(8, shards=1, rules=(TIGHT,), owners={name(1): "one", name(2): "one"})
-    answered = sum(code_of(lambda who=who: rechecked(world, who, TIGHT)) is None for who in (1, 2) * 10)
+    answered = sum(rechecked(world, who, TIGHT) != [SPENT] for who in (1, 2) * 10)
     slots = 6 - (world.manifest.slot_of_group(0, name(1)) is not None)
     assert TIGHT.recheck_budget <= answered <= slots * TIGHT.recheck_budget // 4
-    assert code_of(lambda: rechecked(world, 3, TIGHT)) is None, "another group has a budget of its own"
+    assert rechecked(world, 3, TIGHT) == [(WITHIN, None)], "another group has a budget of its own"
 
 
 def test_a_rule_without_a_recheck_budget_is_asked_about_by_nobody_and_refused_by_every_custodian() -> None:
@@ -280,5 +283,5 @@ def test_a_recheck_blinds_each_person_anew_so_the_service_links_no_night_to_anot
         ask(world.party(1), [Question(person(1), RULE, 0)], NOW, NOW + 2, world.random, occasion=RECHECK)[1]
         for _ in range(2)
     ]
-    one, two = (request.signed.statement.lanes[0].blinded for request in requests)
+    one, two = (request.signed.statement.persons[0] for request in requests)
     assert one != two

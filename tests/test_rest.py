@@ -3,6 +3,7 @@
 import base64
 import datetime as dt
 import json
+import re
 import secrets
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from live import Answer, LiveAlliance, china_today, wait_for_ticks, wait_until, 
 
 from insurer_agent.agent import Agent
 from insurer_agent.rest import make_app
-from insurer_agent.rest.checks import RETRY_SECONDS
+from insurer_agent.rest.answers import RETRY_SECONDS
 from insurer_agent.rest.openapi import document
 from protocol.encoding import decode
 from protocol.messages import CheckRequest
@@ -358,7 +359,56 @@ def test_a_spent_budget_is_referred_and_ends_no_sooner_than_the_day(alliance: Li
     both = question(subject, "1.00", rules=rules)
     del both["rule"]
     results = request(alliance, "POST", "/v1/checks", both, member=5).body["results"]
-    assert {result["reason"] for result in results} == {"budget-exhausted"}  # a check is answered whole or not at all
+    assert [(result["verdict"], result["reason"]) for result in results] == [
+        ("indeterminate", "budget-exhausted"),
+        ("within", None),
+    ]
+
+
+# --- many checks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_answered_at_once_and_in_order(alliance: LiveAlliance) -> None:
+    over = somebody()
+    body = policy(over, "50000000")
+    assert request(alliance, "POST", "/v1/policies", body).status == 201
+    wait_until_visible(alliance, body["policy_number"])
+    asked = [question(over if place % 3 == 0 else somebody(), "0.01", reference=str(place)) for place in range(300)]
+    answer = request(alliance, "POST", "/v1/checks/batch", {"checks": asked}, member=2)
+    found = [(one["reference"], one["verdict"]) for one in answer.body["results"]]
+    assert found == [(str(place), "within" if place % 3 else "exceeds") for place in range(300)]
+
+
+def test_a_job_goes_on_after_its_agent_was_killed(alliance: LiveAlliance) -> None:
+    over = somebody()
+    body = policy(over, "50000000")
+    assert request(alliance, "POST", "/v1/policies", body).status == 201
+    wait_until_visible(alliance, body["policy_number"])
+    asked = [question(over if place == 7 else somebody(), "0.01", reference=str(place)) for place in range(400)]
+    job = request(alliance, "POST", "/v1/checks/jobs", {"checks": asked}, member=6).headers["Location"]
+
+    def done() -> int:
+        count: int = request(alliance, "GET", job, member=6).body["done"]
+        return count
+
+    wait_until(lambda: done() > 0)
+    alliance.kill(6)
+    alliance.restart(6)
+    assert 0 < done() <= len(asked)
+    wait_until(lambda: done() == len(asked), 120)
+    with urlopen(
+        Request(
+            alliance.member(6)["url"] + job + "/result",
+            headers={"Authorization": f"Bearer {alliance.member(6)['api_key']}"},
+        ),
+        timeout=10,
+    ) as response:
+        found = [json.loads(line) for line in response]
+    assert [(one["index"], one["reference"], one["verdict"]) for one in found] == [
+        (place, str(place), "exceeds" if place == 7 else "within") for place in range(len(asked))
+    ]
+    assert request(alliance, "DELETE", job, member=6).status == 204
+    assert request(alliance, "GET", job, member=6).status == 404
 
 
 # --- the same request again ----------------------------------------------------------------------------------------
@@ -658,7 +708,9 @@ def test_the_interface_describes_itself_to_all_and_says_nothing_of_its_state(all
         routes = make_app(agent).url_map.iter_rules()
     finally:
         agent.database.close()
-    served = {(route.rule.replace("<path:number>", "{number}"), method) for route in routes for method in route.methods}
+    served = {
+        (re.sub(r"<(?:path:)?(\w+)>", r"{\1}", route.rule), method) for route in routes for method in route.methods
+    }
     paths = described["paths"].items()
     ours = {(path, method.upper()) for path, methods in paths for method in methods if method != "parameters"}
     others = {path for path, method in served - ours if method not in {"HEAD", "OPTIONS"}}

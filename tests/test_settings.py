@@ -2,15 +2,18 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from live import write_policies
-from world import seeded
+from world import make_world, seeded
 
+import transport.server
 from insurer_agent import cli as agent_cli
 from insurer_agent.config import Settings
 from insurer_agent.keys import AgentKeys
+from protocol import signing
 from protocol.encoding import decode, encode
 from protocol.enrolment import enrol, read_enrolment
 from protocol.errors import ProtocolError
@@ -19,6 +22,7 @@ from protocol.party import MemberKeys
 from protocol.secret import Secret
 from service import cli as service_cli
 from service.admin import cli as admin_cli
+from service.admin.manifests import add_signature, pins_json, unsigned
 from service.config import Settings as ServiceSettings
 from service.config import generate_keys, load_keys, save_keys
 from transport.settings import SettingsError, load_pins, write_private
@@ -192,6 +196,9 @@ def test_an_alliance_is_set_up_by_hand_with_two_of_three_admins(
     create = ["manifest-create", str(manifest), *enrolments, "--alliance", "by hand"]
     create += ["--service", str(service / "service.json"), "--ca", str(ca / "ca.pem")]
     create += ["--shards", "2", "--expected-persons"]
+    other = [part if part != "by hand" else "another" for part in create]
+    assert admin_cli.main([*other, "20000"]) == 2
+    assert "is the CA of the alliance by hand" in capsys.readouterr().err
     assert admin_cli.main([*create, "19999"]) == 2
     assert "10,000 persons" in capsys.readouterr().err
     assert admin_cli.main([*create, "20000"]) == 0
@@ -212,6 +219,36 @@ def test_an_alliance_is_set_up_by_hand_with_two_of_three_admins(
     assert shown["signed_by"] == ["ann", "cai"]
     assert shown["terms"]["rules"][0]["limit"] == 5_000_000_000
     assert encode(decode(SignedManifest, manifest.read_bytes())) == manifest.read_bytes()
+
+
+def test_plain_http_takes_the_manifest_and_ones_own_settings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world, key, service = make_world(5, shards=1), Secret(bytes(range(32))), tmp_path / "service"
+    now = int(time.time())
+    terms = replace(world.manifest.terms, issued_at=now - 10, valid_until=now + 1000)
+    save_keys(world.service.keys, make(service))
+    (service / "manifest.bin").write_bytes(encode(add_signature(unsigned(terms), "a", key)))
+    (service / "admins.json").write_text(pins_json({"a": signing.public_key(key)}, threshold=1), encoding="utf-8")
+    (service / "config.toml").write_text("port = 1\n", encoding="utf-8")
+    served: list[object] = []
+    monkeypatch.setattr(transport.server, "serve", lambda _app, **options: served.append(options["tls"]))
+    serve = ["serve", "--state", str(service)]
+    assert service_cli.main(serve) == 2
+    assert "set allow_plain_http = true" in capsys.readouterr().err
+    assert served == []
+    (service / "config.toml").write_text("port = 1\nallow_plain_http = true\n", encoding="utf-8")
+    assert service_cli.main(serve) == 0
+    assert served == [None]
+    assert caplog.text.count("PLAIN HTTP: NOTHING PROTECTS") == 1
+
+
+def make(state: Path) -> Path:
+    state.mkdir()
+    return state
 
 
 @pytest.mark.parametrize(

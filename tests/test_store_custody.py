@@ -141,6 +141,15 @@ def code_of(action: Callable[[], object]) -> str | None:
     return None
 
 
+SPENT = "a lane is spent"
+
+
+def admitted(custody: Custody, asked: Admission) -> str | None:
+    """Return the code with which an admission is refused, that lanes of it are spent, or None where all are charged."""
+    spent: list[tuple[int, ...]] = []
+    return code_of(lambda: spent.append(custody.admit(asked))) or (SPENT if spent[0] else None)
+
+
 def plain(results: Sequence[Refusable]) -> list[Kept | str]:
     """Replace refusals, which do not compare, by their codes."""
     return [item.code if isinstance(item, ProtocolError) else item for item in results]
@@ -148,7 +157,7 @@ def plain(results: Sequence[Refusable]) -> list[Kept | str]:
 
 def comparable(view: CustodyView) -> tuple[list[Counter[CustodyRow]], dict[int, int]]:
     """Return a view without what it leaves open: the order of rows, and whether an empty sum is told."""
-    return [Counter(lane.rows) for lane in view.lanes], {
+    return [Counter(one.rows) for one in view.persons], {
         slot: total for slot, total in view.stamp_sums.items() if total != group.IDENTITY
     }
 
@@ -195,13 +204,20 @@ def count(store: Database, query: str) -> int:
 DEPOSITORS = ("insurer-01", "insurer-03")
 IDS = st.integers(0, 5)
 FIRST_TICK = 1_000
-CHARGES = st.builds(
-    Charge,
+RULES = ("sum", "number")
+BUDGETS = st.fixed_dictionaries(
+    {name: st.tuples(st.sampled_from([1, 1, 2, 3]), st.sampled_from([1, 2, 30])) for name in RULES}
+)
+"""By rule, the answers and the days of an admission: a rule has one budget in it."""
+LANES = st.tuples(
     st.integers(0, 1).map(index),
     st.sampled_from(["sum", "sum", "sum", "number"]),
     st.sampled_from([UNDERWRITING, UNDERWRITING, UNDERWRITING, RECHECK]),
-    budget=st.sampled_from([1, 1, 2, 3]),
-    budget_days=st.sampled_from([1, 2, 30]),
+)
+CHARGES = st.builds(
+    lambda lanes, budgets: tuple(Charge(*lane, *budgets[lane[1]]) for lane in lanes),
+    st.lists(LANES, min_size=1, max_size=3),
+    BUDGETS,
 )
 # Two of a kind in one admission, too: a person may stand in two lanes under one rule.
 ADMISSIONS = st.builds(
@@ -212,7 +228,7 @@ ADMISSIONS = st.builds(
     st.sampled_from([bytes(32), bytes([1] * 32)]),
     st.integers(1, 3),
     st.just(0),
-    st.lists(CHARGES, min_size=1, max_size=3).map(tuple),
+    CHARGES,
     st.sampled_from([100, 100, 101]),
 )
 FAR_DAY = A_DAY + 200
@@ -309,8 +325,10 @@ class CustodyMachine(RuleBasedStateMachine):
 
     def admitted(self, admission: Admission) -> None:
         asked = replace(admission, today=self.today)
-        refusal = self.both(lambda custody: code_of(lambda: custody.admit(asked)))
-        self.seen[refusal or "admitted"] += 1
+        outcome = self.both(lambda custody: refused_or(lambda: (custody.admit(asked), None)))
+        (spent, _), lanes = outcome, len(asked.charges)
+        self.seen[spent[0] if isinstance(spent, list) else SPENT if spent else "admitted"] += 1
+        self.seen["partly spent"] += isinstance(spent, tuple) and 0 < len(spent) < lanes
 
     def prepared(self, items: Sequence[Proposed], attempt: RangeAttempt | None) -> list[Kept | str]:
         def prepare(custody: Custody) -> object:
@@ -495,7 +513,8 @@ def test_any_history_has_the_results_that_it_has_in_memory(store: Database) -> N
         "check-id-reused",
         "other-tick",
         "replayed",
-        "budget-exhausted",
+        SPENT,
+        "partly spent",
         "deposit-reused",
         "deposit-abandoned",
     }
@@ -591,11 +610,11 @@ def test_exactly_the_budget_passes_however_many_ask_at_once(
 
     def ask(first: int) -> list[str | None]:
         mine = [admission(first * 100 + number, charges=charges) for number in range(4)]
-        return [code_of(lambda item=item: custody.admit(item)) for item in mine]
+        return [admitted(custody, item) for item in mine]
 
     codes = Counter(itertools.chain(*at_once([lambda first=first: ask(first) for first in range(THREADS)])))
-    assert codes == Counter({None: budget, "budget-exhausted": 4 * THREADS - budget})
-    assert recorded(store) == {"requests": budget, "attempts": budget, "charges": budget}
+    assert codes == Counter({None: budget, SPENT: 4 * THREADS - budget})
+    assert recorded(store) == {"requests": 4 * THREADS, "attempts": 4 * THREADS, "charges": budget}
 
 
 def test_a_budget_of_each_occasion_is_spent_by_itself_however_many_ask_at_once(
@@ -608,12 +627,10 @@ def test_a_budget_of_each_occasion_is_spent_by_itself_however_many_ask_at_once(
         return admission(number, charges=(Charge(index(0), "rule", occasion, budgets[occasion], 30),))
 
     every = [asked(number) for number in range(4 * THREADS)]
-    expected = Counter(code_of(lambda item=item: memory.admit(item)) for item in every)
-    assert expected == Counter({None: 7, "budget-exhausted": 4 * THREADS - 7})
+    expected = Counter(admitted(memory, item) for item in every)
+    assert expected == Counter({None: 7, SPENT: 4 * THREADS - 7})
     parts = [every[place::THREADS] for place in range(THREADS)]
-    had = at_once(
-        [lambda part=part: [code_of(lambda item=item: custody.admit(item)) for item in part] for part in parts]
-    )
+    had = at_once([lambda part=part: [admitted(custody, item) for item in part] for part in parts])
     assert Counter(itertools.chain(*had)) == expected
     spent = store.run(
         "read", lambda connection: connection.execute("SELECT occasion, sum(answers) FROM budget GROUP BY 1").fetchall()
@@ -635,16 +652,30 @@ def test_checks_of_the_same_persons_in_any_order_do_not_lock_each_other_up(
     assert recorded(store) == {"requests": 4 * THREADS, "attempts": 4 * THREADS, "charges": 6 * 4 * THREADS}
 
 
-def test_a_check_refused_for_one_lane_leaves_the_budget_of_the_others(
+def test_a_lane_that_is_spent_is_not_charged_those_beside_it_are_and_so_it_stays_in_every_attempt(
     store: Database, custody: PostgresCustody
 ) -> None:
-    spent, other = (Charge(index(number), "rule", UNDERWRITING, budget, 30) for number, budget in ((0, 1), (1, 5)))
-    custody.admit(admission(1, charges=(spent,)))
-    before = recorded(store)
-    for charges in ((other, spent), (spent, other)):
-        assert code_of(lambda charges=charges: custody.admit(admission(2, charges=charges))) == "budget-exhausted"
-    assert recorded(store) == before
-    custody.admit(admission(2, charges=(other,)))  # the refused id was not used up
+    spent, other = (Charge(index(number), "rule", UNDERWRITING, budget, 30) for number, budget in ((0, 1), (1, 2)))
+    assert custody.admit(admission(1, charges=(spent,))) == ()
+    assert custody.admit(admission(2, charges=(other, spent, other))) == (1,)
+    assert recorded(store) == {"requests": 2, "attempts": 2, "charges": 3}
+    store.run("release", lambda connection: connection.execute("DELETE FROM budget"))
+    for attempt in (2, 3):
+        assert custody.admit(admission(2, charges=(other, spent, other), attempt=attempt)) == (1,)
+    assert recorded(store)["charges"] == 0
+    assert custody.admit(admission(3, charges=(other, spent, other))) == ()
+    assert custody.admit(admission(4, charges=(other, spent))) == (0, 1)
+    assert code_of(lambda: custody.admit(admission(4, charges=(other, spent)))) == "replayed"
+
+
+def test_a_database_of_before_lanes_were_spent_apart_is_brought_up_to_date(store: Database) -> None:
+    store.run("older", lambda connection: connection.execute("ALTER TABLE check_request DROP COLUMN spent"))
+    for _ in range(2):
+        store.migrate()
+    custody = PostgresCustody(store, VAULT, TICK_SECONDS, EPOCH)
+    charge = Charge(index(0), "rule", UNDERWRITING, 1, 30)
+    assert custody.admit(admission(1, charges=(charge, charge))) == (1,)
+    assert custody.admit(admission(1, charges=(charge, charge), attempt=2)) == (1,)
 
 
 def test_one_attempt_asked_for_by_many_at_once_passes_once(store: Database, custody: PostgresCustody) -> None:
@@ -676,33 +707,37 @@ def test_a_check_that_is_recorded_after_the_first_of_the_next_day_counts_that_on
     late, early = admission(1, today=A_DAY + 1, charges=charges), admission(2, today=A_DAY, charges=charges)
     for stored in (memory, custody):
         stored.admit(late)
-    expected = code_of(lambda: memory.admit(early))
-    assert expected == "budget-exhausted"
-    assert code_of(lambda: custody.admit(early)) == expected
+    assert admitted(memory, early) == admitted(custody, early) == SPENT
 
 
 def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database, custody: PostgresCustody) -> None:
     charged, go_on = threading.Event(), threading.Event()
 
-    class Slow(PostgresCustody):
+    class Slow:
         """Is about to commit for as long as the test likes."""
 
-        def _charge(self, connection: Rows, admission: Admission) -> None:
-            super()._charge(connection, admission)
-            charged.set()
-            assert go_on.wait(20)
+        def run(self, name: str, transaction: Callable[[Rows], T], *, one_statement: bool) -> T:
+            assert one_statement
 
-    slow = Slow(store, VAULT, TICK_SECONDS, EPOCH)
+            def held(connection: Rows) -> T:
+                result = transaction(connection)
+                charged.set()
+                assert go_on.wait(20)
+                return result
+
+            return store.run(name, held)
+
+    slow = PostgresCustody(Slow(), VAULT, TICK_SECONDS, EPOCH)  # type: ignore[arg-type]  # all of it that `admit` takes
     before, after = (
         admission(day, today=A_DAY + day, charges=(Charge(index(0), "rule", UNDERWRITING, 1, 30),)) for day in (0, 1)
     )
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(lambda: code_of(lambda: slow.admit(before)))
+        first = pool.submit(lambda: admitted(slow, before))
         assert charged.wait(20)
-        second = pool.submit(lambda: code_of(lambda: custody.admit(after)))
+        second = pool.submit(lambda: admitted(custody, after))
         wait([second], timeout=0.5)  # it may wait for the first, or not
         go_on.set()
-        assert Counter([first.result(), second.result()]) == Counter({None: 1, "budget-exhausted": 1})
+        assert Counter([first.result(), second.result()]) == Counter({None: 1, SPENT: 1})
 
 
 def test_old_replay_records_go_and_what_can_still_matter_stays(store: Database, custody: PostgresCustody) -> None:
@@ -716,8 +751,8 @@ def test_old_replay_records_go_and_what_can_still_matter_stays(store: Database, 
     assert recorded(store) == {"requests": 1, "attempts": 2, "charges": 2}
     custody.forget_old_checks(A_DAY + 366)
     asked = admission(3, today=A_DAY + 365, charges=charges)
-    assert code_of(lambda: custody.admit(asked)) == "budget-exhausted"  # both still lie within the 366 days
-    custody.admit(replace(asked, today=A_DAY + 366))
+    assert custody.admit(asked) == (0,)  # both still lie within the 366 days
+    assert custody.admit(admission(4, today=A_DAY + 366, charges=charges)) == ()
     custody.forget_old_checks(A_DAY + 800)
     assert recorded(store) == {"requests": 0, "attempts": 0, "charges": 0}
 
@@ -812,9 +847,9 @@ def test_what_was_answered_is_seen_by_others_at_once(database: str, custody: Pos
 
 @dataclass
 class Interrupted(Sequence[tuple[IndexKey, int]]):
-    """The lanes of a reading; between the queries for those of the first day and of the second, something happens."""
+    """The persons of a reading; between the queries for those of the first day and of the second, something happens."""
 
-    lanes: tuple[tuple[IndexKey, int], ...]
+    persons: tuple[tuple[IndexKey, int], ...]
     meanwhile: Callable[[], object]
     happened: list[object] = field(default_factory=list)
     gone_through: int = 0
@@ -823,26 +858,26 @@ class Interrupted(Sequence[tuple[IndexKey, int]]):
         self.gone_through += 1
         if self.gone_through == 3:  # for the days, for the persons of the first, for those of the second
             self.happened.append(self.meanwhile())
-        yield from self.lanes
+        yield from self.persons
 
     def __len__(self) -> int:
-        return len(self.lanes)
+        return len(self.persons)
 
     def __getitem__(self, place: Any) -> Any:  # noqa: ANN401  as of Sequence
-        return self.lanes[place]
+        return self.persons[place]
 
 
-def test_a_commit_between_the_lanes_of_a_view_is_not_half_seen(custody: PostgresCustody) -> None:
+def test_a_commit_between_the_persons_of_a_view_is_not_half_seen(custody: PostgresCustody) -> None:
     items = [proposed(number, whom=number % 2) for number in range(4)]
     prepare(custody, items)
     custody.commit("insurer-01", 0, [commit_of(items[0], 5), commit_of(items[1], 9)])
-    lanes = ((index(0), 1), (index(1), 2))
-    plain_reading = Reading(0, 1, 8, lanes)
+    persons = ((index(0), 1), (index(1), 2))
+    plain_reading = Reading(0, 1, 8, persons)
     before = comparable(custody.view(plain_reading))
     # Two appear, and one that lay in the future of the reading is moved before it.
     later = [commit_of(item, 6) for item in items[1:]]
-    interrupted = Interrupted(lanes, lambda: custody.commit("insurer-01", 0, later))
-    assert comparable(custody.view(replace(plain_reading, lanes=interrupted))) == before
+    interrupted = Interrupted(persons, lambda: custody.commit("insurer-01", 0, later))
+    assert comparable(custody.view(replace(plain_reading, persons=interrupted))) == before
     assert len(interrupted.happened) == 1
     after = comparable(custody.view(plain_reading))
     assert [sum(lane.values()) for lane in after[0]] == [2, 2]
@@ -889,7 +924,7 @@ def test_rows_and_stamps_of_every_view_agree_while_others_commit(custody: Postgr
         views = 0
         while any(writing):
             view, views = custody.view(reading), views + 1
-            seen = [by_value[item.amounts[0]] for lane in view.lanes for item in lane.rows]
+            seen = [by_value[item.amounts[0]] for one in view.persons for item in one.rows]
             for place, depositor in enumerate(depositors):
                 own = [item for item in seen if item.depositor == depositor]
                 assert len(own) % size == 0
@@ -898,7 +933,7 @@ def test_rows_and_stamps_of_every_view_agree_while_others_commit(custody: Postgr
 
     views = at_once([lambda: write(0), lambda: write(1), read, read])
     assert min(views[2:]) > 0
-    assert sum(len(lane.rows) for lane in custody.view(reading).lanes) == 2 * batches * size
+    assert sum(len(one.rows) for one in custody.view(reading).persons) == 2 * batches * size
 
 
 # --- what stands in the tables -------------------------------------------------------------------------------------
@@ -942,7 +977,7 @@ def test_shares_that_were_moved_or_changed_do_not_open(
     store: Database, custody: PostgresCustody, statement: str
 ) -> None:
     with_two_rows(custody)
-    assert len(custody.view(VIEW_ALL).lanes[0].rows) == 3
+    assert len(custody.view(VIEW_ALL).persons[0].rows) == 3
     tamper(store, statement)
     with pytest.raises(VaultError):
         custody.view(VIEW_ALL)

@@ -84,7 +84,7 @@ def view(custody: PostgresCustody, first: int) -> CustodyView:
 
 def seen(custody: PostgresCustody, first: int) -> list[int]:
     """Return the days of the rows that a check sees from a day on."""
-    return sorted(item.day for item in view(custody, first).lanes[0].rows)
+    return sorted(item.day for item in view(custody, first).persons[0].rows)
 
 
 def in_partitions(store: Database) -> list[tuple[str, dt.date]]:
@@ -196,7 +196,7 @@ def test_no_check_and_no_range_check_sees_a_month_go(store: Database, custody: P
             attempt = RangeAttempt(next(headers).to_bytes(32, "big"), today, first)
             views.append(judged(custody.prepare(asked, 0.0, attempt)))
         return [
-            (sorted(one.lanes[0].rows, key=lambda item: item.amounts), one.stamp_sums)
+            (sorted(one.persons[0].rows, key=lambda item: item.amounts), one.stamp_sums)
             if isinstance(one, CustodyView)
             else one
             for one in views

@@ -64,14 +64,22 @@ class NamedDatabase(Database):
     def __init__(self, dsn: str, *, size: int) -> None:
         super().__init__(dsn, size=size)
         self.running = ""
+        self.commit = b""
 
-    def run(self, name: str, transaction: Callable[[Rows], Any], **how: bool) -> Any:  # noqa: ANN401  as there
-        self.running = name
-        return super().run(name, transaction, **how)
+    def run(
+        self,
+        name: str,
+        transaction: Callable[[Rows], Any],
+        *,
+        snapshot: bool = False,
+        one_statement: bool = False,
+    ) -> Any:  # noqa: ANN401  as there
+        self.running, self.commit = name, b"" if one_statement else b"COMMIT\0"
+        return super().run(name, transaction, snapshot=snapshot, one_statement=one_statement)
 
     def commits(self, name: str) -> Callable[[bytes], bool]:
-        """Return what tells the COMMIT of a transaction."""
-        return lambda data: self.running == name and b"COMMIT\0" in data
+        """Return what tells the COMMIT of a transaction, or its one statement, which commits itself."""
+        return lambda data: self.running == name and self.commit in data
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ def _rows(connection: Past, table: str) -> Iterator[dict[str, object]]:
 
 @contextlib.contextmanager
 def wired_alliance(
-    root: Path, server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, present: int = MEMBERS
+    root: Path, server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, present: int = MEMBERS, shards: int = 1
 ) -> Iterator[Wired]:
     """Have the alliance for the block, with its first members `present`."""
     monkeypatch.setattr(insurer_agent.agent, "Database", NamedDatabase)
@@ -159,7 +167,7 @@ def wired_alliance(
         wires = {name: wire(name, http_answered) for name in [*names, "service"]}
         targets["postgres"] = int(conninfo_to_dict(server.dsn())["port"] or 0)
         to_postgres = wire("postgres", postgres_answered)
-        states = _make_states(root, server, wires, to_postgres)
+        states = _make_states(root, server, wires, to_postgres, shards)
 
         def served(name: str, app: Any) -> None:  # noqa: ANN401  a WSGI application
             http = make_server("127.0.0.1", 0, app, threaded=True)
@@ -185,9 +193,11 @@ def wired_alliance(
         yield there
 
 
-def _make_states(root: Path, server: EmbeddedPostgres, wires: dict[str, Wire], to_postgres: Wire) -> dict[str, Path]:
+def _make_states(
+    root: Path, server: EmbeddedPostgres, wires: dict[str, Wire], to_postgres: Wire, shards: int
+) -> dict[str, Path]:
     """Write what each party has in its state directory, as a local alliance lays them out."""
-    world, admin, now = make_world(MEMBERS, shards=1), Secret(bytes(range(32))), int(time.time())
+    world, admin, now = make_world(MEMBERS, shards=shards), Secret(bytes(range(32))), int(time.time())
 
     def url(name: str) -> str:
         return f"http://127.0.0.1:{wires[name].port}"

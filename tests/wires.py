@@ -119,8 +119,8 @@ def is_post(path: str) -> Callable[[bytes], bool]:
 
 
 def postgres_answered(data: bytes) -> bool:
-    """A COMMIT is durable when its completion is told (or was none, where the transaction had failed)."""
-    return b"COMMIT\0" in data or b"ROLLBACK\0" in data
+    """A transaction is durable (or was none, where it had failed) when the server is ready for another."""
+    return data.endswith(b"Z\0\0\0\5I")
 
 
 def redis_answered(data: bytes) -> bool:

@@ -85,6 +85,15 @@ def read_certificate(file: Path) -> x509.Certificate:
         raise SettingsError(f"{file} holds no whole PEM certificate; copy it anew from who issued it") from None
 
 
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Tell whether a CA itself signed a certificate."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 class Authority:
     """The alliance's CA, as its parties know it."""
 
@@ -114,14 +123,13 @@ class Authority:
     def _read(self, der: bytes) -> Certified | None:
         try:
             certificate = x509.load_der_x509_certificate(der)
-            certificate.verify_directly_issued_by(self.certificate)
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
             (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension):
+        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
             return None
         holder = _holder(self._alliance, uri)
-        if holder is None or constraints.ca:
+        if holder is None or constraints.ca or not is_issued_by(certificate, self.certificate):
             return None
         return Certified(
             holder,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,7 +76,7 @@ class Line:
     sock: DeadlineSocket | DeadlineTlsSocket
     context: ssl.SSLContext | None
 
-    @property
+    @cached_property
     def certificate(self) -> bytes | None:
         """The peer's certificate (DER) once hands are shaken; its chain and host name are verified."""
         return self.sock.getpeercert(binary_form=True) if isinstance(self.sock, DeadlineTlsSocket) else None
@@ -189,13 +190,18 @@ class ServerTlsSocket(ssl.SSLSocket):
             self.close()
             return b""
 
-    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401  as in the standard library; `sendall` is made of it
-        """Write, unless the client takes nothing."""
+    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401  as in the standard library
+        """Write what the client takes, or end the connection if it takes nothing."""
         try:
             return super().send(data, flags)
         except TimeoutError:
             self.close()
             raise _hung_up() from None
+
+    def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ANN401  as in the standard library; made of `send`
+        """Write all, unless the client stalls or has stalled before."""
+        try:
+            super().sendall(data, flags)
         except OSError:
             if self.fileno() < 0:
                 raise _hung_up() from None

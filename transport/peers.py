@@ -11,17 +11,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPResponse
 
 from protocol.errors import ProtocolError
 from transport.certificates import SERVICE, Holder
+from transport.http_answers import BadAnswerError, HttpAnswer, request_bytes
 from transport.lines import Line, begin_line, left, shake_hands
 from transport.tls import Tls
 
 log = logging.getLogger(__name__)
 
 LAST_MOMENT_SECONDS = 0.01
-MAX_ANSWER = 64 << 20
 TOLD_SECONDS = 60.0
 
 
@@ -61,23 +60,17 @@ class _FaultError(Exception):
         self.timed_out = timed_out
 
 
-@dataclass(frozen=True, eq=False)
-class _Connection:
-    """HTTP over a line."""
-
-    line: Line
-    http: HTTPConnection
-
-    @classmethod
-    def over(cls, line: Line) -> "_Connection":
-        http = HTTPConnection(line.host, line.port)
-        http.auto_open = 0
-        http.sock = line.sock
-        return cls(line, http)
+class _Kept(dict[tuple[str, Holder], Line]):
+    """A thread's connections by address and peer, closed at the latest when the thread has ended."""
 
     def close(self) -> None:
-        self.http.close()
-        self.line.sock.close()
+        """Close all."""
+        for line in self.values():
+            line.sock.close()
+        self.clear()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Peers:
@@ -90,13 +83,11 @@ class Peers:
 
     def close(self) -> None:
         """Close the connections of the calling thread."""
-        for connection in self._kept.values():
-            connection.close()
-        self._kept.clear()
+        self._kept.close()
 
     @property
-    def _kept(self) -> dict[tuple[str, Holder], _Connection]:
-        kept: dict[tuple[str, Holder], _Connection] = self._local.__dict__.setdefault("connections", {})
+    def _kept(self) -> _Kept:
+        kept: _Kept = self._local.__dict__.setdefault("connections", _Kept())
         return kept
 
     def call(self, call: Call, seconds: float) -> Reply | Unreachable:
@@ -123,7 +114,7 @@ class Peers:
     def _answer(
         self,
         call: Call,
-        on: _Connection | _FaultError,
+        on: Line | _FaultError,
         fresh: bool,  # noqa: FBT001  from exchange alone
         deadline: float,
     ) -> Reply | Unreachable:
@@ -146,23 +137,23 @@ class Peers:
 
     # --- connections
 
-    def _on_kept(self, call: Call, deadline: float) -> _Connection | _FaultError | None:
+    def _on_kept(self, call: Call, deadline: float) -> Line | _FaultError | None:
         """Write a call on a kept connection and return it; None if there is none that is good."""
         connection = self._kept.get((call.url, call.to))
         if connection is None:
             return None
         try:
-            self._require_peer(call, connection.line)
+            self._require_peer(call, connection)
             self._send(connection, call, deadline)
         except _FaultError as fault:
             self._drop(call)
             return fault if fault.timed_out else None
         return connection
 
-    def _on_new(self, calls: Sequence[Call], deadline: float) -> list[_Connection | _FaultError]:
+    def _on_new(self, calls: Sequence[Call], deadline: float) -> list[Line | _FaultError]:
         """Open a connection for each call, all at once, and write each call as soon as its own is open."""
         lines: dict[Line, int] = {}
-        found: list[_Connection | _FaultError] = []
+        found: list[Line | _FaultError] = []
         for call in calls:
             try:
                 context = None if self._tls is None else self._tls.client_context()
@@ -173,18 +164,17 @@ class Peers:
                 found.append(self._fault(call, error))
         for line, failed in shake_hands(lines, deadline):
             call = calls[lines[line]]
-            connection = _Connection.over(line)
             try:
                 if failed is not None:
                     raise self._fault(call, failed)
                 self._require_peer(call, line)
-                self._send(connection, call, deadline)
+                self._send(line, call, deadline)
             except _FaultError as fault:
-                connection.close()
+                line.sock.close()
                 found[lines[line]] = fault
             else:
                 self._drop(call)
-                found[lines[line]] = self._kept[call.url, call.to] = connection
+                found[lines[line]] = self._kept[call.url, call.to] = line
         return found
 
     def _require_peer(self, call: Call, line: Line) -> None:
@@ -202,33 +192,31 @@ class Peers:
     def _drop(self, call: Call) -> None:
         connection = self._kept.pop((call.url, call.to), None)
         if connection is not None:
-            connection.close()
+            connection.sock.close()
 
     # --- HTTP
 
-    def _send(self, connection: _Connection, call: Call, deadline: float) -> None:
+    def _send(self, connection: Line, call: Call, deadline: float) -> None:
         try:
             left(deadline)
-            connection.line.sock.deadline = deadline
-            connection.http.request(call.method, call.path, call.body, dict(call.headers))
-        except (OSError, HTTPException, UnicodeError) as error:
+            connection.sock.deadline = deadline
+            request = request_bytes(call.method, connection.host, call.path, call.headers, call.body)
+            connection.sock.sendall(request)
+        except (OSError, ValueError) as error:
             raise self._fault(call, error) from None
 
-    def _receive(self, call: Call, connection: _Connection, deadline: float) -> Reply:
+    def _receive(self, call: Call, connection: Line, deadline: float) -> Reply:
         # An answer that arrived while a slower peer was waited for still counts: a moment is left to take it in.
-        connection.line.sock.deadline = max(deadline, time.monotonic() + LAST_MOMENT_SECONDS)
+        connection.sock.deadline = max(deadline, time.monotonic() + LAST_MOMENT_SECONDS)
         try:
-            response: HTTPResponse = connection.http.getresponse()
-            if response.length is None or response.length > MAX_ANSWER:
-                raise _FaultError(timed_out=False)  # our peers state the length of every answer
-            body = response.read()
-        except (OSError, HTTPException) as error:
+            answer = HttpAnswer.read(connection.sock.recv_into)
+        except (OSError, BadAnswerError) as error:
             raise self._fault(call, error) from None
-        signature = response.headers.get("Lookup-Signature", "")
-        sender = None if self._tls is None else call.to
-        if connection.http.sock is None:  # the peer said that it closes
+        if not answer.stays:
             self._drop(call)
-        return Reply(response.status, body, response.headers.get_content_type(), signature, sender)
+        content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        signature = answer.headers.get("lookup-signature", "")
+        return Reply(answer.status, answer.body, content_type, signature, None if self._tls is None else call.to)
 
     # --- faults
 

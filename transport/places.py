@@ -6,20 +6,23 @@ from threading import BoundedSemaphore
 
 from protocol.errors import ProtocolError
 
-_OF_THREADS = 4
+FEW_LANES = 16
+"""Up to so many lanes a check is an underwriter's who waits; one with more is of a batch, and takes its time."""
+FOR_RECHECKS = 4
+FOR_BATCHES = 2
 
 
 class Places:
-    """Places for one in four of a process's threads, one at least; nobody waits for one, which would take a thread."""
+    """Places for one in `share` of a process's threads, one at least. Nobody waits for one: it takes a thread."""
 
-    def __init__(self, threads: int) -> None:
-        self._free = BoundedSemaphore(max(1, threads // _OF_THREADS))
+    def __init__(self, threads: int, share: int = FOR_RECHECKS) -> None:
+        self._free = BoundedSemaphore(max(1, threads // share))
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Hold a place for the block; refuse (`busy`) if all are taken."""
         if not self._free.acquire(blocking=False):
-            raise ProtocolError("busy", "too many rechecks at once")
+            raise ProtocolError("busy", "too much at once of what can wait")
         try:
             yield
         finally:

@@ -7,7 +7,6 @@ from protocol.errors import ProtocolError
 
 STATUS_OF_CODE = {
     "unknown-rule": 404,
-    "budget-exhausted": 429,
     "replayed": 409,
     "check-id-reused": 409,
     "bad-signature": 401,

@@ -118,13 +118,17 @@ class Tls:
 
     def _warn_if_it_ends(self, now: float) -> None:
         days = (self._contexts.own.valid_until - time.time()) / 86_400
-        if days < _WARN_DAYS and now >= self._warn_at:
+        revoked = self._contexts.own.serial in self.revocations
+        if (revoked or days < _WARN_DAYS) and now >= self._warn_at:
             self._warn_at = now + WARN_SECONDS
-            log.warning("THIS PARTY'S CERTIFICATE ENDS IN %.1f DAYS: %s", days, _RENEW)
+            when = "IS REVOKED" if revoked else f"ENDS IN {days:.1f} DAYS"
+            log.warning("THIS PARTY'S CERTIFICATE %s: have the alliance's admins issue another", when)
 
     def _build(self) -> _Contexts:
         settings = self._settings
         own = _own_certificate(settings, self.authority, self._own, self._manifest)
+        if own.serial in self.revocations:
+            raise SettingsError(f"{settings.tls_certificate} has been revoked; {_ISSUE}")
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         for context in (server, client):
@@ -203,7 +207,10 @@ class Tls:
     def outsider(self, environ: Environ) -> bytes | None:
         """Return the client certificate (DER) of the insurer's own CA with which a request came, or None."""
         der = client_certificate(environ)
-        return der if der is not None and self.authority.certified(der) is None else None
+        if der is None or self.authority.certified(der) is not None:
+            return None
+        # A connection may outlive the certificate that opened it.
+        return der if x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() > time.time() else None
 
 
 def client_certificate(environ: Environ) -> bytes | None:
@@ -237,6 +244,7 @@ def warn_if_plain(tls: Tls | None) -> None:
 
 
 _RENEW = "have the alliance's admins renew it (alliance ca-renew) and put it in place"
+_ISSUE = "have the alliance's admins issue another (alliance ca-issue)"
 
 
 def _own_certificate(settings: TlsSettings, authority: Authority, own: Holder, manifest: Manifest) -> Certified:

@@ -1,13 +1,14 @@
 """The agent's WSGI application, put together from its faces."""
 
 from collections.abc import Callable
+from threading import BoundedSemaphore
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify
 from werkzeug.wrappers import Request
 
 from insurer_agent.agent import Agent
-from insurer_agent.rest import checks, pages, policies
+from insurer_agent.rest import batches, checks, jobs, pages, policies
 from protocol.messages import CheckCall, CommitCall, PrepareCall, Relayed
 from transport import internal, web
 from transport.capture import Capture
@@ -23,7 +24,11 @@ def make_app(agent: Agent) -> Flask:
     app = Flask("insurer_agent", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     web.register(app)
-    checks.serve(app, agent)
+    # Checks wait for other agents, whose checks wait for this one's answers: half of the threads stay free for those.
+    places = BoundedSemaphore(agent.settings.threads // 2)
+    checks.serve(app, agent, places)
+    batches.serve(app, agent, places)
+    jobs.serve(app, agent)
     policies.serve(app, agent)
     pages.serve(app)
     _health(app, agent)

@@ -1,5 +1,6 @@
 """The OpenAPI document of the REST interface, made from the marshmallow schemas."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -8,18 +9,19 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema
 
 from insurer_agent.rest import schemas
+from insurer_agent.rest.job_files import COLUMNS, CSV, FORMATS, OPTIONAL
 from insurer_agent.rest.requests import IDEMPOTENCY_KEY, KEPT, MAX_KEY_CHARACTERS, REPLAYED
 
 PROBLEM = "application/problem+json"
 _PROBLEMS = {
     400: "The body is not JSON, or a header is malformed.",
-    401: "No good API key.",
-    404: "No such rule or policy.",
-    409: "It does not fit what is known, or the first request under the Idempotency-Key is still under way.",
+    401: "No good API key, and no registered client certificate.",
+    404: "No such rule, policy or job.",
+    409: "It does not fit what is known, the job is not done, or the first request under the key is still under way.",
     413: "The body is too large.",
-    415: "The body is not declared as JSON.",
+    415: "The body is not declared as JSON, or as CSV where that is taken.",
     422: "It does not fit the schema, a value is not good, or the Idempotency-Key was used for another request.",
-    429: "More requests than this API key may make at once; `retry_after` says when to send it again.",
+    429: "More than this API key may ask at once; `retry_after` says when to send it again.",
     503: "It cannot be answered now. Sending it again is safe.",
 }
 _RETRIED = (409, 429, 503)
@@ -35,6 +37,22 @@ _NUMBER = {
     "schema": {"type": "string", "minLength": 1},
     "example": "P-2026-0001",
 }
+_JOB_ID = {
+    "name": "job_id",
+    "in": "path",
+    "required": True,
+    "description": "The job's id.",
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    "example": "5f" * 16,
+}
+_PARAMETERS = {"{number}": _NUMBER, "{job_id}": _JOB_ID}
+_FORMAT = {
+    "name": "format",
+    "in": "query",
+    "description": "As what: JSON lines, or CSV that Excel opens; without it, as the job was handed in.",
+    "schema": {"type": "string", "enum": list(FORMATS)},
+}
+_CSV_EXAMPLE = ",".join((*COLUMNS, OPTIONAL)) + "\nresident_id,110101194903070014,accident-30d,3000000.00,UW-1\n"
 _IDEMPOTENCY = {
     "name": IDEMPOTENCY_KEY,
     "in": "header",
@@ -52,17 +70,20 @@ def document() -> dict[str, Any]:
         openapi_version="3.1.0",
         plugins=[MarshmallowPlugin(schema_name_resolver=_name)],
         info={"description": "Checks at underwriting, and policies as they are issued, amended and cancelled."},
-        security=[{"apiKey": []}],
+        security=[{"apiKey": []}, {"clientCertificate": []}],
     )
     spec.components.security_scheme("apiKey", {"type": "http", "scheme": "bearer"})
+    spec.components.security_scheme("clientCertificate", {"type": "mutualTLS"})
     problem = {"schema": schemas.ProblemSchema}
     for status, description in _PROBLEMS.items():
         told: dict[str, Any] = {"description": description, "content": {PROBLEM: problem}}
         if status in _RETRIED:
             told["headers"] = {"Retry-After": _RETRY_AFTER}
         spec.components.response(_problem(status), told)
+    spec.components.schema("ItemProblem", schema=schemas.ItemProblemSchema)
     for path, operations in _paths().items():
-        spec.path(path, parameters=[_NUMBER] if "{number}" in path else [], operations=operations)
+        named = [parameter for name, parameter in _PARAMETERS.items() if name in path]
+        spec.path(path, parameters=named, operations=operations)
     result: dict[str, Any] = spec.to_dict()
     request = result["components"]["schemas"]["CheckRequest"]
     request["oneOf"] = [{"required": ["rule"]}, {"required": ["rules"]}]
@@ -75,6 +96,32 @@ def _paths() -> dict[str, dict[str, Any]]:
         "/v1/checks": {
             "post": _operation(
                 "Check a person's total against a limit", {200: either}, schemas.CheckRequestSchema, problems=(404, 409)
+            )
+        },
+        "/v1/checks/batch": {
+            "post": _operation(
+                "Check many persons at once", {200: schemas.BatchAnswerSchema}, schemas.BatchRequestSchema
+            )
+        },
+        "/v1/checks/jobs": {
+            "post": _operation(
+                "Hand in a job of many checks",
+                {202: schemas.JobSchema},
+                schemas.JobRequestSchema,
+                text={"schema": {"type": "string", "example": _CSV_EXAMPLE}},
+            )
+        },
+        "/v1/checks/jobs/{job_id}": {
+            "get": _operation("Tell how far a job is", {200: schemas.JobSchema}, problems=(404, 429)),
+            "delete": _operation("Cancel a job and remove it", {204: None}, problems=(404, 429)),
+        },
+        "/v1/checks/jobs/{job_id}/result": {
+            "get": _operation(
+                "Fetch the answers of a job",
+                {200: None},
+                problems=(404, 409, 422, 429),
+                parameters=[_FORMAT],
+                file=True,
             )
         },
         "/v1/rules": {"get": _operation("List the rules in force", {200: schemas.RulesSchema})},
@@ -111,12 +158,20 @@ def _operation(
     answers: dict[int, Any],
     body: type[Schema] | None = None,
     *,
+    text: dict[str, Any] | None = None,
     problems: tuple[int, ...] = (),
+    parameters: Sequence[dict[str, Any]] = (),
+    file: bool = False,
     open_to_all: bool = False,
 ) -> dict[str, Any]:
+    """Return an operation; its body may also be CSV, which is `text`, and its answer a `file` in place of JSON."""
     responses: dict[str, Any] = {}
     for status, schema in answers.items():
-        responses[str(status)] = {"description": "The answer.", "content": {"application/json": {"schema": schema}}}
+        responses[str(status)] = {"description": "The answer."}
+        if schema is not None:
+            responses[str(status)]["content"] = {"application/json": {"schema": schema}}
+        if file:
+            responses[str(status)]["content"] = {kind: {"schema": {"type": "string"}} for kind in FORMATS.values()}
         if body is not None:
             replayed = {
                 "description": "True where this is the answer to an earlier request.",
@@ -131,10 +186,15 @@ def _operation(
     for status in (*problems, *always, *((400, 409, 413, 415, 422, 429) if body is not None else ())):
         responses[str(status)] = _problem(status)
     operation: dict[str, Any] = {"summary": summary, "responses": responses}
+    if parameters:
+        operation["parameters"] = list(parameters)
     if open_to_all:
         operation["security"] = []
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        content: dict[str, Any] = {"application/json": {"schema": body}}
+        if text is not None:
+            content[CSV] = text
+        operation["requestBody"] = {"required": True, "content": content}
         operation["parameters"] = [_IDEMPOTENCY]
     return operation
 

@@ -1,11 +1,13 @@
 """What every REST endpoint does first: whose key it is, what the body says, and whether it was asked before."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
 
 from flask import Response, request
 from marshmallow import Schema
@@ -19,6 +21,8 @@ from insurer_agent.limits import RequestLimit
 from insurer_agent.store.idempotency import IdempotencyAwayError, Place, StoredAnswer
 from protocol.identity import Identity
 from transport.problems import Problem
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +43,23 @@ class Reply:
 
 
 def require_api_key(agent: Agent) -> str:
-    """Return the API key that the request bears; refuse (`unauthorized`) a request without a good one."""
+    """Return the API key that the request bears; refuse (`unauthorized`) a request without a good one.
+
+    Without one, a client certificate of the insurer's own CA that is registered stands for a key.
+    """
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     key = key.strip()
-    if scheme.lower() != "bearer" or agent.api_keys.holder(key) is None:
-        raise Problem(
-            401, "unauthorized", "an API key of this agent is needed", hint="send Authorization: Bearer <API key>"
-        )
-    return key
+    if scheme.lower() == "bearer" and agent.api_keys.holder(key) is not None:
+        return key
+    certificate = None if agent.tls is None or scheme else agent.tls.outsider(request.environ)
+    if certificate is not None and agent.api_keys.holder_of_certificate(certificate) is not None:
+        return f"certificate {hashlib.sha256(certificate).hexdigest()}"  # no API key reads so
+    raise Problem(
+        401,
+        "unauthorized",
+        "an API key of this agent is needed, or a registered client certificate",
+        hint="send Authorization: Bearer <API key>",
+    )
 
 
 def answer(
@@ -57,7 +70,27 @@ def answer(
     *,
     bears_repeating: bool = False,
 ) -> Response:
-    """Answer a request whose body fits `schema`; under an Idempotency-Key once, and again what was answered then.
+    """Answer a request whose body is JSON that fits `schema`; see `answer_read`."""
+
+    def read(_api_key: str) -> tuple[Any, dict[str, Any]]:
+        body = read_json()
+        return body, schema().load(body)
+
+    return answer_read(agent, limit, read, reply, bears_repeating=bears_repeating)
+
+
+def answer_read(
+    agent: Agent,
+    limit: RequestLimit,
+    read: Callable[[str], tuple[Any, T]],
+    reply: Callable[[T], Reply],
+    *,
+    bears_repeating: bool = False,
+) -> Response:
+    """Answer a request; under an Idempotency-Key once, and again what was answered then.
+
+    `read` is told whose the request is, by its API key, and returns what the request says as JSON, by which it is known
+    again, and as `reply` takes it.
 
     Where it cannot be told whether it was made before, what changes policies is refused (503): an amendment that is
     repeated after a later one would undo that, and who sends policies can wait. A request that `bears_repeating` goes
@@ -65,8 +98,7 @@ def answer(
     """
     api_key = require_api_key(agent)
     limit.take(api_key)
-    body = _json()
-    loaded: dict[str, Any] = schema().load(body)
+    body, loaded = read(api_key)
     key = _idempotency_key()
     if key is None:
         return _response(reply(loaded))
@@ -94,6 +126,17 @@ def answer(
     return _response(given, kept=kept)
 
 
+@contextmanager
+def place_in(places: BoundedSemaphore, seconds: float) -> Iterator[None]:
+    """Hold a place for the block; refuse (`busy`) where none is free within so many seconds."""
+    if not places.acquire(timeout=seconds):
+        raise Problem(503, "busy", "too many checks at once", hint="try again shortly", retry_after=1)
+    try:
+        yield
+    finally:
+        places.release()
+
+
 def _kept(agent: Agent, place: Place, given: Reply) -> bool:
     """Keep an answer; where that fails it is given all the same, as what it tells of is done."""
     try:
@@ -118,8 +161,9 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _json() -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
-    request.max_content_length = MAX_JSON
+def read_json(most: int = MAX_JSON) -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
+    """Return the request's body, of so many bytes at most."""
+    request.max_content_length = most
     hint = "send Content-Type: application/json, UTF-8, each name once"
     if not request.is_json:
         raise Problem(415, "unsupported-media-type", "the body is not declared as JSON", hint=hint)

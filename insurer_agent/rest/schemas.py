@@ -8,6 +8,9 @@ from protocol.check import Void
 from protocol.identity import DocumentType
 
 MAX_RULES = 16
+MAX_REFERENCE = 128
+MAX_BATCH = 1_000
+MAX_JOB = 100_000
 
 
 def _about(description: str, example: object = None, **more: object) -> dict[str, Any]:
@@ -58,7 +61,7 @@ class CheckRequestSchema(_Strict):
     reference = fields.String(
         load_default=None,
         allow_none=True,
-        validate=validate.Length(max=128),
+        validate=validate.Length(max=MAX_REFERENCE),
         metadata=_about("The caller's own mark, given back in the answer; it never leaves the agent.", "UW-1"),
     )
 
@@ -140,6 +143,87 @@ class ChecksAnswerSchema(_WholeCheck):
 
     results = fields.List(
         fields.Nested(ResultSchema), required=True, metadata=_about("One result a rule, in the request's order.")
+    )
+
+
+_CHECKS_EXAMPLE = [
+    {
+        "subject": {"document_type": "resident_id", "document_number": "110101194903070014"},
+        "rule": "accident-30d",
+        "proposed_amount": "3000000.00",
+        "reference": "UW-1",
+    }
+]
+
+
+class BatchRequestSchema(_Strict):
+    """Many checks, each as `POST /v1/checks` takes it. One that is bad is told so in its place; the others go on."""
+
+    checks = fields.List(
+        fields.Nested(CheckRequestSchema),
+        required=True,
+        validate=validate.Length(1, MAX_BATCH),
+        metadata=_about("The checks; the same may stand there twice.", _CHECKS_EXAMPLE),
+    )
+
+
+class LooseBatchSchema(_Strict):
+    """As a batch or a job is read: its items one by one, afterwards."""
+
+    checks = fields.List(fields.Raw(allow_none=True), required=True, validate=validate.Length(1))
+
+
+def _one_of(*schemas: str) -> dict[str, Any]:
+    return {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in schemas]}
+
+
+class BatchAnswerSchema(Schema):
+    """The answers to a batch."""
+
+    checked_at = fields.AwareDateTime(required=True, format="iso", metadata=_about("When it was answered, UTC+8."))
+    completeness = fields.Nested(
+        CompletenessSchema, required=True, metadata=_about("The least complete that a check of it found.")
+    )
+    results = fields.List(
+        fields.Raw(metadata=_one_of("CheckAnswer", "ChecksAnswer", "ItemProblem")),
+        required=True,
+        metadata=_about("One an item, in the request's order: what POST /v1/checks answers, or what is wrong with it."),
+    )
+
+
+class JobRequestSchema(_Strict):
+    """A job: as a batch, of more checks."""
+
+    checks = fields.List(
+        fields.Nested(CheckRequestSchema),
+        required=True,
+        validate=validate.Length(1, MAX_JOB),
+        metadata=_about("The checks; 16 MiB in all.", _CHECKS_EXAMPLE),
+    )
+
+
+class VerdictsSchema(Schema):
+    """How many verdicts there are, one an item and rule."""
+
+    exceeds = fields.Integer(required=True)
+    within = fields.Integer(required=True)
+    indeterminate = fields.Integer(required=True)
+
+
+class JobSchema(Schema):
+    """How far a job is. It goes on through restarts of the agent."""
+
+    job_id = fields.String(required=True, metadata=_about("Known to the API key that handed it in.", "5f" * 16))
+    state = fields.String(required=True, validate=validate.OneOf(["waiting", "running", "done"]))
+    total = fields.Integer(required=True, metadata=_about("How many items it has.", 20000))
+    done = fields.Integer(required=True, metadata=_about("How many are settled.", 5120))
+    verdicts = fields.Nested(VerdictsSchema, required=True)
+    problems = fields.Integer(required=True, metadata=_about("Items that are bad: nobody was asked about them.", 0))
+    created_at = fields.AwareDateTime(required=True, format="iso")
+    started_at = fields.AwareDateTime(required=True, allow_none=True, format="iso")
+    finished_at = fields.AwareDateTime(required=True, allow_none=True, format="iso")
+    expires_at = fields.AwareDateTime(
+        required=True, format="iso", metadata=_about("When it is removed with its result, whether done or not.")
     )
 
 
@@ -257,3 +341,10 @@ class ProblemSchema(Schema):
     hint = fields.String()
     errors = fields.Dict(keys=fields.String(), metadata=_about("What is wrong with each field."))
     retry_after = fields.Integer(metadata=_about("Seconds after which to send it again, as in Retry-After."))
+
+
+class ItemProblemSchema(ProblemSchema):
+    """What is wrong with one item of a batch; nobody was asked about it."""
+
+    index = fields.Integer(required=True, metadata=_about("The item's place in the request; 0 is the first.", 0))
+    reference = fields.String(required=True, allow_none=True, metadata=_about("As the item had it.", "UW-1"))

@@ -1,4 +1,4 @@
-"""API keys of underwriting systems: shown once when made, stored as a hash."""
+"""API keys of underwriting systems, shown once when made, or client certificates in their place; stored as hashes."""
 
 import datetime as dt
 import hashlib
@@ -25,7 +25,8 @@ class ApiKeyEntry:
 class ApiKeys:
     """Makes, lists and revokes keys, and finds out whose a presented key is.
 
-    A key has 256 random bits, so a plain hash is enough: there is nothing to guess.
+    A key has 256 random bits, so a plain hash is enough: there is nothing to guess. A certificate is stored by its own
+    SHA-256 in the same place. That hash is no secret, but no key has it: no text is encoded as a certificate is.
     """
 
     def __init__(self, database: Database) -> None:
@@ -34,19 +35,25 @@ class ApiKeys:
     def make(self, name: str, random: RandomBytes, *, replace: bool = False) -> str:
         """Return a new key under a name; refuse (`name-in-use`) one that has a key, unless that is to end."""
         key = PREFIX + random(32).hex()
+        self._put(name, _hash(key), replace=replace)
+        return key
 
-        def transaction(connection: Rows) -> int:
+    def register(self, name: str, certificate: bytes, *, replace: bool = False) -> None:
+        """Have a client certificate (DER) be good as a key under a name; refuses as `make`."""
+        self._put(name, hashlib.sha256(certificate).digest(), replace=replace)
+
+    def _put(self, name: str, digest: bytes, *, replace: bool) -> None:
+        def transaction(connection: Rows) -> None:
             if replace:
                 connection.execute("DELETE FROM api_key WHERE name = %s", (name,))
-            return connection.execute(
-                "INSERT INTO api_key (name, hash) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING", (name, _hash(key))
+            made = connection.execute(
+                "INSERT INTO api_key (name, hash) VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, digest)
             ).rowcount
+            if made == 0:
+                detail = f"there is an API key named {name}, or the certificate has another name"
+                raise Problem(409, "name-in-use", detail, hint="revoke it, or take another name")
 
-        if self._database.run("make api key", transaction) == 0:
-            raise Problem(
-                409, "name-in-use", f"there is an API key named {name}", hint="revoke it, or take another name"
-            )
-        return key
+        self._database.run("make api key", transaction)
 
     def entries(self) -> list[ApiKeyEntry]:
         """Return all keys that are good, by name."""
@@ -67,12 +74,18 @@ class ApiKeys:
 
     def holder(self, key: str) -> str | None:
         """Return the name of a key's holder, or None if the key is unknown; note the hour of its use."""
+        return self._find(_hash(key))
 
+    def holder_of_certificate(self, certificate: bytes) -> str | None:
+        """Return the name that a client certificate (DER) is registered under, as `holder` does of a key."""
+        return self._find(hashlib.sha256(certificate).digest())
+
+    def _find(self, digest: bytes) -> str | None:
         def transaction(connection: Rows) -> psycopg.rows.TupleRow | None:
             row = connection.execute(
                 "SELECT name, last_used_at IS NULL OR last_used_at < now() - interval '1 hour' FROM api_key"
                 " WHERE hash = %s",
-                (_hash(key),),
+                (digest,),
             ).fetchone()
             if row is not None and row[1]:
                 connection.execute(

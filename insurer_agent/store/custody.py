@@ -5,9 +5,7 @@
 
 import datetime as dt
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from insurer_agent.store import custody_stamps
 from insurer_agent.store.custody_deposits import FACTS, CustodyDeposits, read_facts
@@ -35,6 +33,10 @@ log = logging.getLogger(__name__)
 KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
 
+_ADMIT = (
+    b"SELECT known_hash, known_tick, spent_lanes, is_new FROM admit_check(%s, %s, %s::smallint, %s, %s, %s, %s,"
+    b" %s::bigint[], %s::bytea[], %s::text[], %s::smallint[], %s::date[], %s::bigint[])"
+)
 _VIEW = (
     # The shard's stamps, then the persons' rows: one statement sees one state of the database.
     "SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, excluded, NULL, NULL, NULL, sum FROM custody_stamp"  # noqa: S608  names of columns
@@ -63,61 +65,30 @@ class PostgresCustody:
 
     # --- checks
 
-    def admit(self, admission: Admission) -> None:
+    def admit(self, admission: Admission) -> tuple[int, ...]:
         """See `Custody.admit`: request hash, attempt and budget in one transaction."""
-        check = (admission.requester, admission.check_id)
-
-        def transaction(connection: Rows) -> None:
-            new = connection.execute(
-                "INSERT INTO check_request (requester, check_id, statement_hash, tick, day) VALUES (%s, %s, %s, %s, %s)"
-                " ON CONFLICT DO NOTHING",
-                (*check, admission.statement_hash, admission.tick, _day(admission.today)),
-            ).rowcount
-            if not new:
-                row = connection.execute(
-                    "SELECT statement_hash, tick FROM check_request WHERE requester = %s AND check_id = %s", check
-                ).fetchone()
-                assert row is not None
-                require_same_check((bytes(row[0]), row[1]), admission)
-            fresh = connection.execute(
-                "INSERT INTO check_attempt (requester, check_id, attempt) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-                (*check, admission.attempt),
-            ).rowcount
-            if not fresh:
-                raise ProtocolError("replayed", "this attempt was answered before")
-            if new:
-                self._charge(connection, admission)
-
-        self._database.run("admit check", transaction)
-
-    def _charge(self, connection: Rows, admission: Admission) -> None:
-        # A statement for all lanes, not one a lane: a recheck has many. One budget is spread over days, a row each, so
-        # checks on both sides of midnight must wait for each other: by locks, in order, so that none locks another up.
-        group, keys = admission.requester_group, [(one.index, one.rule_id, one.occasion) for one in admission.charges]
-        locks = {self._budget_lock(group, *key) for key in keys}
-        connection.execute("SELECT pg_advisory_xact_lock(one) FROM unnest(%s::bigint[]) AS one", (sorted(locks),))
-        first_days = [_day(admission.today - charge.budget_days + 1) for charge in admission.charges]
-        rows = connection.execute(
-            "SELECT (SELECT coalesce(sum(answers), 0) FROM budget WHERE requester_group = %s AND token = lane.token"
-            " AND rule_id = lane.rule_id AND occasion = lane.occasion AND day >= lane.first_day)"
-            " FROM unnest(%s::bytea[], %s::text[], %s::smallint[], %s::date[]) WITH ORDINALITY"
-            " AS lane (token, rule_id, occasion, first_day, place) ORDER BY place",
-            (group, *_columns(keys), first_days),
+        check, group, charges = (admission.requester, admission.check_id), admission.requester_group, admission.charges
+        locks = {self._budget_lock(group, one.index, one.rule_id, one.occasion) for one in charges}
+        asked = (
+            *(*check, admission.attempt, admission.statement_hash, admission.tick, _day(admission.today)),
+            *(group, sorted(locks)),  # in order, so that none locks another up
+            [one.index for one in charges],
+            [one.rule_id for one in charges],
+            [one.occasion for one in charges],
+            [_day(admission.today - one.budget_days + 1) for one in charges],
+            [one.budget for one in charges],
         )
-        charged: Counter[tuple[bytes, str, int]] = Counter()
-        for key, charge, (spent,) in zip(keys, admission.charges, rows, strict=True):
-            if spent + charged[key] >= charge.budget:
-                raise ProtocolError("budget-exhausted", "the query budget for this person and rule is spent")
-            charged[key] += 1
-        connection.execute(
-            "INSERT INTO budget (requester_group, token, rule_id, occasion, day, answers)"
-            " SELECT %s, token, rule_id, occasion, %s, answers"
-            " FROM unnest(%s::bytea[], %s::text[], %s::smallint[], %s::integer[])"
-            " AS lane (token, rule_id, occasion, answers)"
-            " ON CONFLICT (requester_group, token, rule_id, occasion, day)"
-            " DO UPDATE SET answers = budget.answers + EXCLUDED.answers",
-            (group, _day(admission.today), *_columns(charged), [*charged.values()]),
+        row = self._database.run(
+            "admit check",
+            lambda connection: connection.execute(_ADMIT, asked, binary=True).fetchone(),
+            one_statement=True,
         )
+        assert row is not None
+        statement_hash, tick, spent, fresh = row
+        require_same_check((statement_hash, tick), admission)
+        if not fresh:
+            raise ProtocolError("replayed", "this attempt was answered before")
+        return tuple(spent)
 
     def _budget_lock(self, group: str, token: bytes, rule_id: str, occasion: int) -> int:
         index = self._vault.index("budget", group.encode(), token, rule_id.encode(), bytes([occasion]))
@@ -130,8 +101,8 @@ class PostgresCustody:
         asked = {
             "shard": reading.shard,
             "tick": reading.tick,
-            "tokens": list({bytes(index) for index, _ in reading.lanes}),
-            "first": _day(min(first for _, first in reading.lanes)),
+            "tokens": list({bytes(index) for index, _ in reading.persons}),
+            "first": _day(min(first for _, first in reading.persons)),
             "epoch": reading.epoch,
         }
         found = self._database.run(
@@ -146,11 +117,11 @@ class PostgresCustody:
                 continue
             facts = read_facts(values)
             rows.setdefault(facts.token, []).append(self._deposits.open_row(depositor, id_key, facts, sealed))
-        lanes = (
+        persons = (
             PersonRows(tuple(row for row in rows.get(bytes(index), ()) if row.day >= first))
-            for index, first in reading.lanes
+            for index, first in reading.persons
         )
-        return CustodyView(tuple(lanes), custody_stamps.known_totals(tuple(sorted(stamps))))
+        return CustodyView(tuple(persons), custody_stamps.known_totals(tuple(sorted(stamps))))
 
     # --- deposits
 
@@ -196,8 +167,3 @@ class PostgresCustody:
         except PartitionsBusyError:
             log.info("the months of deposits are arranged another time: the table is in use")
             return []
-
-
-def _columns(keys: Iterable[tuple[bytes, str, int]]) -> tuple[list[Any], ...]:
-    """Return the keys' tokens, rule ids and occasions, each as a list."""
-    return tuple([*column] for column in zip(*keys, strict=True))

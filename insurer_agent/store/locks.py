@@ -18,5 +18,7 @@ class Lock(IntEnum):
     """Held by the process that publishes watermarks, for as long as it runs."""
     SNAPSHOT = 7_261_007
     PARTITIONS = 7_261_008
+    CHECK_JOBS = 7_261_009
+    """Held by the process that asks the checks of jobs, while there are any."""
     RECHECK = 7_261_010
     """Held by the command that checks the insured persons again, for as long as it runs."""

@@ -61,6 +61,34 @@ CREATE UNLOGGED TABLE IF NOT EXISTS recheck_lane (
     PRIMARY KEY (shard, person_key, rule_id)
 );
 
+-- Checks that are asked in the background, and their answers until they are old; see check_jobs.py.
+CREATE TABLE IF NOT EXISTS check_job (
+    job_id      bytea PRIMARY KEY,
+    owner       bytea NOT NULL,   -- HMAC of the API key
+    as_csv      boolean NOT NULL,
+    total       integer NOT NULL,
+    done        integer NOT NULL,
+    sealed      bytea NOT NULL,   -- how many by verdict
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    started_at  timestamptz,
+    finished_at timestamptz
+);
+CREATE INDEX IF NOT EXISTS check_job_age ON check_job (created_at);
+
+CREATE TABLE IF NOT EXISTS check_job_item (
+    job_id     bytea NOT NULL REFERENCES check_job ON DELETE CASCADE,
+    place      integer NOT NULL,
+    shard      integer NOT NULL,
+    person_key bytea NOT NULL,    -- HMAC of the person and the job
+    tries      smallint NOT NULL DEFAULT 0,
+    due_at     timestamptz,       -- null: it is settled
+    sealed     bytea,             -- what is asked; erased once it is settled
+    answer     bytea,             -- sealed
+    PRIMARY KEY (job_id, place)
+);
+CREATE INDEX IF NOT EXISTS check_job_item_due ON check_job_item (job_id, tries, shard, person_key, place)
+    WHERE due_at IS NOT NULL;
+
 -- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
 -- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.
 CREATE TABLE IF NOT EXISTS deposit (
@@ -172,8 +200,10 @@ CREATE TABLE IF NOT EXISTS check_request (
     statement_hash bytea NOT NULL,
     tick           bigint NOT NULL,
     day            date NOT NULL,
+    spent          smallint[] NOT NULL DEFAULT '{}',  -- lanes whose budget was spent when the check was charged
     PRIMARY KEY (requester, check_id)
 );
+ALTER TABLE check_request ADD COLUMN IF NOT EXISTS spent smallint[] NOT NULL DEFAULT '{}';
 
 CREATE TABLE IF NOT EXISTS check_attempt (
     requester text NOT NULL,
@@ -191,6 +221,62 @@ CREATE TABLE IF NOT EXISTS budget (
     answers         integer NOT NULL,
     PRIMARY KEY (requester_group, token, rule_id, occasion, day)
 );
+
+-- One attempt of a check: recorded, and on the check's first attempt its lanes charged, in one trip. Returns what stands
+-- of the check before this attempt, the lanes whose budget was spent when it was charged, and whether the attempt is new.
+-- Where the request is another one than stands, or the attempt was answered before, nothing is changed.
+CREATE OR REPLACE FUNCTION admit_check(
+    of_requester text, of_check bytea, of_attempt smallint, request_hash bytea, as_of_tick bigint, today date,
+    charged_group text, locks bigint[], tokens bytea[], rule_ids text[], occasions smallint[], first_days date[],
+    budgets bigint[]
+) RETURNS TABLE (known_hash bytea, known_tick bigint, spent_lanes smallint[], is_new boolean) LANGUAGE plpgsql
+-- Plans are kept, and one from when the tables were empty would read all of them.
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    known_hash := request_hash;
+    known_tick := as_of_tick;
+    spent_lanes := '{}';
+    is_new := true;
+    INSERT INTO check_request (requester, check_id, statement_hash, tick, day)
+        VALUES (of_requester, of_check, request_hash, as_of_tick, today) ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        SELECT statement_hash, tick, spent INTO known_hash, known_tick, spent_lanes FROM check_request
+            WHERE requester = of_requester AND check_id = of_check;
+        IF known_hash = request_hash AND known_tick = as_of_tick THEN
+            INSERT INTO check_attempt (requester, check_id, attempt) VALUES (of_requester, of_check, of_attempt)
+                ON CONFLICT DO NOTHING;
+            is_new := FOUND;
+        END IF;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    INSERT INTO check_attempt (requester, check_id, attempt) VALUES (of_requester, of_check, of_attempt);
+    -- One budget is spread over days, a row each, so checks on both sides of midnight must wait for each other: by locks,
+    -- in order, so that none locks another up. The statement after it sees what the others have charged.
+    PERFORM pg_advisory_xact_lock(one) FROM unnest(locks) AS one;
+    WITH lane AS (
+        SELECT *, row_number() OVER (PARTITION BY token, rule_id, occasion ORDER BY place) AS turn
+            FROM unnest(tokens, rule_ids, occasions, first_days, budgets)
+            WITH ORDINALITY AS lane (token, rule_id, occasion, first_day, most, place)
+    ), judged AS (
+        SELECT *, turn + (
+            SELECT coalesce(sum(answers), 0) FROM budget b WHERE requester_group = charged_group AND b.token = lane.token
+                AND b.rule_id = lane.rule_id AND b.occasion = lane.occasion AND day >= first_day
+        ) <= most AS paid FROM lane
+    ), charged AS (
+        INSERT INTO budget (requester_group, token, rule_id, occasion, day, answers)
+            SELECT charged_group, token, rule_id, occasion, today, count(*) FROM judged WHERE paid
+                GROUP BY token, rule_id, occasion
+            ON CONFLICT (requester_group, token, rule_id, occasion, day)
+            DO UPDATE SET answers = budget.answers + EXCLUDED.answers
+    )
+    SELECT coalesce(array_agg((place - 1)::smallint ORDER BY place), '{}') INTO spent_lanes FROM judged WHERE NOT paid;
+    IF cardinality(spent_lanes) > 0 THEN
+        UPDATE check_request SET spent = spent_lanes WHERE requester = of_requester AND check_id = of_check;
+    END IF;
+    RETURN NEXT;
+END
+$$;
 
 CREATE TABLE IF NOT EXISTS committee_key (
     shard             integer NOT NULL,

@@ -29,6 +29,8 @@ ISSUE_DAYS = 90
 CRL_DAYS = 30
 """A list is good for so long: whoever is given no newer one by then is warned."""
 KEY_FILE = "ca.key"
+NAME_CHARACTERS = 64
+"""The most that X.520 has for a name."""
 _CLOCKS = dt.timedelta(minutes=5)
 """Before now, since when a certificate is valid: clocks of several machines differ."""
 
@@ -54,7 +56,7 @@ class CertificateAuthority:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.certificate = read_certificate(directory / CA_FILE)
-        self.alliance = str(self.certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+        self.alliance = alliance_of(self.certificate)
         self._key = _ca_key(directory / KEY_FILE, self.certificate)
         self._authority = Authority(self.certificate, self.alliance)
 
@@ -63,12 +65,11 @@ class CertificateAuthority:
         """Make key, certificate and an empty revocation list; refuse a directory that has a key."""
         if (directory / KEY_FILE).exists():
             raise SettingsError(f"{directory / KEY_FILE} exists; with another, all certificates and manifests are void")
+        if not (0 < len(alliance) <= NAME_CHARACTERS and alliance.isprintable()):
+            raise SettingsError(f"an alliance's name has 1 to {NAME_CHARACTERS} characters that print")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         key, now = ec.generate_private_key(ec.SECP256R1()), _now()
-        try:
-            name = _subject(alliance, "certificate authority")
-        except ValueError:
-            raise SettingsError("an alliance's name has 1 to 64 characters") from None
+        name = _subject(alliance, "certificate authority")
         certificate = (
             x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
             .not_valid_before(now - _CLOCKS)
@@ -190,6 +191,14 @@ class CertificateAuthority:
 
     def _read_list(self) -> x509.CertificateRevocationList:
         return x509.load_pem_x509_crl(self._list().pem)
+
+
+def alliance_of(certificate: x509.Certificate) -> str:
+    """Return the name of the alliance whose CA has this certificate; raise `SettingsError` if it is none of ours."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    if len(names) != 1:
+        raise SettingsError("the certificate is not that of an alliance's CA; alliance ca-init makes one")
+    return str(names[0].value)
 
 
 def read_request(file: Path) -> x509.CertificateSigningRequest:

@@ -103,12 +103,18 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _manifest_create(args: argparse.Namespace) -> int:
     from protocol.encoding import encode
+    from service.admin.authority import alliance_of
     from service.admin.manifests import build_terms, unsigned
     from service.admin.rules import read_rules
     from transport.certificates import read_certificate, spki_hash
 
     previous = None if args.previous is None else _terms(args.previous)
-    tls_authority = None if args.plain_http else spki_hash(read_certificate(args.ca))
+    tls_authority = None
+    if not args.plain_http:
+        certificate = read_certificate(args.ca)
+        if alliance_of(certificate) != args.alliance:
+            raise SettingsError(f"{args.ca} is the CA of the alliance {alliance_of(certificate)}, not {args.alliance}")
+        tls_authority = spki_hash(certificate)
     terms = build_terms(
         alliance=args.alliance,
         serial=args.serial,

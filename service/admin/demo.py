@@ -343,7 +343,8 @@ def _seen(exchanges: list[_Exchange], check_id: bytes, state: Path, samples: Sam
         for exchange, call in _messages(exchanges, CheckCall, lambda exchange: exchange.request)
         if call.signed.statement.check_id == check_id and call.attempt == outcome.attempt
     ]
-    if not outcome.tags or not calls:
+    tag = outcome.tags[0] if outcome.tags else None
+    if tag is None or not calls:
         raise DemoError(f"the last check was not answered: {outcome.void}")
     statement, (custodian, call) = request.signed.statement, calls[0]
     slot = next(entry.slot for entry in statement.envelopes if entry.hash == envelope_hash(call.envelope))
@@ -353,10 +354,10 @@ def _seen(exchanges: list[_Exchange], check_id: bytes, state: Path, samples: Sam
         rule=f"rule {statement.lanes[0].rule_id} v{statement.lanes[0].rule_version}",
         shard=statement.shard,
         day=date.fromordinal(statement.as_of),
-        blinded=statement.lanes[0].blinded,
+        blinded=statement.persons[0],
         envelopes=request.envelopes,
         evaluated=call.evaluated[0],
-        tag=outcome.tags[0],
+        tag=tag,
         answered=len(calls),
         custodian=custodian,
         slot=slot,

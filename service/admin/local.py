@@ -174,6 +174,8 @@ class _Alliance:
         self._service_url = terms.service_url
         if not self._options.plain_http:
             self._renew_certificates()
+        else:
+            say("PLAIN HTTP: nothing protects the connections between these processes")
         keys = self._databases_and_keys()
         say(f"starting the service and {len(self._ids)} agents")
         self.processes.start("service", SERVICE, "serve", "--state", str(state / "service"))

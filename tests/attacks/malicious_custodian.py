@@ -106,6 +106,12 @@ class Asked:
     def with_statement(self, **changes: object) -> CheckAnswer:
         return self.answer(replace(self.accepted, statement=replace(self.accepted.statement, **changes)))
 
+    def spent(self, *lanes: int) -> CheckAnswer:
+        """Claim that the budgets of lanes are spent."""
+        if max(lanes) < len(self.accepted.lanes):
+            return answer_call(self.party, self.accepted, self.key, self.view, lanes)
+        return replace(self.honest(), spent=lanes)
+
     def with_part(self, change: Callable[[Part], Part]) -> CheckAnswer:
         answer = self.honest()
         return replace(answer, part=change(answer.part))

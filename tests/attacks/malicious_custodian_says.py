@@ -17,25 +17,25 @@ from protocol.encoding import encode
 from protocol.messages import CheckAnswer, PrepareAnswer
 from protocol.secret import Secret
 from protocol.token import Pseudonym
+from transport.http_answers import MAX_ANSWER
 from transport.internal import CONTENT_TYPE
-from transport.peers import MAX_ANSWER
 
 # --- of shares, rule and deposits ----------------------------------------------------------------------------------
 
 
 def without_a_deposit(asked: Asked) -> CheckAnswer:
     """Leave out a deposit that it is heard about: a label that two others stand for is not its own to change."""
-    (lane,) = asked.view.lanes
-    for row in lane.rows:
-        rest = PersonRows(tuple(other for other in lane.rows if other is not row))
-        answer = asked.answer(asked.accepted, view=replace(asked.view, lanes=(rest,)))
+    (his,) = asked.view.persons
+    for row in his.rows:
+        rest = PersonRows(tuple(other for other in his.rows if other is not row))
+        answer = asked.answer(asked.accepted, view=replace(asked.view, persons=(rest,)))
         if answer != asked.honest():
             return answer
     return asked.honest()
 
 
 def without_deposits(asked: Asked) -> CheckAnswer:
-    return asked.answer(asked.accepted, view=replace(asked.view, lanes=(PersonRows(()),)))
+    return asked.answer(asked.accepted, view=replace(asked.view, persons=(PersonRows(()),)))
 
 
 def without_stamps(asked: Asked) -> CheckAnswer:
@@ -132,8 +132,8 @@ def of_another_rule_version(asked: Asked) -> CheckAnswer:
 
 
 def of_another_person(asked: Asked) -> CheckAnswer:
-    lanes = tuple(replace(lane, pseudonym=Pseudonym(bytes(32))) for lane in asked.accepted.lanes)
-    return asked.answer(replace(asked.accepted, lanes=lanes), view=asked.view)
+    persons = tuple(replace(one, pseudonym=Pseudonym(bytes(32))) for one in asked.accepted.persons)
+    return asked.answer(replace(asked.accepted, persons=persons), view=asked.view)
 
 
 def answers_of_before() -> Lie:

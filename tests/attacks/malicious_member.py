@@ -233,6 +233,12 @@ def lane_of(body: CheckEnvelope, lane: int = 0, **changes: object) -> CheckEnvel
     return replace(body, lanes=tuple(lanes))
 
 
+def person_of(body: CheckEnvelope, place: int = 0, **changes: object) -> CheckEnvelope:
+    persons = list(body.persons)
+    persons[place] = replace(persons[place], **changes)
+    return replace(body, persons=tuple(persons))
+
+
 def signed_by(party: Party, statement: CheckStatement) -> SignedCheck:
     return SignedCheck(statement=statement, signature=signing.sign(party.keys.signing, PURPOSE, encode(statement)))
 

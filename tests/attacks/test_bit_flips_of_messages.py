@@ -163,14 +163,20 @@ CALL_CODES = {
 }
 
 
-def test_every_bit_of_a_check_call_is_refused_or_is_of_attempt_a_or_tick_and_opens_nothing(world: World) -> None:
+@pytest.mark.parametrize("verifies", [True, False])
+def test_every_bit_of_a_check_call_is_refused_or_is_of_attempt_a_or_tick_and_opens_nothing(
+    world: World,
+    verifies: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
     made = asked(world, EXCEEDS)
     answers = {slot: made.answer(slot) for slot in made.chosen}
-    slot = made.chosen[1]
+    slot = (made.verifiers if verifies else made.trusting)[0]
     call = made.call(slot)
     data, custodian = encode(call), made.custodian(slot)
     seen: Counter[str] = Counter()
     fields = set()
+    # One of two does not look at the proof of C: it comes to another P, and agrees with nobody.
+    free = ("attempt", "chosen", "tick", *(() if verifies else ("evaluated", "proof")))
     for bit in bits(data):
         try:
             bent = decode(CheckCall, flipped(data, bit))
@@ -180,12 +186,16 @@ def test_every_bit_of_a_check_call_is_refused_or_is_of_attempt_a_or_tick_and_ope
             continue
         seen["accepted"] += 1
         # Attempt, A and tick are the service's to name. They are in the seed: it gets a garbling of its own.
-        fields |= {field for field in ("attempt", "chosen", "tick") if getattr(bent, field) != getattr(call, field)}
-        assert replace(bent, attempt=call.attempt, chosen=call.chosen, tick=call.tick) == call
+        changed = {field for field in free if getattr(bent, field) != getattr(call, field)}
+        fields |= changed
+        assert replace(bent, **{field: getattr(call, field) for field in free}) == call
+        if changed == {"proof"}:
+            assert encode(made.answer(slot, bent)) == encode(answers[slot])
+            continue
         assert judged(made, answers, slot, encode(made.answer(slot, bent))) in {"session", "a part is malformed"}
     assert sum(seen.values()) == len(data) * 8
-    assert set(seen) == CALL_CODES | {"accepted"}
-    assert fields == {"attempt", "chosen", "tick"}
+    assert set(seen) == CALL_CODES - (set() if verifies else {"bad-evaluation"}) | {"accepted"}
+    assert fields == set(free)
     assert judged(made, answers, slot, encode(made.answer(slot, call))) == EXCEEDS.value
 
 

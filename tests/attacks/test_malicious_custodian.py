@@ -149,7 +149,9 @@ def test_where_no_other_a_is_left_a_malicious_custodian_voids_checks_and_turns_n
         (without_stamps, None, "disagreement"),
         (None, problem(b'{"code": "no"}', 422), "disagreement"),
         # A denial under a name that the requester is told: it cannot tell it from a budget that is spent.
-        (None, problem(b'{"code": "budget-exhausted"}', 429), "budget-exhausted"),
+        (lambda asked: asked.spent(0), None, "budget-exhausted"),
+        (lambda asked: asked.spent(1), None, "disagreement"),
+        (None, problem(b'{"code": "budget-exhausted"}', 429), "disagreement"),
         (None, problem(b'{"code": "timeout"}', 504), "too-few-custodians"),
         (None, saying(lambda _: [], reset=True), "too-few-custodians"),
         (None, bent(lambda body: body[:-1]), "too-few-custodians"),

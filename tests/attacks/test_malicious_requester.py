@@ -31,6 +31,7 @@ from malicious_member import (
     lane_of,
     late,
     open_stage,
+    person_of,
     proof_of,
     question,
     resealed,
@@ -100,7 +101,10 @@ LIES: dict[str, Callable[[CheckEnvelope], CheckEnvelope]] = {
     "lanes in another order": lambda body: replace(body, lanes=body.lanes[::-1]),
     "a lane less": lambda body: replace(body, lanes=body.lanes[:1]),
     "a lane more": lambda body: replace(body, lanes=(*body.lanes, body.lanes[0])),
-    "another lane's B": lambda body: lane_of(body, blinded=body.lanes[1].blinded),
+    "persons in another order": lambda body: replace(body, persons=body.persons[::-1]),
+    "a person less": lambda body: replace(body, persons=body.persons[:1]),
+    "another person's B": lambda body: person_of(body, blinded=body.persons[1].blinded),
+    "a lane of another person": lambda body: lane_of(body, person=1),
     "another rule": lambda body: lane_of(body, rule_id="another"),
     "another rule version": lambda body: lane_of(body, rule_version=2),
 }
@@ -141,7 +145,7 @@ def test_custodians_that_were_each_given_another_seed_person_or_proposal_open_no
         return replace(body, seed=secrets.token_bytes(32))
 
     def person(_slot: int, body: CheckEnvelope) -> CheckEnvelope:
-        return lane_of(body, **other_unblinder(me, body, body.lanes[0].blinded))
+        return person_of(body, **other_unblinder(me, body, body.persons[0].blinded))
 
     def proposal(slot: int, body: CheckEnvelope) -> CheckEnvelope:
         return lane_of(body, proposal=tuple((piece + slot + 1) % RING for piece in body.lanes[0].proposal))
@@ -163,8 +167,8 @@ def test_a_requester_that_lies_to_one_custodian_gets_the_verdict_of_the_others_o
     for peer in me.manifest.committee(stage.shard(whom)).slots:
         for bend in (
             told(lambda body: replace(body, seed=bytes(32)), (peer,)),
-            told(lambda body: lane_of(body, **other_unblinder(me, body, body.lanes[0].blinded)), (peer,)),
-            told(lambda body: lane_of(body, proof=body.lanes[0].proof, unblinder=body.lanes[0].blinded), (peer,)),
+            told(lambda body: person_of(body, **other_unblinder(me, body, body.persons[0].blinded)), (peer,)),
+            told(lambda body: person_of(body, unblinder=body.persons[0].blinded), (peer,)),
         ):
             done = tried(stage, me, lambda bend=bend: forged(me, [question(me, whom, LEFT + 1)], bend))
             assert done.verdicts[0] in {EXCEEDS, DISAGREEMENT}
@@ -520,23 +524,23 @@ def test_points_and_scalars_that_are_not_canonical_are_refused_wherever_they_sta
 ) -> None:
     me, whom = attacked(stage)
 
-    def unreduced(body: CheckEnvelope, name: str) -> bytes:
-        value = int.from_bytes(getattr(body.lanes[0].proof, name), "little") + ORDER
-        return value.to_bytes(32, "little")
+    def unreduced(body: CheckEnvelope, name: str) -> SchnorrProof:
+        proof = body.persons[0].proof
+        value = int.from_bytes(getattr(proof, name), "little") + ORDER
+        return replace(proof, **{name: value.to_bytes(32, "little")})
 
     with monkeypatch.context() as permissive:
         for codec in (POINT, SCALAR):
             permissive.setattr(codec, "_check", None)
         statements = []
         for point in bad_points():
-            bend = told(lambda body, point=point: lane_of(body, blinded=point))
+            bend = told(lambda body, point=point: person_of(body, blinded=point))
             _, request = forged(me, [question(me, whom)], bend)
-            (lane,) = request.signed.statement.lanes
-            statements.append(encode(restated(me.party, request, lanes=(replace(lane, blinded=point),))))
+            statements.append(encode(restated(me.party, request, persons=(point,))))
         bends = [
-            *(told(lambda body, p=point: lane_of(body, unblinder=p)) for point in bad_points()[::6]),
+            *(told(lambda body, p=point: person_of(body, unblinder=p)) for point in bad_points()[::6]),
             *(
-                told(lambda body, n=name: lane_of(body, proof=replace(body.lanes[0].proof, **{n: unreduced(body, n)})))
+                told(lambda body, n=name: person_of(body, proof=unreduced(body, n)))
                 for name in ("challenge", "response")
             ),
         ]
@@ -548,7 +552,7 @@ def test_points_and_scalars_that_are_not_canonical_are_refused_wherever_they_sta
     for item in made:
         done = tried(stage, me, lambda item=item: item)
         assert (done.codes, done.verdicts, done.changed) == ({"malformed"}, [void], {})
-    zero = told(lambda body: lane_of(body, proof=SchnorrProof(challenge=bytes(32), response=bytes(32))))
+    zero = told(lambda body: person_of(body, proof=SchnorrProof(challenge=bytes(32), response=bytes(32))))
     tried(stage, me, lambda: forged(me, [question(me, whom)], zero)).assert_refused_by_custodians("bad-unblinder")
     for bend in (lambda _, body: body + b"!", lambda _, body: body[:-1], lambda *_: b"", lambda *_: bytes(400)):
         done = tried(stage, me, lambda bend=bend: forged(me, [question(me, whom)], bend))
@@ -577,10 +581,9 @@ def seen_by(stage: Stage, me: Insider, victim: Insider, whom: Identity) -> tuple
 
 def aimed(me: Insider, whom: Identity, point: bytes, unblinder: bytes, prove: Callable[[bytes], SchnorrProof]) -> Made:
     """Ask with a B, a D and a proof of the attacker's choice; the proof is told the check id."""
-    bend = told(lambda body: lane_of(body, blinded=point, unblinder=unblinder, proof=prove(body.check_id)))
+    bend = told(lambda body: person_of(body, blinded=point, unblinder=unblinder, proof=prove(body.check_id)))
     pending, request = forged(me, [question(me, whom)], bend)
-    (lane,) = request.signed.statement.lanes
-    return pending, restated(me.party, request, lanes=(replace(lane, blinded=point),))
+    return pending, restated(me.party, request, persons=(point,))
 
 
 def proof_by(me: Insider, t: group.Scalar, point: bytes, unblinder: bytes) -> Callable[[bytes], SchnorrProof]:
@@ -592,7 +595,7 @@ def test_a_requester_cannot_aim_a_check_at_a_pseudonym_that_it_saw_as_a_custodia
     shard = stage.shard(whom)
     me, victim = stage.members[stage.holders(shard)[0]], stage.outsider(shard)
     call, body = seen_by(stage, me, victim, whom)
-    seen, own = body.lanes[0], next(strangers(stage, shard))
+    seen, own = body.persons[0], next(strangers(stage, shard))
     pseudonym, key = unblind(Element(call.evaluated[0]), Element(seen.unblinder)), me.manifest.blinding_key
     t = random_scalar(secrets.token_bytes)
     base, mine = group.multiply_base(t), group.multiply(t, key)

@@ -120,7 +120,7 @@ def signed_by_the_service(bent: CheckCall, key: Secret) -> CheckCall:
 
 
 def evaluated_anew(bent: CheckCall, claimed: Element | None = None) -> CheckCall:
-    points, proof = evaluated_under_another_key([lane.blinded for lane in bent.signed.statement.lanes], claimed)
+    points, proof = evaluated_under_another_key(list(bent.signed.statement.persons), claimed)
     return replace(bent, evaluated=points, proof=proof)
 
 
@@ -183,7 +183,7 @@ BENT_CALLS: dict[str, tuple[Callable[[CheckCall, Told], Any], str | None]] = {
     "time": (lambda sent, _: restated(sent, issued_at=sent.signed.statement.issued_at + 1), "bad-signature"),
     "rule": (lambda sent, _: reruled(sent, rule_id="another-rule"), "bad-signature"),
     "version of the rule": (lambda sent, _: reruled(sent, rule_version=2), "bad-signature"),
-    "B": (lambda sent, _: reruled(sent, blinded=POINT_OF_ITS_CHOICE), "bad-signature"),
+    "B": (lambda sent, _: restated(sent, persons=(POINT_OF_ITS_CHOICE,)), "bad-signature"),
     "shard": (lambda sent, at: restated(sent, shard=(at.attempt.shard + 1) % SHARDS), "bad-signature"),
     "manifest": (lambda sent, _: restated(sent, manifest_hash=bytes(32)), "bad-signature"),
     "check id": (lambda sent, _: restated(sent, check_id=bytes(16)), "bad-signature"),
@@ -217,11 +217,16 @@ BENT_CALLS: dict[str, tuple[Callable[[CheckCall, Told], Any], str | None]] = {
 }
 
 
+OF_TWO = {what for what, (_, code) in BENT_CALLS.items() if code == "bad-evaluation"} - {"C twice"}
+"""What two of the four refuse: the others do not look at the proof, come to another P and open nothing with anybody."""
+
+
 @pytest.mark.parametrize("what", BENT_CALLS)
-def test_a_call_that_the_service_bent_is_refused_by_every_custodian_that_gets_it(scene: Scene, what: str) -> None:
+def test_a_call_that_the_service_bent_is_refused_by_every_custodian_that_verifies_it(scene: Scene, what: str) -> None:
     bend, code = BENT_CALLS[what]
     earlier: list[Attempt] = []
     given: list[list[str | None]] = []
+    verifiers: list[tuple[int, int]] = []
 
     def keep(request: CheckRequest) -> CheckOutcome:
         earlier.append(scene.service.begin(request))
@@ -229,13 +234,14 @@ def test_a_call_that_the_service_bent_is_refused_by_every_custodian_that_gets_it
 
     def bent(request: CheckRequest) -> CheckOutcome:
         attempt = scene.service.begin(request)
+        verifiers.append(steps.evaluation_verifiers(request.signed.statement.check_id, attempt.number))
         told = {slot: Told(slot, attempt, earlier[-1]) for slot in attempt.chosen}
         answers = attempt.send({slot: bend(attempt.call(slot), told[slot]) for slot in attempt.chosen})
         given.append(codes(answers))
         return attempt.voided() if any(given[-1]) else attempt.outcome(answers)
 
     assert scene.attacked(keep, bent) == [VOID, EXCEEDS if code is None else VOID]
-    assert given[-1] == [code] * 4
+    assert given[-1] == [code if what not in OF_TWO or place in verifiers[-1] else None for place in range(4)]
 
 
 def test_a_check_that_the_service_kept_for_more_than_a_minute_is_refused(scene: Scene) -> None:
@@ -590,7 +596,11 @@ def test_lanes_that_the_service_swaps_going_out_are_refused_and_coming_back_are_
         for bend in swapped.values():
             _, attempt = asked()
             calls = {slot: bend(attempt.call(slot)) for slot in attempt.chosen}
-            assert codes(attempt.send(calls)) == ["bad-evaluation"] * 4
+            check_id = attempt.evaluation.request.signed.statement.check_id
+            verifiers = steps.evaluation_verifiers(check_id, attempt.number)
+            assert codes(attempt.send(calls)) == [
+                "bad-evaluation" if place in verifiers else None for place in range(4)
+            ]
         pending, attempt = asked()
         outcome = attempt.outcome(attempt.answers())
         true, void = [(Verdict.WITHIN, None), (Verdict.EXCEEDS, None)], (Verdict.INDETERMINATE, Void.DISAGREEMENT)

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import combinations, product
 from typing import TypeVar
 
@@ -121,11 +121,16 @@ def test_an_outcome_with_any_bit_flipped_gives_no_other_verdict_and_none_where_i
         assert told == expected, bit
 
 
-def test_a_call_with_any_bit_flipped_is_refused_or_makes_its_custodian_disagree(world: World) -> None:
+@pytest.mark.parametrize("verifies", [True, False])
+def test_a_call_with_any_bit_flipped_is_refused_or_makes_its_custodian_disagree(
+    world: World,
+    verifies: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
     made = attempt(world, an_insider(world), [Question(person(1), RULE, 5)])
     answers = {slot: made.answer(slot) for slot in made.chosen}
     assert made.read(forced(made, answers)) == [WITHIN]
-    slot, taken, codes = made.chosen[1], set(), set()
+    slot, taken, codes = (made.verifiers if verifies else made.trusting)[0], set(), set()
+    free = {"attempt", "tick", "chosen", *(() if verifies else ("evaluated", "proof"))}
     for _, data in with_each_bit_flipped(encode(made.call(slot))):
         bent = decoded(CheckCall, data)
         if bent is None:
@@ -136,14 +141,18 @@ def test_a_call_with_any_bit_flipped_is_refused_or_makes_its_custodian_disagree(
             codes.add(refused.code)
             continue
         honest = made.call(slot)
-        taken |= {name for name in ("attempt", "tick", "chosen") if getattr(bent, name) != getattr(honest, name)}
-        assert replace(bent, attempt=honest.attempt, tick=honest.tick, chosen=honest.chosen) == honest
+        (changed,) = (field.name for field in fields(bent) if getattr(bent, field.name) != getattr(honest, field.name))
+        taken.add(changed)
+        if changed == "proof":  # two others look at it
+            assert answer == answers[slot]
+            continue
         with pytest.raises(Disagreement):
             conclude(world.service, made.evaluation, 1, made.chosen, TICK, {**answers, slot: answer})
         if bent.chosen == honest.chosen:
             assert made.read(forced(made, {**answers, slot: answer})) == [VOID]
-    assert taken == {"attempt", "tick", "chosen"}
-    assert codes == {"bad-signature", "bad-envelopes", "bad-evaluation", "bad-choice", "bad-tick", "unknown-member"}
+    assert taken == free
+    assert codes - {"bad-evaluation"} == {"bad-signature", "bad-envelopes", "bad-choice", "bad-tick", "unknown-member"}
+    assert ("bad-evaluation" in codes) is verifies
 
 
 def test_a_prepare_with_any_bit_flipped_is_refused(relay: Relay) -> None:

@@ -29,6 +29,7 @@ from protocol.check import (
     accept_request,
     answer_call,
     conclude,
+    evaluation_verifiers,
     read_outcome,
 )
 from protocol.committee import excluded_slot
@@ -132,6 +133,12 @@ def signed_check(statement: CheckStatement, by: str) -> Any:  # noqa: ANN401
 # --- a check: step 2 -----------------------------------------------------------------------------------------------
 
 
+def well_laid(statement: CheckStatement) -> bool:
+    """Say whether each person has lanes, and each lane a person and rule of its own."""
+    asked = [(lane.person, lane.rule_id) for lane in statement.lanes]
+    return len(set(asked)) == len(asked) and sorted({one for one, _ in asked}) == list(range(len(statement.persons)))
+
+
 def may_be_asked(request: CheckRequest, *, really: str) -> bool:
     """Say of a request, signed by `really`, whether a service may evaluate it."""
     statement = request.signed.statement
@@ -141,6 +148,7 @@ def may_be_asked(request: CheckRequest, *, really: str) -> bool:
         and statement.shard == 0
         and statement.manifest_hash == MANIFEST.hash
         and abs(NOW - statement.issued_at) <= FRESHNESS_SECONDS
+        and well_laid(statement)
         and [item.slot for item in statement.envelopes] == slots
         and [item.hash for item in statement.envelopes] == [envelope_hash(item) for item in request.envelopes]
     )
@@ -166,7 +174,7 @@ def test_a_service_evaluates_a_request_exactly_when_its_requester_may_ask_it(rea
         tried.clear()
         evaluation = accept_request(WORLD.service, request, NOW, some, lambda *who: tried.append(who))
         lanes = request.signed.statement.lanes
-        blinded = [Element(lane.blinded) for lane in lanes]
+        blinded = [Element(point) for point in request.signed.statement.persons]
         assert evaluation.request is request
         assert voprf.verify(MANIFEST.blinding_key, blinded, list(evaluation.evaluated), evaluation.proof)
         assert tried == [(really, len(lanes))]
@@ -202,9 +210,9 @@ def served(slot: int, call: CheckCall) -> CheckAnswer:
     custody = deepcopy(member.custody)
     try:
         accepted = accept_call(member.party, call, NOW)
-        custody.admit(accepted.admission())
+        spent = custody.admit(accepted.admission())
         view = custody.view(accepted.reading())
-        return answer_call(member.party, accepted, member.committee_keys[0, accepted.omitted], view)
+        return answer_call(member.party, accepted, member.committee_keys[0, accepted.omitted], view, spent)
     except ProtocolError:
         assert vars(custody) == vars(member.custody)
         raise
@@ -231,8 +239,10 @@ def may_be_answered(call: CheckCall, slot: int, opened: CheckEnvelope | None) ->
         and {item.slot: item.hash for item in statement.envelopes}.get(slot) == envelope_hash(call.envelope)
         and (opened.check_id, opened.shard, opened.as_of) == (statement.check_id, 0, statement.as_of)
         and (opened.manifest_hash, opened.issued_at) == (MANIFEST.hash, statement.issued_at)
-        and [(one.blinded, one.rule_id, one.rule_version) for one in opened.lanes]
-        == [(one.blinded, one.rule_id, one.rule_version) for one in statement.lanes]
+        and tuple(one.blinded for one in opened.persons) == statement.persons
+        and [(one.person, one.rule_id, one.rule_version) for one in opened.lanes]
+        == [(one.person, one.rule_id, one.rule_version) for one in statement.lanes]
+        and well_laid(statement)
         and all(lane.rule_id in rules and lane.rule_version == 1 for lane in statement.lanes)
         and all(len(lane.proposal) == len(held) for lane in opened.lanes)
     )
@@ -254,12 +264,16 @@ def test_a_custodian_answers_no_call_that_a_service_has_bent(tally: Tally) -> No
     opened = decode(CheckEnvelope, own.channel(MADE.requester.id).open("check", MADE.statement.check_id, good.envelope))
     tally.tries(lambda: served(slot, good), well_answered(good), ())
     others = attempt(WORLD, OUTSIDER, [Question(person(3), RULE, 1), Question(person(2), COUNT_RULE, 5)], seed=2)
+    good_id = MADE.statement.check_id
 
     @fuzzed(4)
     @given(st.one_of(bent(good, NAMES), bent(replace(good, envelope=others.call(slot).envelope)), messages(CheckCall)))
     def check(call: CheckCall) -> None:
         unsigned = call.signed == good.signed and may_be_answered(call, slot, opened)
-        honest = unsigned and (call.evaluated, call.proof) == (good.evaluated, good.proof)
+        right = (call.evaluated, call.proof) == (good.evaluated, good.proof)
+        # Two of the four verify the proof of C; the others come to another P, and open nothing with anybody.
+        verifies = slot in call.chosen and call.chosen.index(slot) in evaluation_verifiers(good_id, call.attempt)
+        honest = unsigned and (right or (not verifies and len(call.evaluated) == len(good.evaluated)))
         answered = tally.tries(lambda: served(slot, call), lambda answer: honest and well_answered(call)(answer))
         assert isinstance(answered, CheckAnswer) is honest
 
@@ -273,7 +287,7 @@ def test_a_custodian_answers_no_call_that_a_requester_has_bent_though_all_proofs
 
     def relayed(made: Attempt) -> CheckCall:
         """Return the call of an honest service, or of one that does not look at what it relays."""
-        blinded = [Element(lane.blinded) for lane in made.statement.lanes]
+        blinded = [Element(point) for point in made.statement.persons]
         key = WORLD.service.keys.blinding
         evaluated = [voprf.blind_evaluate(key, point) for point in blinded]
         proof = voprf.prove(key, MANIFEST.blinding_key, blinded, evaluated, random_scalar(random))
@@ -312,10 +326,8 @@ def test_a_custodian_answers_no_call_that_a_requester_has_bent_though_all_proofs
             body = replace(body, **{field: getattr(statement, field) for field in shared})
         made = sealed(statement, body)
         call = relayed(made)
-        proofs = [(lane.blinded, lane.unblinder, lane.proof) for lane in body.lanes]
-        proven = proofs == [(lane.blinded, lane.unblinder, lane.proof) for lane in good.lanes]
         mine = made.statement.requester == MADE.requester.id and made.statement.check_id == good.check_id
-        right = mine and proven and may_be_answered(call, slot, body)
+        right = mine and body.persons == good.persons and may_be_answered(call, slot, body)
         answered = tally.tries(lambda: served(slot, call), lambda answer: right and well_answered(call)(answer))
         assert isinstance(answered, CheckAnswer) is right
 

@@ -130,7 +130,10 @@ def test_the_services_dictionary_names_nobody_even_with_the_salt_unless_it_has_d
         for step in steps
     ]
     leaked = [
-        [*values, *(body.lanes[0].unblinder if isinstance(body, CheckEnvelope) else body.unblinder for body in bodies)]
+        [
+            *values,
+            *(body.persons[0].unblinder if isinstance(body, CheckEnvelope) else body.unblinder for body in bodies),
+        ]
         for values, bodies in zip(messages, envelopes, strict=True)
     ]
     assert persons_found(dictionary, leaked, own) == set(worlds.persons["all"])
@@ -204,7 +207,7 @@ def test_a_requester_finds_its_applicant_among_the_rows_that_it_keeps_only_with_
     """It knows the person, t and D, and keeps rows of the shard: with C it would know which are the person's."""
     step, keys = worlds.worlds["little"][-1], worlds.parties[ASKER].keys
     (body,) = found_in_envelopes(worlds, KEEPER, step, CheckEnvelope)
-    unblinder = Element(body.lanes[0].unblinder)
+    unblinder = Element(body.persons[0].unblinder)
     everything = [(seen_by_custodian(worlds, ASKER, one), seen_by_requester(ASKER, one)) for one in worlds.history]
     held = points_of([*values_of(everything, body), *values_of(dictionary[worlds.persons["little"][0]])])
 

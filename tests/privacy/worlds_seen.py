@@ -83,8 +83,8 @@ def opened(recording: Recording, member: int, item: Exchange) -> list[Any]:
         sealed = party.channel(statement.requester).open(CHECK_PURPOSE, statement.check_id, call.envelope)
         body = decode(CheckEnvelope, sealed)
         found.append(body)
-        for lane, point in zip(body.lanes, call.evaluated, strict=True):
-            found.append(unblind(Element(point), Element(lane.unblinder)))
+        for one, point in zip(body.persons, call.evaluated, strict=True):
+            found.append(unblind(Element(point), Element(one.unblinder)))
     if isinstance(call, PrepareCall):
         for deposit in call.deposits:
             sealed = party.channel(call.depositor).open(DEPOSIT_PURPOSE, deposit.deposit_id, deposit.envelope)

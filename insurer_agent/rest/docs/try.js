@@ -69,10 +69,13 @@ const operation = (api, path, method, shared, details) => {
   send.addEventListener("click", async () => {
     let address = path;
     const headers = {};
+    const query = new URLSearchParams();
     for (const [name, { input, where }] of Object.entries(inputs)) {
       if (where === "path") address = address.replace(`{${name}}`, encodeURIComponent(input.value));
+      else if (where === "query" && input.value) query.set(name, input.value);
       else if (input.value) headers[name] = input.value;
     }
+    if (query.size) address += `?${query}`;
     if (body) headers["Content-Type"] = "application/json";
     const shown = Object.entries(headers).map(([name, value]) => ` -H ${quote(`${name}: ${value}`)}`).join("");
     const data = body ? ` -d ${quote(body.value)}` : "";

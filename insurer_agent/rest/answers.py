@@ -1,0 +1,72 @@
+"""What is told of a check: verdicts with advice, by schemas made once, as a batch has many."""
+
+import datetime as dt
+from typing import Any
+
+from insurer_agent.requester import Answer, LaneAnswer
+from insurer_agent.rest.schemas import CheckAnswerSchema, ChecksAnswerSchema
+from protocol.check import Verdict, Void
+from protocol.manifest import day_of
+from protocol.watermark import Completeness
+
+CHINA = dt.timezone(dt.timedelta(hours=8))
+RETRY_SECONDS = {
+    Void.TIMEOUT: 2,
+    Void.DISAGREEMENT: 15,
+    Void.TOO_FEW_CUSTODIANS: 15,
+    Void.SERVICE_UNAVAILABLE: 15,
+    Void.REFUSED: 60,
+    Void.INCOMPLETE: 60,
+}
+"""After how long another answer is likely. A spent budget is not in it: it can end at midnight at the earliest."""
+_ONE, _SEVERAL = CheckAnswerSchema(), ChecksAnswerSchema()
+
+
+def is_final(given: Answer) -> bool:
+    """Tell whether every verdict is one: who repeats a request is given such an answer again."""
+    return all(lane.verdict is not Verdict.INDETERMINATE for lane in given.lanes)
+
+
+def body_of(given: Answer, reference: str | None, *, one_rule: bool) -> Any:  # noqa: ANN401  JSON
+    """Return the answer to a check; of `one_rule` the verdict stands in it, else one result a rule."""
+    now = dt.datetime.now(CHINA)
+    whole = {
+        "check_id": given.check_id.hex(),
+        "reference": reference,
+        "checked_at": now,
+        "completeness": completeness_of(given.completeness),
+    }
+    results = [_result(lane, given.as_of, now) for lane in given.lanes]
+    if one_rule:
+        return _ONE.dump(whole | results[0])
+    return _SEVERAL.dump(whole | {"results": results})
+
+
+def completeness_of(found: Completeness) -> dict[str, Any]:
+    """Return how complete deposits are, to be dumped."""
+    oldest = None if found.oldest is None else dt.datetime.fromtimestamp(found.oldest, CHINA)
+    return {"members": found.members, "current": found.current, "oldest": oldest}
+
+
+def _result(lane: LaneAnswer, as_of: int, now: dt.datetime) -> dict[str, Any]:
+    return {
+        "rule": lane.rule.id,
+        "rule_version": lane.rule.version,
+        "verdict": lane.verdict.value,
+        "exceeds_limit": {Verdict.EXCEEDS: True, Verdict.WITHIN: False, Verdict.INDETERMINATE: None}[lane.verdict],
+        "reason": None if lane.reason is None else lane.reason.value,
+        "window": {"first": day_of(lane.rule.window_start(as_of)), "last": day_of(as_of)},
+    } | _advice(lane, now)
+
+
+def _advice(lane: LaneAnswer, now: dt.datetime) -> dict[str, Any]:
+    """Return what an underwriting system should do; `refer` is to a person, who alone may decline."""
+    if lane.verdict is Verdict.WITHIN:
+        return {"advice": "proceed", "retry_after": None}
+    if lane.verdict is Verdict.EXCEEDS:
+        return {"advice": "refer", "retry_after": None}
+    if lane.reason is Void.BUDGET_EXHAUSTED:
+        midnight = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+        return {"advice": "refer", "retry_after": int((midnight - now).total_seconds()) + 1}
+    assert lane.reason is not None
+    return {"advice": "retry", "retry_after": RETRY_SECONDS[lane.reason]}

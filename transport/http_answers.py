@@ -1,0 +1,99 @@
+"""HTTP/1.1 as peers of an alliance speak it to each other: one request, and one answer that states its length.
+
+The answer is read by llhttp (httptools), which costs a hundredth of what the standard library's mail parser does, and
+every hop of a check reads one.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+import httptools
+
+MAX_ANSWER = 64 << 20
+_MAX_HEAD = 64 << 10
+_READ_BYTES = 64 << 10
+_SUCCESS = 200
+_LENGTH = re.compile(r"[0-9]{1,9}")
+
+
+class BadAnswerError(Exception):
+    """A peer's answer is no HTTP that peers of an alliance speak."""
+
+
+def request_bytes(method: str, host: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """Return a request. Refuses (`ValueError`) what would end a line of its head."""
+    host = f"[{host}]" if ":" in host else host
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a line of a request has a line's end in it")
+    return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + body
+
+
+class HttpAnswer:
+    """An answer: `status`, `headers` by their names in small letters, `body`, and whether the connection `stays`."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.stays = False
+        self._parts: list[bytes] = []
+        self._head_bytes = 0
+        self._whole = False
+        self._parser = httptools.HttpResponseParser(self)
+
+    @classmethod
+    def read(cls, read: Callable[[bytearray], int]) -> "HttpAnswer":
+        """Read an answer by `read`, which fills a buffer as `socket.recv_into` does.
+
+        Raises `BadAnswerError` for one that breaks off, is longer than `MAX_ANSWER` or does not state its length.
+        """
+        answer, buffer = cls(), bytearray(_READ_BYTES)
+        try:
+            while not answer._whole:
+                count = read(buffer)
+                if not count:
+                    raise BadAnswerError("the answer breaks off")
+                answer._take(memoryview(buffer)[:count])
+        except httptools.HttpParserError as error:
+            raise BadAnswerError(type(error).__name__) from None
+        return answer
+
+    @property
+    def body(self) -> bytes:
+        """The whole body."""
+        return b"".join(self._parts)
+
+    def _take(self, data: memoryview) -> None:
+        if not self.status:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD + _READ_BYTES:
+                raise BadAnswerError("the head is too long")
+        self._parser.feed_data(data)
+
+    # --- what the parser tells
+
+    def on_message_begin(self) -> None:
+        """Take note of an answer's beginning; there is no second one."""
+        if self._whole:
+            raise BadAnswerError("more than one answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Judge the head."""
+        length = self.headers.get("content-length", "")
+        if not _LENGTH.fullmatch(length) or int(length) > MAX_ANSWER:
+            raise BadAnswerError("the answer does not state a length that can be")
+        self.status = self._parser.get_status_code()
+        self.stays = self._parser.should_keep_alive() and self.status >= _SUCCESS
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """Take note of the end."""
+        self._whole = True
