@@ -30,6 +30,12 @@ def core_seconds(pids: Iterable[int]) -> float:
     return sum(sum(map(int, fields[_TIMES])) for pid in pids if (fields := _stat(pid))) / _TICKS_A_SECOND
 
 
+def machine_core_seconds() -> float:
+    """Return the processor time that the whole machine has used, in seconds."""
+    user, nice, system, _idle, _waiting, interrupts, soft, *_ = Path("/proc/stat").read_text("ascii").split()[1:9]
+    return sum(map(int, (user, nice, system, interrupts, soft))) / _TICKS_A_SECOND
+
+
 def process_clock(pid: int) -> float:
     """Return the processor time, in seconds, that one process has used so far, to the microsecond."""
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)

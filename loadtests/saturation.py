@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -62,44 +63,55 @@ def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str
 
 
 def measure_batches(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str, Any]:
-    """Return the checks a second of batches of 1,000, sent one after the other and two at once; the better counts."""
+    """Return the checks a second of batches of 1,000, sent one after the other and two at once; the better counts.
+
+    What is indeterminate is not counted as answered, and why is told.
+    """
     doors = [alliance.door(member) for member in alliance.local["members"]]
     if not _has_batches(doors[0]):
         say("no batches here yet")
         return {"batch_per_s": None}
     for door in doors:
         _batch(door)
-    alone = [_batches(doors, 1) for _ in range(effort.repeats)]
-    both = [_batches(doors, 2) for _ in range(effort.repeats)]
+    void: Counter[str] = Counter()
+    alone = [_batches(doors, 1, void) for _ in range(effort.repeats)]
+    both = [_batches(doors, 2, void) for _ in range(effort.repeats)]
     say(f"batches: {statistics.median(alone):.0f} checks a second, two at once {statistics.median(both):.0f}")
     better = max(alone, both, key=statistics.median)
     return {
         "batch_per_s": round(statistics.median(better), 1),
         "batch_per_s_noise_percent": _spread(better),
         "batch_per_s_one_at_a_time": round(statistics.median(alone), 1),
+        "batch_indeterminate": dict(void),
+        "batch_checks": BATCH * len(doors) * (len(alone) + len(both)),
     }
 
 
-def _batches(doors: list[Door], clients: int) -> float:
-    """Send a batch to every member, `clients` at once; return checks a second."""
+def _batches(doors: list[Door], clients: int, void: Counter[str]) -> float:
+    """Send a batch to every member, `clients` at once; return verdicts a second."""
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(_batch, doors))
-    return BATCH * len(doors) / (time.perf_counter() - began)
+        told = list(pool.map(_batch, doors))
+    seconds = time.perf_counter() - began
+    void.update(reason for reasons in told for reason in reasons)
+    return (BATCH * len(doors) - sum(map(len, told))) / seconds
 
 
-def _batch(door: Door) -> None:
-    """Send a batch; every verdict must be right."""
+def _batch(door: Door) -> list[str]:
+    """Send a batch; return the reasons of what is indeterminate. Every verdict must be right."""
     asked = list(islice(questions(), BATCH))
     request = door.request("POST", BATCH_PATH, encoded({"checks": [one.body for one in asked]}))
     with door.open() as connection:
         status, body = connection.exchange(request)
     if status != 200:  # noqa: PLR2004  the one status of success here
         raise RuntimeError(f"a batch is answered with status {status}: {body[:200]!r}")
-    found = [one["verdict"] for one in json.loads(body)["results"]]
-    if found != [one.verdict for one in asked]:
-        wrong = sum(verdict != one.verdict for verdict, one in zip(found, asked, strict=False))
-        raise RuntimeError(f"{wrong} verdicts of a batch are not right")
+    void = []
+    for one, told in zip(asked, json.loads(body)["results"], strict=True):
+        if told["verdict"] == "indeterminate":
+            void.append(told["reason"])
+        elif told["verdict"] != one.verdict:
+            raise RuntimeError(f"a verdict of a batch is {told['verdict']} and not {one.verdict}")
+    return void
 
 
 def _has_batches(door: Door) -> bool:
