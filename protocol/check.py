@@ -6,7 +6,6 @@ databases between the same calls. Step numbers are those of SPEC.md, section 6.
 
 import hashlib
 import hmac
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -104,17 +103,18 @@ def check_context(requester: str, check_id: bytes, person: int) -> bytes:
     return kdf.join(b"check", requester.encode(), check_id, person.to_bytes(2, "big"))
 
 
-def places_of_persons(questions: Sequence[Question]) -> list[tuple[Identity, int]]:
+def persons_of(questions: Sequence[Question]) -> list[tuple[Identity, int]]:
     """Return of each question the person that it is about: one for all rules that a person is asked about under.
 
     Whoever is asked about more than once under one rule, as with several proposals, is as many persons.
     """
-    times: Counter[tuple[Identity, str]] = Counter()
-    places = []
+    times: dict[tuple[Identity, str], int] = {}
+    persons = []
     for question in questions:
-        places.append((question.identity, times[question.identity, question.rule.id]))
-        times[question.identity, question.rule.id] += 1
-    return places
+        asked = (question.identity, question.rule.id)
+        persons.append((question.identity, times.get(asked, 0)))
+        times[asked] = times.get(asked, 0) + 1
+    return persons
 
 
 def ask(
@@ -148,7 +148,7 @@ def ask(
     own = manifest.slot_of_group(shard, party.id)
     excluded = excluded_slot(shard, own, len(slots), check_id)
 
-    about = places_of_persons(questions)
+    about = persons_of(questions)
     persons = {person: place for place, person in enumerate(dict.fromkeys(about))}
     lanes = [
         Lane(person=persons[person], rule_id=question.rule.id, rule_version=question.rule.version)
@@ -435,7 +435,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     and that every field that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
     """
     statement, manifest = call.signed.statement, party.manifest
-    _verify_statement(manifest, call.signed, now)
+    encoded = _verify_statement(manifest, call.signed, now)
     if abs(statement.as_of - china_day(now)) > 1:
         raise ProtocolError("bad-day", "the as-of day is not within a day of the custodian's clock")
     if not acceptable_as_of(call.tick, now, manifest.terms.tick_seconds):
@@ -479,7 +479,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
         lanes.append(AcceptedLane(lane.person, _rule_of(manifest, lane, statement), shares))
     return AcceptedCheck(
         statement,
-        hashlib.sha256(kdf.join(b"cover-lookup/v1 check", encode(call.signed), *evaluated)).digest(),
+        hashlib.sha256(kdf.join(b"cover-lookup/v1 check", encoded, call.signed.signature, *evaluated)).digest(),
         manifest.member(statement.requester).group,
         slot,
         chosen,
@@ -523,13 +523,15 @@ def answer_call(
 # --- shared by the steps -------------------------------------------------------------------------------------------
 
 
-def _verify_statement(manifest: Manifest, signed: SignedCheck, now: float) -> None:
+def _verify_statement(manifest: Manifest, signed: SignedCheck, now: float) -> bytes:
+    """Return the statement's encoding, which is what was signed."""
     statement = signed.statement
-    member = manifest.member(statement.requester)
-    signing.verify(member.signing_key, signed.signature, PURPOSE, encode(statement))
+    member, encoded = manifest.member(statement.requester), encode(statement)
+    signing.verify(member.signing_key, signed.signature, PURPOSE, encoded)
     manifest.require_current(statement.manifest_hash, now)
     require_fresh(statement.issued_at, now)
     require_lanes(len(statement.persons), statement.lanes)
+    return encoded
 
 
 def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> None:

@@ -15,12 +15,24 @@ from transport.tls import Tls, TlsSettings
 MAX_BODY = 8 << 20
 KEEP_ALIVE_SECONDS = 75
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""Of glibc's malloc.h."""
 
 
 def _die_with_parent(_server: object, _worker: object) -> None:
     """Have the kernel end this worker should gunicorn's master be killed: an orphan would keep the port."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _keep_little_memory() -> None:
+    """Have glibc give back what is freed: else each thread keeps an arena of its own, as large as it ever was."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and keeps little by itself
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 2)
+            mallopt(_M_MMAP_THRESHOLD, 256 << 10)
+            mallopt(_M_TRIM_THRESHOLD, 1 << 20)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -49,6 +61,7 @@ def serve(
     files: TlsSettings,
 ) -> None:
     """Serve until SIGTERM or SIGINT, over TLS if there is any. `make_app` runs in each worker, after the fork."""
+    _keep_little_memory()
     run = state / "run"
     run.mkdir(parents=True, exist_ok=True)
     secured: dict[str, Any] = {}

@@ -12,6 +12,8 @@ from insurer_agent.rest.requests import Reply, amount_of, answer, place_in, requ
 from insurer_agent.rest.schemas import CheckRequestSchema, CompletenessSchema, RuleSchema
 from protocol.manifest import SUM_INSURED, Rule, day_of
 
+_REQUEST = CheckRequestSchema()
+
 
 def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
     """Add the endpoints; each check under way holds one of `places`."""
@@ -27,7 +29,7 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
 
     @app.post("/v1/checks")
     def check() -> Response:
-        return answer(agent, agent.limits.checks, CheckRequestSchema, ask, bears_repeating=True)
+        return answer(agent, agent.limits.checks, _REQUEST, ask, bears_repeating=True)
 
     @app.get("/v1/rules")
     def rules() -> Response:

@@ -36,6 +36,8 @@ HINT_OF_REFUSAL = {
     "product-unknown": "GET /v1/rules lists the products that rules count",
 }
 
+_POLICY, _AMENDMENT, _CANCELLATION = PolicySchema(), AmendmentSchema(), CancellationSchema()
+
 
 def serve(app: Flask, agent: Agent) -> None:
     """Add the endpoints."""
@@ -43,7 +45,7 @@ def serve(app: Flask, agent: Agent) -> None:
 
     @app.post("/v1/policies")
     def issue_policy() -> Response:
-        response = answer(agent, limit, PolicySchema, partial(_issue, agent))
+        response = answer(agent, limit, _POLICY, partial(_issue, agent))
         body = response.get_json()
         response.headers["Location"] = "/v1/policies/" + quote(body["policy_number"], safe="")
         return response
@@ -60,11 +62,11 @@ def serve(app: Flask, agent: Agent) -> None:
 
     @app.put("/v1/policies/<path:number>")
     def amend_policy(number: str) -> Response:
-        return answer(agent, limit, AmendmentSchema, partial(_correct, agent, number, Event.AMEND))
+        return answer(agent, limit, _AMENDMENT, partial(_correct, agent, number, Event.AMEND))
 
     @app.post("/v1/policies/<path:number>/cancellation")
     def cancel_policy(number: str) -> Response:
-        return answer(agent, limit, CancellationSchema, partial(_correct, agent, number, Event.CANCEL))
+        return answer(agent, limit, _CANCELLATION, partial(_correct, agent, number, Event.CANCEL))
 
 
 def _issue(agent: Agent, body: dict[str, Any]) -> Reply:

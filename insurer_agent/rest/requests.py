@@ -65,7 +65,7 @@ def require_api_key(agent: Agent) -> str:
 def answer(
     agent: Agent,
     limit: RequestLimit,
-    schema: type[Schema],
+    schema: Schema,
     reply: Callable[[dict[str, Any]], Reply],
     *,
     bears_repeating: bool = False,
@@ -74,7 +74,7 @@ def answer(
 
     def read(_api_key: str) -> tuple[Any, dict[str, Any]]:
         body = read_json()
-        return body, schema().load(body)
+        return body, schema.load(body)
 
     return answer_read(agent, limit, read, reply, bears_repeating=bears_repeating)
 

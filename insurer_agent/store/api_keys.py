@@ -11,6 +11,14 @@ from protocol.party import RandomBytes
 from transport.problems import Problem
 
 PREFIX = "cover_"
+_FIND = """
+WITH found AS (SELECT name, last_used_at FROM api_key WHERE hash = %s), noted AS (
+    UPDATE api_key SET last_used_at = date_trunc('hour', now()) FROM found
+        WHERE api_key.name = found.name
+            AND (found.last_used_at IS NULL OR found.last_used_at < now() - interval '1 hour')
+)
+SELECT name FROM found
+"""
 
 
 @dataclass(frozen=True)
@@ -81,19 +89,11 @@ class ApiKeys:
         return self._find(hashlib.sha256(certificate).digest())
 
     def _find(self, digest: bytes) -> str | None:
-        def transaction(connection: Rows) -> psycopg.rows.TupleRow | None:
-            row = connection.execute(
-                "SELECT name, last_used_at IS NULL OR last_used_at < now() - interval '1 hour' FROM api_key"
-                " WHERE hash = %s",
-                (digest,),
-            ).fetchone()
-            if row is not None and row[1]:
-                connection.execute(
-                    "UPDATE api_key SET last_used_at = date_trunc('hour', now()) WHERE name = %s", row[:1]
-                )
-            return row
-
-        row = self._database.run("find api key", transaction)
+        row = self._database.run(
+            "find api key",
+            lambda connection: connection.execute(_FIND, (digest,)).fetchone(),
+            one_statement=True,
+        )
         return None if row is None else str(row[0])
 
 
