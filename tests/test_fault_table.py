@@ -233,7 +233,7 @@ def loaded(there: Wired) -> object:
     return load_manifest(there.one.settings, keys, there.database).terms.serial
 
 
-AT = Reading(shard=0, epoch=1, tick=10, lanes=((a_proposed(1).index, 1),))
+AT = Reading(shard=0, epoch=1, tick=10, persons=((a_proposed(1).index, 1),))
 
 TRANSACTIONS = {
     # Policies
