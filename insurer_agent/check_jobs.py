@@ -21,8 +21,8 @@ from transport.problems import Problem
 
 log = logging.getLogger(__name__)
 
-CHECK_SECONDS = 20.0
-"""How long the answer to one check is waited for; the service gives up on the largest after some 17."""
+CHECK_SECONDS = 27.0
+"""How long the answer to one check is waited for; the service gives up on the largest after some 25."""
 AGAIN_LANES = 64
 PASSING = frozenset({Void.TIMEOUT, Void.TOO_FEW_CUSTODIANS, Void.DISAGREEMENT})
 """Why there is no answer that another try may bring."""

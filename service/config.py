@@ -47,7 +47,7 @@ class _SettingsSchema(Schema):
     rechecks_a_second = fields.Float(load_default=100.0, validate=validate.Range(0.1, 1e6))
     redis = fields.String(load_default=None, validate=is_redis_url)
     redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
-    lane_seconds = fields.Float(load_default=0.02, validate=validate.Range(0, 1))
+    lane_seconds = fields.Float(load_default=0.03, validate=validate.Range(0, 1))
     capture = fields.String(load_default=None, allow_none=True)
 
 
@@ -79,7 +79,7 @@ class Settings:
     redis_seconds: float
     capture: Path | None
     tls: TlsSettings = field(default_factory=TlsSettings)
-    lane_seconds: float = 0.02
+    lane_seconds: float = 0.03
 
     @classmethod
     def load(cls, state: Path) -> "Settings":

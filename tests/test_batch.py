@@ -295,7 +295,7 @@ def test_a_check_of_a_batch_has_time_by_its_lanes_and_a_single_one_what_it_had(
     monkeypatch.setattr(relay, "_check", lambda _request, _rate, *seconds: given_time.append(seconds))
     for lanes in (1, FEW_LANES, 100):
         relay.check(questions_of(world, lanes))
-    assert given_time == [(1.0, 1.0), (1.0, 1.0), (7.0, 3.0)]
+    assert given_time == [(1.0, 1.0), (1.0, 1.0), (10.0, 4.0)]
 
 
 def test_by_default_a_member_and_an_api_key_may_ask_several_batches_at_once(tmp_path: Path) -> None:
