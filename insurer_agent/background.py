@@ -24,7 +24,7 @@ from transport.tls import Tls
 
 log = logging.getLogger(__name__)
 
-_IDLE_SECONDS = 0.25
+_IDLE_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 _UPKEEP_SECONDS = 60.0
 _FIRST_SECONDS = 0.25

@@ -111,10 +111,13 @@ class Database:
     @contextmanager
     def _connection(self) -> Iterator[Rows]:
         try:
-            with self._pool.connection() as connection:
-                yield connection
+            connection = self._pool.getconn()
         except PoolTimeout:
             raise psycopg.OperationalError("no connection in time") from None
+        try:
+            yield connection
+        finally:
+            self._pool.putconn(connection)  # which looks after one that is broken or in a transaction still
 
     @contextmanager
     def exclusively(self, lock: int) -> Iterator[bool]:
