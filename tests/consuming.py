@@ -168,7 +168,7 @@ def make_state(state: Path, dsn: str) -> Path:
     (state / "manifest.bin").write_bytes(encode(signed))
     pins = {"threshold": 1, "keys": {"admin": signing.public_key(admin).hex()}}
     (state / "admins.json").write_text(json.dumps(pins))
-    settings = {"member_id": party.id, "port": 1, "database": dsn, "allow_local": True}
+    settings = {"member_id": party.id, "port": 1, "database": dsn, "allow_local": True, "allow_plain_http": True}
     (state / "config.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     return state
 

@@ -94,6 +94,10 @@ class LiveAlliance:
             self._process.wait()
 
     @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def local(self) -> dict[str, Any]:
         data: dict[str, Any] = json.loads((self.state / "local.json").read_text(encoding="utf-8"))
         return data

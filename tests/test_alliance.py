@@ -56,7 +56,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]
     assert done.returncode == 0, done.stderr
     wait_for_ticks()
     yield alliance
-    if pids_of(alliance.state):
+    if alliance.runs:
         alliance.stop()
 
 

@@ -48,6 +48,7 @@ from protocol.secret import Secret
 from protocol.token import IndexKey
 from transport.problems import Problem
 from transport.settings import SettingsError
+from transport.tls import TlsSettings
 
 T = TypeVar("T")
 KEY = Secret(bytes(range(32)))
@@ -839,6 +840,7 @@ def configured(tmp_path: Path) -> Settings:
         policies_a_second=1,
         policies_at_once=1,
         capture=None,
+        tls=TlsSettings(allow_plain_http=True),
     )
 
 
@@ -911,6 +913,7 @@ def test_of_forks_loaded_at_once_one_is_taken(database: str, store: Database, co
 
 def test_a_local_manifest_and_one_of_another_salt_are_refused(store: Database, configured: Settings) -> None:
     assert "allow_local" in load(replace(configured, allow_local=False), store, terms(5))
+    assert "allow_plain_http" in load(replace(configured, tls=TlsSettings()), store, terms(5))
     assert "salt" in load(configured, store, terms(6, salt_check=bytes(32)))
 
 

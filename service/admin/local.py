@@ -151,11 +151,11 @@ class _Alliance:
         if self._state.exists() and any(self._state.iterdir()) and not marker.exists():
             raise SettingsError(f"{self._state} is not empty and not the state of a local alliance; choose another")
         if marker.exists():
-            before = json.loads(marker.read_text(encoding="utf-8"))
+            before = {"plain_http": False} | json.loads(marker.read_text(encoding="utf-8"))
             if before != self._shape:
                 raise SettingsError(
                     f"{self._state} holds an alliance of {before['members']} members and {before['shards']} shards,"
-                    f" {'over plain HTTP' if before.get('plain_http') else 'over TLS'}"
+                    f" {'over plain HTTP' if before['plain_http'] else 'over TLS'}"
                 )
 
     @property

@@ -350,6 +350,7 @@ def test_all_that_an_admin_handles_is_byte_for_byte_the_same_in_every_world(worl
     assert all(other == first for other in others)
     expected = {f"members/{name(member)}/enrolment.json" for member in range(1, MEMBERS + 1)}
     expected |= {"admin/admin-1.key", "service/manifest.bin", "service/service.json", "/v1/manifest", "/readyz"}
+    expected |= {"ca/ca.key", "ca/ca.pem", "ca/crl.pem", "/v1/revocations"}
     assert expected <= set(first)
 
 

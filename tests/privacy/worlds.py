@@ -246,7 +246,7 @@ class Player:
         return step
 
     def _admin(self) -> dict[str, bytes]:
-        """Return all that an admin handles, and all that the service tells whoever asks."""
+        """Return all that an admin handles, and all that the service tells any member that asks."""
         state = self.alliance.state
         files = [
             *state.glob("admin/*"),
@@ -257,8 +257,8 @@ class Player:
         ]
         files += [*state.glob("*/**/admins.json"), *state.glob("*/**/manifest.bin")]
         held = {str(file.relative_to(state)): file.read_bytes() for file in sorted(files)}
-        context = self.alliance.context
-        for path in ("/healthz", "/readyz"):
+        context = self.alliance.context_of(self.alliance.member_state(1))
+        for path in ("/v1/manifest", "/v1/revocations", "/healthz", "/readyz"):
             with urlopen(self.alliance.local["service_url"] + path, timeout=10, context=context) as response:
                 held[path] = response.read()
         return held
