@@ -1,6 +1,7 @@
 """gunicorn, started by the project's own commands with settings that keep it inside the state directory."""
 
 import ctypes
+import gc
 import signal
 import sys
 import time
@@ -64,7 +65,11 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
             self.cfg.set(name, value)
 
     def load(self) -> Flask:
-        return self._make_app()
+        app = self._make_app()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        return app
 
 
 def serve(
