@@ -1,8 +1,8 @@
 """Persistent HTTP connections to peers, on which all requests are written before any answer is read.
 
-One thread, several peers, no thread pool: a fan-out to four custodians takes as long as the slowest. Connections are
-kept per thread and peer. Over TLS whoever answers has shown the peer's own certificate, at the connection's opening,
-and is asked about again at each use: it may have been revoked since.
+One thread, several peers, no thread pool: a fan-out to four custodians takes as long as the slowest. A connection is
+one call's at a time, and then kept for the next call of any thread. Over TLS whoever answers has shown the peer's own
+certificate, at the connection's opening, and is asked about again at each use: it may have been revoked since.
 """
 
 import logging
@@ -60,14 +60,31 @@ class _FaultError(Exception):
         self.timed_out = timed_out
 
 
-class _Kept(dict[tuple[str, Holder], Line]):
-    """A thread's connections by address and peer, closed at the latest when the thread has ended."""
+class _Idle:
+    """Connections that nobody uses just now, by address and peer, the last used first; closed with their owner."""
 
-    def close(self) -> None:
-        """Close all."""
-        for line in self.values():
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, Holder], list[Line]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, call: Call) -> Line | None:
+        """Return a connection for a call, now the caller's; None if there is none."""
+        with self._lock:
+            lines = self._lines.get((call.url, call.to))
+            return lines.pop() if lines else None
+
+    def give(self, call: Call, line: Line) -> None:
+        """Keep a connection for other calls to the same peer."""
+        with self._lock:
+            self._lines.setdefault((call.url, call.to), []).append(line)
+
+    def close(self, call: Call | None = None) -> None:
+        """Close all, or those to the peer of a call."""
+        with self._lock:
+            keys = list(self._lines) if call is None else [(call.url, call.to)]
+            lines = [line for key in keys for line in self._lines.pop(key, ())]
+        for line in lines:
             line.sock.close()
-        self.clear()
 
     def __del__(self) -> None:
         self.close()
@@ -78,17 +95,12 @@ class Peers:
 
     def __init__(self, tls: Tls | None = None) -> None:
         self._tls = tls
-        self._local = threading.local()
+        self._idle = _Idle()
         self._told: dict[str, float] = {}
 
     def close(self) -> None:
-        """Close the connections of the calling thread."""
-        self._kept.close()
-
-    @property
-    def _kept(self) -> _Kept:
-        kept: _Kept = self._local.__dict__.setdefault("connections", _Kept())
-        return kept
+        """Close the connections that no call uses."""
+        self._idle.close()
 
     def call(self, call: Call, seconds: float) -> Reply | Unreachable:
         """Make one call and wait for at most that long."""
@@ -124,29 +136,28 @@ class Peers:
             try:
                 return self._receive(call, on, deadline)
             except _FaultError as fault:
-                self._drop(call)
                 if fault.timed_out or fresh:
                     raise
+                self._idle.close(call)  # the peer may have gone, and with it all that were opened before
             (again,) = self._on_new([call], deadline)
             if isinstance(again, _FaultError):
                 raise again
             return self._receive(call, again, deadline)
         except _FaultError as fault:
-            self._drop(call)
             return Unreachable(fault.timed_out)
 
     # --- connections
 
     def _on_kept(self, call: Call, deadline: float) -> Line | _FaultError | None:
         """Write a call on a kept connection and return it; None if there is none that is good."""
-        connection = self._kept.get((call.url, call.to))
+        connection = self._idle.take(call)
         if connection is None:
             return None
         try:
             self._require_peer(call, connection)
             self._send(connection, call, deadline)
         except _FaultError as fault:
-            self._drop(call)
+            connection.sock.close()
             return fault if fault.timed_out else None
         return connection
 
@@ -173,8 +184,7 @@ class Peers:
                 line.sock.close()
                 found[lines[line]] = fault
             else:
-                self._drop(call)
-                found[lines[line]] = self._kept[call.url, call.to] = line
+                found[lines[line]] = line
         return found
 
     def _require_peer(self, call: Call, line: Line) -> None:
@@ -188,11 +198,6 @@ class Peers:
         except ProtocolError as error:
             self._tell(call, error.hint)
             raise _FaultError(timed_out=False) from None
-
-    def _drop(self, call: Call) -> None:
-        connection = self._kept.pop((call.url, call.to), None)
-        if connection is not None:
-            connection.sock.close()
 
     # --- HTTP
 
@@ -211,9 +216,12 @@ class Peers:
         try:
             answer = HttpAnswer.read(connection.sock.recv_into)
         except (OSError, BadAnswerError) as error:
+            connection.sock.close()
             raise self._fault(call, error) from None
-        if not answer.stays:
-            self._drop(call)
+        if answer.stays:
+            self._idle.give(call, connection)
+        else:
+            connection.sock.close()
         content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
         signature = answer.headers.get("lookup-signature", "")
         return Reply(answer.status, answer.body, content_type, signature, None if self._tls is None else call.to)

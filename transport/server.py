@@ -2,22 +2,25 @@
 
 import ctypes
 import gc
+import select
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from transport.tls import Tls, TlsSettings
 
 MAX_BODY = 8 << 20
 KEEP_ALIVE_SECONDS = 75
 ALIVE_SECONDS = 1.0
+LINGER_MILLISECONDS = 25
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
@@ -40,11 +43,18 @@ def _keep_little_memory() -> None:
 
 
 class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's worker of threads, which tells its master that it is alive once a second and not at every event: each
-    time is a write to the file system, and took a seventh of a custodian's time.
+    """gunicorn's worker of threads, that switches less between them.
+
+    It tells its master that it is alive once a second and not at every event: each time is a write to the file system.
+    And a thread that has answered waits a moment for the next request on the same connection, where others are idle:
+    peers in a row of checks send it soon, and it need not go by the thread that waits for all connections.
     """
 
     _tell_at = 0.0
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._lingering = BoundedSemaphore(max(1, self.cfg.threads // 2))
 
     def notify(self) -> None:
         """Tell the master, unless that was done just now."""
@@ -52,6 +62,27 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         if now >= self._tell_at:
             self._tell_at = now + ALIVE_SECONDS
             super().notify()
+
+    def handle(self, conn: TConn) -> object:
+        """Answer requests of a connection for as long as the next ones come soon."""
+        result = super().handle(conn)
+        while result is True and self.alive and self._next_comes_soon(conn):
+            result = super().handle(conn)
+        return result
+
+    def _next_comes_soon(self, conn: TConn) -> bool:
+        if conn.is_http2:
+            return False
+        if conn.parser.unreader.buf.getvalue():
+            return True
+        if not self._lingering.acquire(blocking=False):
+            return False
+        try:
+            waiting = select.poll()
+            waiting.register(conn.sock, select.POLLIN)
+            return bool(waiting.poll(LINGER_MILLISECONDS))
+        finally:
+            self._lingering.release()
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
