@@ -29,7 +29,7 @@ from test_store_custody import (
     row,
 )
 
-from insurer_agent.store.custody import _VIEW, PostgresCustody
+from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.partitions import arrange_partitions
 from protocol.custody import (
@@ -351,8 +351,11 @@ def test_a_person_is_looked_up_by_the_index_of_the_months_of_the_window(
         connection.execute("ANALYZE custody_row")
         connection.execute(f"SET LOCAL plan_cache_mode = {plans}".encode())
         connection.execute("SET LOCAL enable_seqscan = off")
-        names = {name: f"${place}" for place, name in enumerate(("tokens", "first", "tick", "shard", "epoch"), start=1)}
-        query = _VIEW.decode() % names
+        source = connection.execute("SELECT prosrc FROM pg_proc WHERE proname = 'read_custody'").fetchone()
+        assert source is not None
+        query = source[0].partition("RETURN QUERY")[2].partition(";")[0]
+        for place, name in enumerate(("tokens", "first_day", "until", "of_shard", "of_epoch"), start=1):
+            query = query.replace(name, f"${place}")
         connection.execute(f"PREPARE rows (bytea[], date, bigint, integer, integer) AS {query}".encode())
         asked = f"(ARRAY['\\x{bytes(index(0)).hex()}'::bytea], '{first}', 9, 0, 1)"
         found = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE rows {asked}".encode()).fetchone()

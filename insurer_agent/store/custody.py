@@ -37,16 +37,7 @@ _ADMIT = (
     b"SELECT known_hash, known_tick, spent_lanes, is_new FROM admit_check(%s, %s, %s::smallint, %s, %s, %s, %s,"
     b" %s::bigint[], %s::bytea[], %s::text[], %s::smallint[], %s::date[], %s::bigint[])"
 )
-_VIEW = (
-    # The shard's stamps, then the persons' rows: one statement sees one state of the database.
-    "SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, excluded, NULL, NULL, NULL, sum FROM custody_stamp"  # noqa: S608  names of columns
-    " WHERE shard = %(shard)s AND tick <= %(tick)s"
-    f" UNION ALL SELECT depositor, id_key, {FACTS}, shares FROM custody_row"
-    " WHERE token = ANY(%(tokens)s) AND day >= %(first)s AND tick <= %(tick)s AND shard = %(shard)s"
-    " AND epoch = %(epoch)s"
-).encode()
-
-
+_VIEW = b"SELECT * FROM read_custody(%s, %s, %s::bytea[], %s, %s)"
 _EXCLUDED = FACTS.split(", ").index("excluded")
 
 
@@ -98,13 +89,9 @@ class PostgresCustody:
         """See `Custody.view`: one snapshot of rows and stamps."""
         require_epoch(self._epoch, reading.epoch)
 
-        asked = {
-            "shard": reading.shard,
-            "tick": reading.tick,
-            "tokens": list({bytes(index) for index, _ in reading.persons}),
-            "first": _day(min(first for _, first in reading.persons)),
-            "epoch": reading.epoch,
-        }
+        tokens = list({bytes(index) for index, _ in reading.persons})
+        first_day = _day(min(first for _, first in reading.persons))
+        asked = (reading.shard, reading.tick, tokens, first_day, reading.epoch)
         found = self._database.run(
             "read custody",
             lambda connection: connection.execute(_VIEW, asked, binary=True).fetchall(),

@@ -222,6 +222,25 @@ CREATE TABLE IF NOT EXISTS budget (
     PRIMARY KEY (requester_group, token, rule_id, occasion, day)
 );
 
+-- What a check reads as of a tick, in one statement, which sees one state of the database: the shard's stamps (with no
+-- depositor, sums in `sealed`), then the persons' rows from a day on.
+CREATE OR REPLACE FUNCTION read_custody(of_shard integer, until bigint, tokens bytea[], first_day date, of_epoch integer)
+RETURNS TABLE (
+    depositor text, id_key bytea, shard integer, epoch integer, kind smallint, token bytea, product text, day date,
+    excluded smallint, chain_key bytea, envelope_hash bytea, not_before bigint, sealed bytea
+) LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+BEGIN
+    RETURN QUERY
+        SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, s.excluded, NULL, NULL, NULL, s.sum FROM custody_stamp s
+            WHERE s.shard = of_shard AND s.tick <= until
+        UNION ALL SELECT r.depositor, r.id_key, r.shard, r.epoch, r.kind, r.token, r.product, r.day, r.excluded,
+                r.chain_key, r.envelope_hash, r.not_before, r.shares FROM custody_row r
+            WHERE r.token = ANY(tokens) AND r.day >= first_day AND r.tick <= until AND r.shard = of_shard
+                AND r.epoch = of_epoch;
+END
+$$;
+
 -- One attempt of a check: recorded, and on the check's first attempt its lanes charged, in one trip. Returns what stands
 -- of the check before this attempt, the lanes whose budget was spent when it was charged, and whether the attempt is new.
 -- Where the request is another one than stands, or the attempt was answered before, nothing is changed.
@@ -230,8 +249,8 @@ CREATE OR REPLACE FUNCTION admit_check(
     charged_group text, locks bigint[], tokens bytea[], rule_ids text[], occasions smallint[], first_days date[],
     budgets bigint[]
 ) RETURNS TABLE (known_hash bytea, known_tick bigint, spent_lanes smallint[], is_new boolean) LANGUAGE plpgsql
--- Plans are kept, and one from when the tables were empty would read all of them.
-SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+-- One plan is kept, which takes a tenth of what the rest does to make; from when the tables were empty, it must not read all.
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     known_hash := request_hash;
     known_tick := as_of_tick;
