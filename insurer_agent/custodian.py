@@ -77,10 +77,10 @@ class Custodian:
         # 3a. Signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C, equal fields.
         accepted = accept_call(self._party, call, time.time())
         key = self._key(accepted.statement.shard, accepted.omitted)
-        # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid.
-        spent = self._custody.admit(accepted.admission())
-        # 3c. Rows and stamps in one snapshot; sum, add the proposal, garble.
-        view = self._custody.view(accepted.reading())
+        # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid. Rows
+        # and stamps of one snapshot.
+        spent, view = self._custody.admit_and_view(accepted.admission(), accepted.reading())
+        # 3c. Sum, add the proposal, garble.
         return answer_call(self._party, accepted, key, view, spent)
 
     # --- deposits

@@ -630,8 +630,7 @@ def run_check(
     for slot in chosen:
         custodian = members[slots[slot]]
         accepted = accept_call(custodian.party, call_for(evaluation, 1, chosen, tick, slot), now)
-        spent = custodian.custody.admit(accepted.admission())
-        view = custodian.custody.view(accepted.reading())
+        spent, view = custodian.custody.admit_and_view(accepted.admission(), accepted.reading())
         key = custodian.committee_keys[statement.shard, accepted.omitted]
         answers[slot] = answer_call(custodian.party, accepted, key, view, spent)
 

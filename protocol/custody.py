@@ -227,6 +227,9 @@ class Custody(Protocol):
     def view(self, reading: Reading) -> CustodyView:
         """Return one snapshot."""
 
+    def admit_and_view(self, admission: Admission, reading: Reading) -> tuple[tuple[int, ...], CustodyView]:
+        """Do both: record an attempt, durably, and return what is spent, with one snapshot. Refuses as `admit`."""
+
     def prepare(self, proposed: Sequence[Proposed], now: float, attempt: RangeAttempt | None = None) -> Preparation:
         """Keep deposits of one depositor and shard pending and unseen, each with a result of its own.
 
@@ -309,6 +312,10 @@ class MemoryCustody:
             for index, first in reading.persons
         )
         return CustodyView(persons, _stamp_sums(committed, reading.shard))
+
+    def admit_and_view(self, admission: Admission, reading: Reading) -> tuple[tuple[int, ...], CustodyView]:
+        """See `Custody`."""
+        return self.admit(admission), self.view(reading)
 
     def _committed(self) -> list[tuple[Proposed, int]]:
         return [

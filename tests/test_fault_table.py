@@ -310,6 +310,10 @@ TRANSACTIONS = {
     "find watermark": Case(lambda there, _: there.one.outbox.complete_until(60) <= time.time() + 1, applied),
     # Custody
     "admit check": Case(lambda there, _: custody(there).admit(admission())),
+    "admit check and read custody": Case(
+        lambda there, _: custody(there).admit_and_view(admission(), AT),
+        lambda there: (with_prepared(there), custody(there).commit("insurer-01", 0, [commit_of(1, 9)])),
+    ),
     "read custody": Case(
         lambda there, _: custody(there).view(AT),
         lambda there: (with_prepared(there), custody(there).commit("insurer-01", 0, [commit_of(1, 9)])),

@@ -325,7 +325,15 @@ class CustodyMachine(RuleBasedStateMachine):
 
     def admitted(self, admission: Admission) -> None:
         asked = replace(admission, today=self.today)
-        outcome = self.both(lambda custody: refused_or(lambda: (custody.admit(asked), None)))
+        reading = Reading(0, 1, self.tick, ((index(0), A_DAY), (index(1), A_DAY)))
+
+        def answer(custody: Custody) -> tuple[object, object]:
+            if asked.check_id[0] % 2:
+                return custody.admit(asked), None
+            spent, view = custody.admit_and_view(asked, reading)
+            return spent, comparable(view)
+
+        outcome = self.both(lambda custody: refused_or(lambda: answer(custody)))
         (spent, _), lanes = outcome, len(asked.charges)
         self.seen[spent[0] if isinstance(spent, list) else SPENT if spent else "admitted"] += 1
         self.seen["partly spent"] += isinstance(spent, tuple) and 0 < len(spent) < lanes
