@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import httptools
 
 MAX_ANSWER = 64 << 20
-_MAX_HEAD = 64 << 10
+_MAX_HEAD = 32 << 10
 _READ_BYTES = 64 << 10
 _SUCCESS = 200
 _LENGTH = re.compile(r"[0-9]{1,9}")
@@ -65,11 +65,11 @@ class HttpAnswer:
         return b"".join(self._parts)
 
     def _take(self, data: memoryview) -> None:
+        self._parser.feed_data(data)
         if not self.status:
             self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD + _READ_BYTES:
+            if self._head_bytes > _MAX_HEAD:
                 raise BadAnswerError("the head is too long")
-        self._parser.feed_data(data)
 
     # --- what the parser tells
 

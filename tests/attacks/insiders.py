@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+from answers import Bent
 from flask import Flask
 from live import LiveAlliance, parent_of, pids_of, wait_until
 from werkzeug.serving import make_server
@@ -81,7 +82,7 @@ def serving(app: Flask, url: str) -> Iterator[None]:
     assert parts.hostname == "127.0.0.1"
     assert parts.port is not None
     listener = listen(parts.hostname, parts.port)
-    server = make_server(parts.hostname, parts.port, app, threaded=True, fd=listener.fileno())
+    server = make_server(parts.hostname, parts.port, Bent(app), threaded=True, fd=listener.fileno())
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -127,7 +128,6 @@ def service_replaced(alliance: LiveAlliance, make_relay: MakeRelay[R]) -> Iterat
     directory = open_directory(settings, party)
     relay = make_relay(party, Custodians(party, peers, directory), settings, secrets.token_bytes)
     app = make_relay_app(settings, party, manifest, relay, directory)
-    app.teardown_request(lambda _: peers.close())  # each request has a thread of its own
     end(state)
     try:
         with serving(app, service_url(alliance)):

@@ -12,9 +12,10 @@ from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
-from flask import Response, after_this_request, request
+from answers import Change, after_this_request, environ
 from insiders import Insider, agent_replaced, service_replaced
 from live import LiveAlliance, china_today, issue, write_policies
+from werkzeug.wrappers import Response
 
 from insurer_agent.agent import Agent
 from insurer_agent.custodian import Custodian
@@ -118,7 +119,6 @@ class Asked:
 
 
 Lie = Callable[[Asked], CheckAnswer]
-Change = Callable[[Response], Response]
 
 
 class Malicious(Custodian):
@@ -176,7 +176,7 @@ def saying(pieces: Callable[[bytes], Iterable[bytes]], *, pause: float = 0.0, re
     """Write bytes of its own to the connection in place of an answer, and break it off, with a reset or without."""
 
     def change(response: Response) -> Response:
-        line: socket.socket = request.environ["werkzeug.socket"]
+        line: socket.socket = environ()["werkzeug.socket"]
         with contextlib.suppress(OSError):  # the service may have heard enough before all is said
             for piece in pieces(response.get_data()):
                 line.sendall(piece)

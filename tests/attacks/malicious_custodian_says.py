@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
 
-from flask import Response
 from malicious_custodian import ALL, LIMIT, Asked, Change, Lie, problem, raw, saying
+from werkzeug.wrappers import Response
 
 from protocol import comparison
 from protocol.committee_keys import CommitteeKey, KeyName
@@ -272,7 +272,7 @@ LINE: dict[str, tuple[Change, str]] = {
     "no length": (saying(without_length), "unreachable"),
     "chunks": (saying(chunked), "unreachable"),
     "a byte every twentieth of a second": (saying(dripping, pause=0.05), "timeout"),
-    "continue, for ever": (saying(lambda _: cycle([b"HTTP/1.1 100 Continue\r\n\r\n"]), pause=0.01), "timeout"),
+    "continue, for ever": (saying(lambda _: cycle([b"HTTP/1.1 100 Continue\r\n\r\n"]), pause=0.01), "unreachable"),
     "headers, too many": (saying(endless_headers), "unreachable"),
     "a header, too long": (saying(lambda body: [raw(body, headers=f"X: {'x' * 70_000}\r\n")]), "unreachable"),
     "no HTTP": (saying(lambda body: [body]), "unreachable"),

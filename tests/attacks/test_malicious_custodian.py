@@ -8,7 +8,6 @@ from itertools import cycle, islice
 from urllib.request import Request
 
 import pytest
-from flask import Response
 from live import call, wait_for_ticks
 from malicious_custodian import (
     ABOVE,
@@ -45,6 +44,7 @@ from malicious_custodian_says import (
     without_stamps,
 )
 from malicious_holder import HOLDING, Holder, Policy
+from werkzeug.wrappers import Response
 
 from insurer_agent.agent import Agent
 from protocol import committee_keys, signing
@@ -124,7 +124,9 @@ def test_an_answer_under_another_status_is_none_though_it_be_right(stage: Stage,
     def change(response: Response) -> Response:
         return Response(response.get_data(), status=status, content_type=CONTENT_TYPE)
 
-    assert_passed_over(stage, change, "refused", sides=TRUTHS[status % 2 :][:1])
+    # These two have no body: what comes in place of one is no HTTP.
+    code = "unreachable" if status in {204, 304} else "refused"
+    assert_passed_over(stage, change, code, sides=TRUTHS[status % 2 :][:1])
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

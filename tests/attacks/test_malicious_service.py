@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 import pytest
-from flask import Response, after_this_request
+from answers import after_this_request
 from insiders import Insider, service_replaced
 from live import LiveAlliance, issue, write_policies
 from malicious_service import (
@@ -32,6 +32,7 @@ from malicious_service import (
     insiders_ask,
     now_tick,
 )
+from werkzeug.wrappers import Response
 
 from protocol import check as steps
 from protocol import signing

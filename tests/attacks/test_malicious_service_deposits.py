@@ -13,7 +13,7 @@ from typing import Any
 from urllib.request import Request
 
 import pytest
-from flask import Response, after_this_request
+from answers import after_this_request
 from insiders import Insider, service_replaced
 from live import LiveAlliance, call, china_today, issue, wait_for_ticks, wait_until, write_policies
 from malicious_service import (
@@ -34,6 +34,7 @@ from malicious_service import (
     now_tick,
 )
 from psycopg.errors import DeadlockDetected
+from werkzeug.wrappers import Response
 
 from insurer_agent.agent import Agent
 from protocol import comparison
