@@ -519,7 +519,7 @@ def test_connections_that_died_unnoticed_are_replaced(database: str) -> None:
 
 
 class Forgetful:
-    """A way to a server on which, when told to, the answer to a COMMIT is lost together with the connection."""
+    """A way to a server on which, when told to, the answer to a commit is lost together with the connection."""
 
     def __init__(self, dsn: str) -> None:
         target = conninfo_to_dict(dsn)
@@ -549,7 +549,7 @@ class Forgetful:
     def _forward(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
-                if self.to_lose and b"COMMIT" in data:
+                if self.to_lose and (b"COMMIT" in data or b"admit_check" in data):  # which commits itself
                     self.to_lose -= 1
                     lost.set()
                 server.sendall(data)

@@ -304,6 +304,7 @@ def test_a_file_that_is_no_enrolment_is_refused_by_the_admins_command_in_one_lin
     enrolment, service, manifest = (tmp_path / file for file in ("enrolment", "service", "manifest"))
     service.write_text("{}")
     arguments = ["manifest-create", str(manifest), str(enrolment), "--alliance", "x", "--service", str(service)]
+    arguments += ["--plain-http"]
     for data in (b"", b"{", b"\xff", b"[]", b"[1]", b"null", b"1", b'"x"', b"{}", b"[" * 100_000, b"\x00" * 9):
         enrolment.write_bytes(data)
         tally.inputs += 1
