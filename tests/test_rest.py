@@ -408,6 +408,7 @@ def test_a_job_goes_on_after_its_agent_was_killed(alliance: LiveAlliance) -> Non
             headers={"Authorization": f"Bearer {alliance.member(6)['api_key']}"},
         ),
         timeout=10,
+        context=alliance.context,
     ) as response:
         found = [json.loads(line) for line in response]
     assert [(one["index"], one["reference"], one["verdict"]) for one in found] == [
