@@ -41,6 +41,9 @@ from transport.redis_link import RedisLink
 from transport.settings import SettingsError, load_pins
 from transport.tls import Tls, open_tls, require_agreed
 
+BACKGROUND_LEASES = 3
+"""Connections that the background work holds, one a lock."""
+
 
 @dataclass(frozen=True)
 class Agent:
@@ -77,7 +80,7 @@ class Agent:
         """Read and check everything; raise `SettingsError` or `Problem` with what to change."""
         settings = Settings.load(state)
         keys = AgentKeys.load(state)
-        database = Database(find_dsn(settings), size=connections or settings.threads // 2)
+        database = Database(find_dsn(settings), size=connections or settings.threads // 2 + BACKGROUND_LEASES)
         database.migrate()
         manifest = load_manifest(settings, keys, database)
         party = Party(settings.member_id, keys.member, manifest)

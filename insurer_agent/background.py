@@ -81,9 +81,9 @@ def fetch_revocations(agent: Agent, tls: Tls, peers: Peers) -> None:
         log.warning("a newer revocation list is in force")
 
 
-def _watermarks(agent: Agent, _held: Held) -> None:
+def _watermarks(agent: Agent, held: Held) -> None:
     pause = _FIRST_SECONDS
-    while True:
+    while held():
         try:
             agent.directory.exchange()
         except ProtocolError as error:
@@ -102,13 +102,14 @@ def job_runner(agent: Agent, pace: Pace = JOB_PACE) -> JobRunner:
     return JobRunner(agent.requester, agent.jobs, lambda: {rule.id for rule in agent.requester.rules()}, pace)
 
 
-def _deposits(agent: Agent, _held: Held) -> None:
+def _deposits(agent: Agent, held: Held) -> None:
+    """Return when the lock is lost: another process may send by now, and two would send what one must wait with."""
     agent.outbox.retry_set_aside()
     pause = _FIRST_SECONDS
-    while True:
+    while held():
         # Deposits go out while some custodian is without its keys: they are repeated until it has them.
         pause = _UPKEEP_SECONDS if _upkeep(agent) else min(2 * pause, _MISSING_SECONDS)
-        _empty_outbox(agent, until=time.monotonic() + pause)
+        _empty_outbox(agent, held, until=time.monotonic() + pause)
 
 
 def _upkeep(agent: Agent) -> bool:
@@ -120,8 +121,8 @@ def _upkeep(agent: Agent) -> bool:
     return missing == 0
 
 
-def _empty_outbox(agent: Agent, until: float) -> None:
-    while time.monotonic() < until:
+def _empty_outbox(agent: Agent, held: Held, until: float) -> None:
+    while time.monotonic() < until and held():
         if not agent.depositor.anything_due():
             time.sleep(_IDLE_SECONDS)
             continue

@@ -108,11 +108,15 @@ class Batches:
         deadline = time.monotonic() + seconds
         packs = packed(items, self._shard_of)
         under_way = [self._pool.submit(self._asked, list(pack.lanes), deadline) for pack in packs]
-        answers = {
-            place: answer
-            for pack, asked in zip(packs, under_way, strict=True)
-            for place, answer in pack.answers(asked.result())
-        }
+        try:
+            answers = {
+                place: answer
+                for pack, asked in zip(packs, under_way, strict=True)
+                for place, answer in pack.answers(asked.result())
+            }
+        finally:
+            for asked in under_way:  # where one is refused nobody reads the others
+                asked.cancel()
         return [answers[place] for place in range(len(items))]
 
     def _asked(self, lanes: list[Lane], deadline: float) -> Answer:

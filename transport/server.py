@@ -21,6 +21,8 @@ MAX_BODY = 8 << 20
 KEEP_ALIVE_SECONDS = 75
 ALIVE_SECONDS = 1.0
 LINGER_MILLISECONDS = 25
+LINGER_SECONDS = 0.5
+"""How long a thread stays with one connection, however soon its requests come."""
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
@@ -64,25 +66,28 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             super().notify()
 
     def handle(self, conn: TConn) -> object:
-        """Answer requests of a connection for as long as the next ones come soon."""
-        result = super().handle(conn)
-        while result is True and self.alive and self._next_comes_soon(conn):
+        """Answer requests of a connection for as long as the next ones come soon, and nobody else waits."""
+        result, until = super().handle(conn), time.monotonic() + LINGER_SECONDS
+        while result is True and time.monotonic() < until and self._next_comes_soon(conn):
             result = super().handle(conn)
-        return result
+        # A client that has stalled is gone, and gunicorn would count a closed connection twice.
+        return result if conn.sock.fileno() >= 0 else False
 
     def _next_comes_soon(self, conn: TConn) -> bool:
-        if conn.is_http2:
-            return False
-        if conn.parser.unreader.buf.getvalue():
-            return True
-        if not self._lingering.acquire(blocking=False):
+        if conn.is_http2 or conn.sock.fileno() < 0 or conn.parser.unreader.buf.getvalue():
+            return False  # gunicorn takes care of what is here already
+        if not self._may_linger() or not self._lingering.acquire(blocking=False):
             return False
         try:
             waiting = select.poll()
             waiting.register(conn.sock, select.POLLIN)
-            return bool(waiting.poll(LINGER_MILLISECONDS))
+            return bool(waiting.poll(LINGER_MILLISECONDS)) and self._may_linger()
         finally:
             self._lingering.release()
+
+    def _may_linger(self) -> bool:
+        waits_for_nobody = self.tpool._work_queue.empty()  # noqa: SLF001  the executor does not say it otherwise
+        return bool(self.alive and waits_for_nobody)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types

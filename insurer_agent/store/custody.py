@@ -42,6 +42,7 @@ _READING = "read_custody(%s, %s, %s::bytea[], %s, %s)"
 _ADMIT = f"SELECT * FROM {_ADMISSION}".encode()  # noqa: S608  texts above
 _VIEW = f"SELECT * FROM {_READING}".encode()  # noqa: S608  as above
 _ADMIT_AND_VIEW = f"SELECT a.*, v.* FROM {_ADMISSION} a LEFT JOIN LATERAL {_READING} v ON a.is_new".encode()  # noqa: S608  as above
+_LOCKS_A_GROUP = 64
 _OF_ADMISSION = 4
 """Columns that `admit_check` returns."""
 _EXCLUDED = FACTS.split(", ").index("excluded")
@@ -128,8 +129,10 @@ class PostgresCustody:
         )
 
     def _budget_lock(self, group: str, token: bytes, rule_id: str, occasion: int) -> int:
-        index = self._vault.index("budget", group.encode(), token, rule_id.encode(), bytes([occasion]))
-        return int.from_bytes(index[:8], "big", signed=True)
+        """Return the lock of a budget, one of 64 of the group: a server has so many in all, and a check many lanes."""
+        one = self._vault.index("budget", group.encode(), token, rule_id.encode(), bytes([occasion]))
+        all_of_group = self._vault.index("budgets", group.encode())
+        return int.from_bytes(all_of_group[:7] + bytes([one[0] % _LOCKS_A_GROUP]), "big", signed=True)
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody.view`: one snapshot of rows and stamps."""
