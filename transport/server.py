@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -21,6 +22,7 @@ MAX_BODY = 8 << 20
 KEEP_ALIVE_SECONDS = 75
 ALIVE_SECONDS = 1.0
 LINGER_MILLISECONDS = 25
+REST_SECONDS = 1.0
 LINGER_SECONDS = 0.5
 """How long a thread stays with one connection, however soon its requests come."""
 _PR_SET_PDEATHSIG = 1
@@ -70,8 +72,17 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         result, until = super().handle(conn), time.monotonic() + LINGER_SECONDS
         while result is True and time.monotonic() < until and self._next_comes_soon(conn):
             result = super().handle(conn)
-        # A client that has stalled is gone, and gunicorn would count a closed connection twice.
-        return result if conn.sock.fileno() >= 0 else False
+        if conn.sock.fileno() < 0:  # it stalled and is gone: gunicorn would count a closed connection twice
+            return False
+        if result is False:
+            self._take_the_rest(conn)
+        return result
+
+    @staticmethod
+    def _take_the_rest(conn: TConn) -> None:
+        """Read what a refused request has still to say, within bounds: a client that cannot send it reads no answer."""
+        with suppress(Exception):  # whatever is wrong with it, the connection is closed next
+            conn.parser.finish_body(deadline=time.monotonic() + REST_SECONDS)
 
     def _next_comes_soon(self, conn: TConn) -> bool:
         if conn.is_http2 or conn.sock.fileno() < 0 or conn.parser.unreader.buf.getvalue():
