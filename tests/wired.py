@@ -63,6 +63,7 @@ class NamedDatabase(Database):
 
     def __init__(self, dsn: str, *, size: int) -> None:
         super().__init__(dsn, size=size)
+        self._pool.timeout = 3.0  # each cut takes a connection, and a busy machine may take long for the next
         self.running = ""
         self.commit = b""
 
