@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from insurer_agent.consume_command import add_consume_command
 from insurer_agent.import_command import add_import_command
 from insurer_agent.recheck_command import add_recheck_command
-from transport.commands import run_command
+from transport.commands import command_maker, run_command
 from transport.settings import SettingsError, write_private
 from transport.tls_files import add_tls_commands
 
@@ -202,14 +202,7 @@ def _postgres(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="insurer-agent", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: object, text: str, *, state: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        if state:
-            sub.add_argument("--state", type=Path, required=True, help="the agent's state directory")
-        return sub
-
+    command = command_maker(commands, "the agent's")
     salt = command(
         "salt",
         _salt,
@@ -240,13 +233,7 @@ def _add_api_key_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     text = "Make, list and revoke the API keys of underwriting and policy systems."
     parser = commands.add_parser("api-key", help=text, description=text)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-
-    def action(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        sub.add_argument("--state", type=Path, required=True, help="the agent's state directory")
-        return sub
-
+    action = command_maker(actions, "the agent's")
     make = action("make", _make_api_key, "Make a key under a name that has none, and print it, once.")
     make.add_argument("name")
     make.add_argument("--replace", action="store_true", help="end the key that the name has")

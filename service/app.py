@@ -9,6 +9,7 @@ from typing import TypeVar
 from flask import Flask, Response, jsonify, request
 from werkzeug.wrappers import Request
 
+from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import AdminPins, Manifest, open_manifest
 from protocol.messages import CheckRequest, SignedBatch, SignedRelay
@@ -102,7 +103,7 @@ def _messages(face: MessageFace, party: ServiceParty, relay: Relay, directory: D
             return answer_of(answer(message))
 
         def plain(request: Request) -> Answer:
-            body, _ = answer_of(answer(read_message(request, kind)))
+            body = encode(answer(read_message(request, kind)))
             signature = internal.sign_answer(party.keys.signing, path, request.get_data(), body)
             return body, [(internal.SIGNATURE_HEADER, signature)]
 

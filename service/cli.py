@@ -3,10 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from transport.commands import run_command
+from transport.commands import command_maker, run_command
 from transport.tls_files import add_tls_commands
 
 
@@ -53,13 +52,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lookup-service", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        sub.add_argument("--state", type=Path, required=True, help="the service's state directory")
-        return sub
-
+    command = command_maker(commands, "the service's")
     init = command("init", _init, "Make the service's keys, and service.json and tls.csr for the alliance's admins.")
     init.add_argument("--url", required=True, help="where agents reach the service")
     command("serve", _serve, "Serve the alliance's agents until stopped.")

@@ -3,10 +3,27 @@
 import argparse
 import logging
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from protocol.errors import ProtocolError
 from transport.problems import Problem
 from transport.settings import SettingsError
+
+
+def command_maker(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", whose: str
+) -> Callable[..., argparse.ArgumentParser]:
+    """Return what adds a sub-command by its name, function and text, with a state directory unless told otherwise."""
+
+    def command(name: str, run: object, text: str, *, state: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if state:
+            sub.add_argument("--state", type=Path, required=True, help=f"{whose} state directory")
+        return sub
+
+    return command
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:

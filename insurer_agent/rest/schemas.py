@@ -156,15 +156,19 @@ _CHECKS_EXAMPLE = [
 ]
 
 
+def _checks(most: int, description: str) -> "fields.List[Any]":
+    return fields.List(
+        fields.Nested(CheckRequestSchema),
+        required=True,
+        validate=validate.Length(1, most),
+        metadata=_about(description, _CHECKS_EXAMPLE),
+    )
+
+
 class BatchRequestSchema(_Strict):
     """Many checks, each as `POST /v1/checks` takes it. One that is bad is told so in its place; the others go on."""
 
-    checks = fields.List(
-        fields.Nested(CheckRequestSchema),
-        required=True,
-        validate=validate.Length(1, MAX_BATCH),
-        metadata=_about("The checks; the same may stand there twice.", _CHECKS_EXAMPLE),
-    )
+    checks = _checks(MAX_BATCH, "The checks; the same may stand there twice.")
 
 
 class LooseBatchSchema(_Strict):
@@ -194,12 +198,7 @@ class BatchAnswerSchema(Schema):
 class JobRequestSchema(_Strict):
     """A job: as a batch, of more checks."""
 
-    checks = fields.List(
-        fields.Nested(CheckRequestSchema),
-        required=True,
-        validate=validate.Length(1, MAX_JOB),
-        metadata=_about("The checks; 16 MiB in all.", _CHECKS_EXAMPLE),
-    )
+    checks = _checks(MAX_JOB, "The checks; 16 MiB in all.")
 
 
 class VerdictsSchema(Schema):

@@ -15,6 +15,7 @@ from insurer_agent.store.partitions import PartitionsBusyError, arrange_partitio
 from insurer_agent.store.vault import Vault
 from protocol.custody import (
     Admission,
+    Charge,
     CustodyRow,
     CustodyView,
     PersonRows,
@@ -111,7 +112,6 @@ class PostgresCustody:
 
     def _of_admission(self, admission: Admission) -> tuple[object, ...]:
         group, charges = admission.requester_group, admission.charges
-        locks = {self._budget_lock(group, one.index, one.rule_id, one.occasion) for one in charges}
         return (
             admission.requester,
             admission.check_id,
@@ -120,7 +120,7 @@ class PostgresCustody:
             admission.tick,
             _day(admission.today),
             group,
-            _array(map(str, sorted(locks))),  # in order, so that none locks another up
+            _array(map(str, self._budget_locks(group, charges))),
             _array(_BYTEA + one.index.hex() for one in charges),
             _array(one.rule_id for one in charges),
             _array(str(one.occasion) for one in charges),
@@ -128,11 +128,15 @@ class PostgresCustody:
             _array(str(one.budget) for one in charges),
         )
 
-    def _budget_lock(self, group: str, token: bytes, rule_id: str, occasion: int) -> int:
-        """Return the lock of a budget, one of 64 of the group: a server has so many in all, and a check many lanes."""
-        one = self._vault.index("budget", group.encode(), token, rule_id.encode(), bytes([occasion]))
-        all_of_group = self._vault.index("budgets", group.encode())
-        return int.from_bytes(all_of_group[:7] + bytes([one[0] % _LOCKS_A_GROUP]), "big", signed=True)
+    def _budget_locks(self, group: str, charges: Sequence[Charge]) -> list[int]:
+        """Return the locks of budgets, of 64 that a group has (a server has so many in all, and a check many lanes).
+
+        They are in order, so that none locks another up.
+        """
+        all_of_group = self._vault.index("budgets", group.encode())[:7]
+        keys = ((one.index, one.rule_id.encode(), bytes([one.occasion])) for one in charges)
+        ones = {self._vault.index("budget", group.encode(), *key)[0] % _LOCKS_A_GROUP for key in keys}
+        return sorted(int.from_bytes(all_of_group + bytes([one]), "big", signed=True) for one in ones)
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody.view`: one snapshot of rows and stamps."""
