@@ -13,6 +13,7 @@ import hashlib
 import hmac
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -112,7 +113,11 @@ class Seed:
 
     def key(self, label: str, size: int = 32) -> bytes:
         """Return the sub-key of that label."""
-        return kdf.derive(self.secret, label, size=size)
+        return kdf.expand(self._extracted, label, size=size)
+
+    @cached_property
+    def _extracted(self) -> bytes:
+        return kdf.extract(self.secret)
 
 
 def tags(

@@ -2,7 +2,7 @@
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 
 def join(*parts: bytes) -> bytes:
@@ -12,8 +12,17 @@ def join(*parts: bytes) -> bytes:
 
 def derive(secret: bytes, label: str, *context: bytes, salt: bytes = b"", size: int = 32) -> bytes:
     """Return `size` bytes: HKDF-SHA256 (RFC 5869) with the label and context, injectively joined, as info."""
-    info = join(b"cover-lookup/v1", label.encode(), *context)
-    return HKDF(algorithm=SHA256(), length=size, salt=salt, info=info).derive(secret)
+    return expand(extract(secret, salt), label, *context, size=size)
+
+
+def extract(secret: bytes, salt: bytes = b"") -> bytes:
+    """Return HKDF-Extract's 32 bytes (RFC 5869, section 2.2), for several that are expanded from one secret."""
+    return HKDF.extract(SHA256(), salt or None, secret)
+
+
+def expand(key: bytes, label: str, *context: bytes, size: int = 32) -> bytes:
+    """Return `size` bytes of what was extracted: HKDF-Expand (RFC 5869, section 2.3), labelled as `derive` is."""
+    return HKDFExpand(SHA256(), size, join(b"cover-lookup/v1", label.encode(), *context)).derive(key)
 
 
 def stream(key: bytes, size: int) -> bytes:
