@@ -97,6 +97,7 @@ def _serve(args: argparse.Namespace) -> int:
             threads=settings.threads,
             tls=agent.tls,
             files=settings.tls,
+            inner=None if agent.tls is None else agent.tls.is_of_service,
         )
     return 0
 

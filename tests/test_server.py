@@ -5,11 +5,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from certified import House, member
 from live import wait_until
+
+from transport.certificates import SERVICE
 
 THREADS = 2
 SERVER = f"""
@@ -25,6 +28,33 @@ files = TlsSettings()
 serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads={THREADS}, tls=None, files=files)
 """
 ASKED = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+SECURED_SERVER = f"""
+import sys, time
+sys.path.insert(0, sys.argv[4])
+from pathlib import Path
+from certified import tls_settings
+from flask import Flask
+from protocol.encoding import decode
+from protocol.manifest import Manifest, SignedManifest, Terms
+from transport.certificates import Holder
+from transport.server import serve
+from transport.tls import Tls
+state, port, go_on = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+terms = decode(Terms, decode(SignedManifest, (state / "manifest.bin").read_bytes()).terms)
+files = tls_settings(state)
+tls = Tls(files, Manifest.of(terms), Holder("insurer-01"))
+app = Flask("two threads")
+app.add_url_rule("/", view_func=lambda: "here")
+def wait():
+    while not go_on.exists():
+        time.sleep(0.01)
+    return "late"
+app.add_url_rule("/wait", view_func=wait)
+serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads={THREADS}, tls=tls, files=files,
+      inner=tls.is_of_service)
+"""
 
 
 @pytest.fixture
@@ -80,3 +110,65 @@ def test_connections_that_never_rest_leave_threads_to_others(port: int, at_once:
         done.set()
         for thread in busy:
             thread.join(20)
+
+
+def test_connections_that_say_nothing_take_no_thread(port: int) -> None:
+    with ExitStack() as stack:
+        for _ in range(10 * THREADS):
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", port), 5)))
+        assert answers(port, 4.0)  # before any of them is given up
+
+
+@contextmanager
+def secured_server(house: House, go_on: Path) -> Iterator[None]:
+    holder = member(1)
+    line = [str(house.state(holder)), str(house.ports[holder]), str(go_on), str(Path(__file__).parent)]
+    process = subprocess.Popen([sys.executable, "-c", SECURED_SERVER, *line])
+    try:
+        wait_until(lambda: answers_securely(house, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", inner=True))
+        yield
+    finally:
+        go_on.touch()
+        process.terminate()
+        process.wait(20)
+
+
+def secured(house: House, *, inner: bool) -> socket.socket:
+    context = house.context(SERVICE if inner else None)
+    plain = socket.create_connection(("127.0.0.1", house.ports[member(1)]), 10)
+    return context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def answers_securely(house: House, asked: bytes, *, inner: bool) -> bool:
+    try:
+        with secured(house, inner=inner) as line:
+            line.sendall(asked)
+            return line.recv(1 << 12).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def test_who_asks_from_outside_takes_no_thread_from_the_alliances_own_calls(tmp_path: Path) -> None:
+    house, go_on = House(tmp_path), tmp_path / "go on"
+    with secured_server(house, go_on), ExitStack() as stack:
+        outside = [stack.enter_context(secured(house, inner=False)) for _ in range(3 * THREADS)]
+        for line in outside:
+            line.sendall(ASKED.replace(b"/ ", b"/wait ", 1))
+        outside[-1].settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            outside[-1].recv(1)  # all threads wait
+        assert answers_securely(house, ASKED, inner=True)
+        go_on.touch()
+        outside[-1].settimeout(20)
+        assert outside[-1].recv(1 << 12).startswith(b"HTTP/1.1 200")
+
+
+def test_handshakes_that_stand_still_take_no_thread_from_requests(tmp_path: Path) -> None:
+    house, go_on = House(tmp_path), tmp_path / "go on"
+    with secured_server(house, go_on), secured(house, inner=False) as kept, ExitStack() as stack:
+        for _ in range(5 * THREADS):
+            line = stack.enter_context(closing(socket.create_connection(("127.0.0.1", house.ports[member(1)]), 5)))
+            line.sendall(b"\x16\x03\x01\x02\x00")  # of a ClientHello, the first five bytes
+        kept.settimeout(10)
+        kept.sendall(ASKED)
+        assert kept.recv(1 << 12).startswith(b"HTTP/1.1 200")

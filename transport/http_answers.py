@@ -5,13 +5,12 @@ every hop of a check reads one.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import httptools
 
-MAX_ANSWER = 64 << 20
+MAX_ANSWER = 16 << 20
 _MAX_HEAD = 32 << 10
-_READ_BYTES = 64 << 10
 _SUCCESS = 200
 _LENGTH = re.compile(r"[0-9]{1,9}")
 
@@ -31,41 +30,34 @@ def request_bytes(method: str, host: str, path: str, headers: Mapping[str, str],
 
 
 class HttpAnswer:
-    """An answer: `status`, `headers` by their names in small letters, `body`, and whether the connection `stays`."""
+    """An answer of so many bytes at most, `whole` when all has been taken: `status`, `headers` by their names in small
+    letters, `body`, and whether the connection `stays`.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_ANSWER) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.stays = False
         self._parts: list[bytes] = []
         self._head_bytes = 0
-        self._whole = False
+        self.whole = False
+        self._most = most
         self._parser = httptools.HttpResponseParser(self)
-
-    @classmethod
-    def read(cls, read: Callable[[bytearray], int]) -> "HttpAnswer":
-        """Read an answer by `read`, which fills a buffer as `socket.recv_into` does.
-
-        Raises `BadAnswerError` for one that breaks off, is longer than `MAX_ANSWER` or does not state its length.
-        """
-        answer, buffer = cls(), bytearray(_READ_BYTES)
-        try:
-            while not answer._whole:
-                count = read(buffer)
-                if not count:
-                    raise BadAnswerError("the answer breaks off")
-                answer._take(memoryview(buffer)[:count])
-        except httptools.HttpParserError as error:
-            raise BadAnswerError(type(error).__name__) from None
-        return answer
 
     @property
     def body(self) -> bytes:
         """The whole body."""
         return b"".join(self._parts)
 
-    def _take(self, data: memoryview) -> None:
-        self._parser.feed_data(data)
+    def take(self, data: memoryview) -> None:
+        """Take what has been read next.
+
+        Raises `BadAnswerError` for an answer that is longer than it may be, or does not state its length.
+        """
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise BadAnswerError(type(error).__name__) from None
         if not self.status:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD:
@@ -75,7 +67,7 @@ class HttpAnswer:
 
     def on_message_begin(self) -> None:
         """Take note of an answer's beginning; there is no second one."""
-        if self._whole:
+        if self.whole:
             raise BadAnswerError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -85,7 +77,7 @@ class HttpAnswer:
     def on_headers_complete(self) -> None:
         """Judge the head."""
         length = self.headers.get("content-length", "")
-        if not _LENGTH.fullmatch(length) or int(length) > MAX_ANSWER:
+        if not _LENGTH.fullmatch(length) or int(length) > self._most:
             raise BadAnswerError("the answer does not state a length that can be")
         self.status = self._parser.get_status_code()
         self.stays = self._parser.should_keep_alive() and self.status >= _SUCCESS
@@ -96,4 +88,4 @@ class HttpAnswer:
 
     def on_message_complete(self) -> None:
         """Take note of the end."""
-        self._whole = True
+        self.whole = True

@@ -1,18 +1,18 @@
-"""Sockets to and from peers, plain or TLS, that hold nobody up: every read, write and handshake ends in time."""
+"""Sockets to and from peers, plain or TLS, that hold nobody up.
+
+Those to peers never block (`transport.talks` waits for all of a fan-out at once); those from peers end in time.
+"""
 
 import errno
-import selectors
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-CONNECT_SECONDS = 0.25
 HANDSHAKE_SECONDS = 3.0
 """How long a server waits for a client's whole handshake: it takes a thread, and an honest one milliseconds."""
 STALL_SECONDS = 10.0
@@ -20,129 +20,62 @@ STALL_SECONDS = 10.0
 _LINGER_SECONDS = 0.2
 _RECORD = 1 << 14
 """Bytes in the largest TLS record."""
+Address = tuple[socket.AddressFamily, Any]
+"""A family with what its sockets connect to."""
 
 
 # --- the calling end ---------------------------------------------------------------------------------------------
 
 
-class DeadlineSocket(socket.socket):
-    """A socket whose reads and writes end at a deadline, however slowly the peer drips its bytes."""
-
-    deadline = 0.0
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401  as in the standard library
-        """Read as the standard library does, for no longer than until the deadline."""
-        self.settimeout(left(self.deadline))
-        count: int = super().recv_into(*args, **kwargs)
-        return count
-
-    def sendall(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  as above
-        """Write as the standard library does, for no longer than until the deadline."""
-        self.settimeout(left(self.deadline))
-        super().sendall(*args, **kwargs)
-
-
-class DeadlineTlsSocket(ssl.SSLSocket):
-    """The same over TLS."""
-
-    deadline = 0.0
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401  as above
-        """Read as the standard library does, for no longer than until the deadline."""
-        self.settimeout(left(self.deadline))
-        return super().recv_into(*args, **kwargs)
-
-    def send(self, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401  as above; `sendall` is made of it
-        """Write as the standard library does, for no longer than until the deadline."""
-        self.settimeout(left(self.deadline))
-        return super().send(*args, **kwargs)
-
-
-def left(deadline: float) -> float:
-    """Return the seconds until a deadline of the monotonic clock; raises `TimeoutError` when it has passed."""
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
-
-
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A connection to a peer's host and port. Over TLS it has the context that it was opened with."""
+    """A connection to a peer's host and port that never blocks. Over TLS it has the context that it was opened with."""
 
     host: str
     port: int
 
-    sock: DeadlineSocket | DeadlineTlsSocket
+    sock: socket.socket | ssl.SSLSocket
     context: ssl.SSLContext | None
 
     @cached_property
     def certificate(self) -> bytes | None:
         """The peer's certificate (DER) once hands are shaken; its chain and host name are verified."""
-        return self.sock.getpeercert(binary_form=True) if isinstance(self.sock, DeadlineTlsSocket) else None
+        return self.sock.getpeercert(binary_form=True) if isinstance(self.sock, ssl.SSLSocket) else None
 
 
-def begin_line(url: str, context: ssl.SSLContext | None, deadline: float) -> Line:
-    """Connect to `https://host[:port]`, or without a context to `http://…`; of TLS, hands are still to be shaken.
-
-    Raises `OSError` where nobody answers, and `ValueError` for any other address.
-    """
+def place_of(url: str, *, secured: bool) -> tuple[str, int]:
+    """Return host and port of `https://host[:port]`, or of `http://…`; raises `ValueError` for any other address."""
     parts = urlsplit(url)
-    scheme, port = ("http", 80) if context is None else ("https", 443)
+    scheme, port = ("https", 443) if secured else ("http", 80)
     if parts.scheme != scheme or parts.hostname is None:
         raise ValueError("no address of this alliance")
-    place = (parts.hostname, parts.port or port)
-    plain = socket.create_connection(place, min(CONNECT_SECONDS, left(deadline)))
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if context is None:
-        return Line(*place, DeadlineSocket(plain.family, plain.type, plain.proto, plain.detach()), None)
-    plain.setblocking(False)  # noqa: FBT003  the name of the method says it
+    return parts.hostname, parts.port or port
+
+
+def begin_line(place: tuple[str, int], address: Address, context: ssl.SSLContext | None) -> Line:
+    """Begin to connect to one of a place's addresses; of TLS, hands are still to be shaken. Raises `OSError`."""
+    family, sockaddr = address
+    plain = socket.socket(family, socket.SOCK_STREAM)
     try:
-        wrapped = context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=parts.hostname)
-    except (OSError, ValueError):
+        plain.setblocking(False)  # noqa: FBT003  the name of the method says it
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(BlockingIOError):
+            plain.connect(sockaddr)
+    except OSError:
         plain.close()
         raise
-    assert isinstance(wrapped, DeadlineTlsSocket)
-    return Line(*place, wrapped, context)
+    return Line(*place, plain, context)
 
 
-def shake_hands(lines: Iterable[Line], deadline: float) -> Iterator[tuple[Line, OSError | None]]:
-    """Make the handshakes of all lines at once; yield each line when it is open, or with what went wrong.
-
-    One peer that does not answer holds up none of the others.
-    """
-    with selectors.DefaultSelector() as selector:
-        ready: list[Line] = []
-        for line in lines:
-            selector.register(line.sock, selectors.EVENT_READ, line)
-            ready.append(line)
-        while ready or selector.get_map():
-            for line in ready:
-                done, fault = _step(selector, line)
-                if done:
-                    selector.unregister(line.sock)
-                    yield line, fault
-            seconds = deadline - time.monotonic()
-            if seconds <= 0:
-                for key in list(selector.get_map().values()):
-                    yield key.data, TimeoutError()
-                return
-            ready = [key.data for key, _ in selector.select(seconds)] if selector.get_map() else []
-
-
-def _step(selector: selectors.BaseSelector, line: Line) -> tuple[bool, OSError | None]:
+def secure(line: Line) -> Line:
+    """Return a connected line as TLS on the same socket, its hands still to be shaken; raises `OSError`."""
+    assert line.context is not None
     try:
-        if isinstance(line.sock, DeadlineTlsSocket):
-            line.sock.do_handshake()
-    except ssl.SSLWantReadError:
-        selector.modify(line.sock, selectors.EVENT_READ, line)
-        return False, None
-    except ssl.SSLWantWriteError:
-        selector.modify(line.sock, selectors.EVENT_WRITE, line)
-        return False, None
-    except OSError as error:
-        return True, error
-    return True, None
+        wrapped = line.context.wrap_socket(line.sock, do_handshake_on_connect=False, server_hostname=line.host)
+    except (OSError, ValueError):
+        line.sock.close()
+        raise
+    return Line(line.host, line.port, wrapped, line.context)
 
 
 # --- the answering end --------------------------------------------------------------------------------------------
@@ -213,9 +146,17 @@ class ServerTlsSocket(ssl.SSLSocket):
             socket.socket.shutdown(self, socket.SHUT_WR)
             deadline = time.monotonic() + _LINGER_SECONDS
             while True:
-                self.settimeout(left(deadline))
+                self.settimeout(_left(deadline))
                 if not socket.socket.recv(self, _RECORD):
                     return
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until a deadline of the monotonic clock; raises `TimeoutError` when it has passed."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
 
 
 def _hung_up() -> ConnectionResetError:

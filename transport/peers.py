@@ -1,4 +1,4 @@
-"""Persistent HTTP connections to peers, on which all requests are written before any answer is read.
+"""Persistent HTTP connections to peers, on which the calls of a fan-out are made all at once (`transport.talks`).
 
 One thread, several peers, no thread pool: a fan-out to four custodians takes as long as the slowest. A connection is
 one call's at a time, and then kept for the next call of any thread. Over TLS whoever answers has shown the peer's own
@@ -10,17 +10,20 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Event
 
 from protocol.errors import ProtocolError
 from transport.certificates import SERVICE, Holder
-from transport.http_answers import BadAnswerError, HttpAnswer, request_bytes
-from transport.lines import Line, begin_line, left, shake_hands
+from transport.http_answers import MAX_ANSWER, request_bytes
+from transport.lines import Line, place_of
+from transport.names import Names
+from transport.talks import CONNECT_SECONDS, Talk, hold
 from transport.tls import Tls
 
 log = logging.getLogger(__name__)
 
-LAST_MOMENT_SECONDS = 0.01
 TOLD_SECONDS = 60.0
 
 
@@ -34,6 +37,8 @@ class Call:
     headers: Mapping[str, str] = field(repr=False)
     to: Holder = SERVICE
     method: str = "POST"
+    most: int = MAX_ANSWER
+    """Bytes that the answer may have."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,8 @@ class Unreachable:
     timed_out: bool
 
 
-class _FaultError(Exception):
-    def __init__(self, *, timed_out: bool) -> None:
-        super().__init__()
-        self.timed_out = timed_out
+class _StrangerError(Exception):
+    """The other end of a line is not who is called."""
 
 
 class _Idle:
@@ -96,6 +99,7 @@ class Peers:
     def __init__(self, tls: Tls | None = None) -> None:
         self._tls = tls
         self._idle = _Idle()
+        self._names = Names()
         self._told: dict[str, float] = {}
 
     def close(self) -> None:
@@ -107,132 +111,102 @@ class Peers:
         return self.exchange([call], seconds)[0]
 
     def exchange(self, calls: Sequence[Call], seconds: float) -> list[Reply | Unreachable]:
-        """Write all calls, then read all answers, in at most `seconds`; results stand in the order of the calls.
+        """Make all calls at once, in at most `seconds`; results stand in the order of the calls.
 
         A call on a kept connection that the peer has closed meanwhile is made once more on a new one, so a call must
         bear being made twice.
         """
         deadline = time.monotonic() + seconds
-        # 1. What has a connection leaves at once; 2. the rest as soon as its connection is open.
-        written = [self._on_kept(call, deadline) for call in calls]
-        places = [place for place, on in enumerate(written) if on is None]
-        fresh = dict(zip(places, self._on_new([calls[place] for place in places], deadline), strict=True))
-        # 3. All answers, in turn.
-        return [
-            self._answer(call, written[place] or fresh[place], place in fresh, deadline)
-            for place, call in enumerate(calls)
+        # What has a connection leaves on it; of the rest, all hosts are looked up before one is waited for.
+        kept = [self._kept(call) for call in calls]
+        looked_up = [None if line else self._begin_look_up(call) for call, line in zip(calls, kept, strict=True)]
+        talks = [
+            self._on_new(call, done, deadline) if line is None else self._talk(call, line)
+            for call, line, done in zip(calls, kept, looked_up, strict=True)
         ]
 
-    def _answer(
-        self,
-        call: Call,
-        on: Line | _FaultError,
-        fresh: bool,  # noqa: FBT001  from exchange alone
-        deadline: float,
-    ) -> Reply | Unreachable:
-        try:
-            if isinstance(on, _FaultError):
-                raise on
-            try:
-                return self._receive(call, on, deadline)
-            except _FaultError as fault:
-                if fault.timed_out or fresh:
-                    raise
-                self._idle.close(call)  # the peer may have gone, and with it all that were opened before
-            (again,) = self._on_new([call], deadline)
-            if isinstance(again, _FaultError):
-                raise again
-            return self._receive(call, again, deadline)
-        except _FaultError as fault:
-            return Unreachable(fault.timed_out)
+        def again(place: int) -> Talk | None:
+            talk, call = talks[place], calls[place]
+            if talk.is_new or isinstance(talk.error, TimeoutError):
+                return None
+            self._idle.close(call)  # the peer may have gone, and with it all that were opened before
+            return self._on_new(call, self._begin_look_up(call), deadline)
+
+        hold(talks, deadline, again)
+        return [self._reply(call, talk) for call, talk in zip(calls, talks, strict=True)]
+
+    def _reply(self, call: Call, talk: Talk) -> Reply | Unreachable:
+        if talk.answer is None or talk.line is None:
+            return Unreachable(self._is_timeout(call, talk.error))
+        answer = talk.answer
+        if answer.stays:
+            self._idle.give(call, talk.line)
+        else:
+            talk.line.sock.close()
+        content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        signature = answer.headers.get("lookup-signature", "")
+        return Reply(answer.status, answer.body, content_type, signature, None if self._tls is None else call.to)
 
     # --- connections
 
-    def _on_kept(self, call: Call, deadline: float) -> Line | _FaultError | None:
-        """Write a call on a kept connection and return it; None if there is none that is good."""
-        connection = self._idle.take(call)
-        if connection is None:
-            return None
-        try:
-            self._require_peer(call, connection)
-            self._send(connection, call, deadline)
-        except _FaultError as fault:
-            connection.sock.close()
-            return fault if fault.timed_out else None
-        return connection
-
-    def _on_new(self, calls: Sequence[Call], deadline: float) -> list[Line | _FaultError]:
-        """Open a connection for each call, all at once, and write each call as soon as its own is open."""
-        lines: dict[Line, int] = {}
-        found: list[Line | _FaultError] = []
-        for call in calls:
+    def _kept(self, call: Call) -> Line | None:
+        """Return a kept connection that is still good, now the caller's."""
+        line = self._idle.take(call)
+        if line is not None:
             try:
-                context = None if self._tls is None else self._tls.client_context()
-                line = begin_line(call.url, context, deadline)
-                lines[line] = len(found)
-                found.append(_FaultError(timed_out=True))  # until its hands are shaken
-            except (OSError, ValueError) as error:  # the latter from what is no address and no resolver takes
-                found.append(self._fault(call, error))
-        for line, failed in shake_hands(lines, deadline):
-            call = calls[lines[line]]
-            try:
-                if failed is not None:
-                    raise self._fault(call, failed)
                 self._require_peer(call, line)
-                self._send(line, call, deadline)
-            except _FaultError as fault:
+            except _StrangerError:
                 line.sock.close()
-                found[lines[line]] = fault
-            else:
-                found[lines[line]] = line
-        return found
+                return None
+        return line
+
+    def _begin_look_up(self, call: Call) -> Event | None:
+        with suppress(ValueError):
+            return self._names.begin(place_of(call.url, secured=self._tls is not None))
+        return None
+
+    def _on_new(self, call: Call, looked_up: Event | None, deadline: float) -> Talk:
+        """Return a call on a connection that is still to be opened."""
+        talk, secured = self._talk(call), self._tls is not None
+        try:
+            place = place_of(call.url, secured=secured)
+            addresses = self._names.addresses(place, looked_up, min(deadline, time.monotonic() + CONNECT_SECONDS))
+        except (OSError, ValueError) as error:  # the latter from what is no address and no resolver takes
+            talk.give_up(error)
+        else:
+            context = None if self._tls is None else self._tls.client_context()
+            talk.on_new(place, addresses, context, lambda line: self._require_peer(call, line))
+        return talk
+
+    def _talk(self, call: Call, line: Line | None = None) -> Talk:
+        talk = Talk(call.most, line)
+        try:
+            host, _ = place_of(call.url, secured=self._tls is not None)
+            talk.say(request_bytes(call.method, host, call.path, call.headers, call.body))
+        except ValueError as error:
+            talk.give_up(error)
+        return talk
 
     def _require_peer(self, call: Call, line: Line) -> None:
         """Refuse a line whose other end is not, or is no longer, who is called; also one opened with older files."""
         if self._tls is None:
             return
         if line.context is not self._tls.client_context():
-            raise _FaultError(timed_out=False)
+            raise _StrangerError
         try:
             self._tls.require_peer(line.certificate, call.to)
         except ProtocolError as error:
             self._tell(call, error.hint)
-            raise _FaultError(timed_out=False) from None
-
-    # --- HTTP
-
-    def _send(self, connection: Line, call: Call, deadline: float) -> None:
-        try:
-            left(deadline)
-            connection.sock.deadline = deadline
-            request = request_bytes(call.method, connection.host, call.path, call.headers, call.body)
-            connection.sock.sendall(request)
-        except (OSError, ValueError) as error:
-            raise self._fault(call, error) from None
-
-    def _receive(self, call: Call, connection: Line, deadline: float) -> Reply:
-        # An answer that arrived while a slower peer was waited for still counts: a moment is left to take it in.
-        connection.sock.deadline = max(deadline, time.monotonic() + LAST_MOMENT_SECONDS)
-        try:
-            answer = HttpAnswer.read(connection.sock.recv_into)
-        except (OSError, BadAnswerError) as error:
-            connection.sock.close()
-            raise self._fault(call, error) from None
-        if answer.stays:
-            self._idle.give(call, connection)
-        else:
-            connection.sock.close()
-        content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        signature = answer.headers.get("lookup-signature", "")
-        return Reply(answer.status, answer.body, content_type, signature, None if self._tls is None else call.to)
+            raise _StrangerError from None
 
     # --- faults
 
-    def _fault(self, call: Call, error: Exception) -> _FaultError:
+    def _is_timeout(self, call: Call, error: Exception | None) -> bool:
+        """Tell whether a call failed for want of time; log what a person must see to."""
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             # The reason is OpenSSL's own word: a certificate that we refuse, or the alert of a peer that refuses ours.
             self._tell(call, (error.reason or "no reason").lower().replace("_", " "))
-        return _FaultError(timed_out=isinstance(error, TimeoutError))
+        return isinstance(error, TimeoutError)
 
     def _tell(self, call: Call, why: str) -> None:
         """Log why TLS fails, once a minute for a peer: that is no weather, and needs a person."""

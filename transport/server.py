@@ -3,11 +3,14 @@
 import ctypes
 import gc
 import select
+import selectors
 import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -16,6 +19,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from transport.lines import ServerTlsSocket
 from transport.tls import Tls, TlsSettings
 
 MAX_BODY = 8 << 20
@@ -25,6 +29,10 @@ LINGER_MILLISECONDS = 25
 REST_SECONDS = 1.0
 LINGER_SECONDS = 0.5
 """How long a thread stays with one connection, however soon its requests come."""
+FIRST_BYTES_SECONDS = 10.0
+"""How long a connection may say nothing at all."""
+Inner = Callable[[bytes], bool]
+"""Tells by a client's certificate (DER, its chain verified) whether it is the alliance's own, whom others wait for."""
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
@@ -50,15 +58,58 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's worker of threads, that switches less between them.
 
     It tells its master that it is alive once a second and not at every event: each time is a write to the file system.
-    And a thread that has answered waits a moment for the next request on the same connection, where others are idle:
-    peers in a row of checks send it soon, and it need not go by the thread that waits for all connections.
+    A connection's first bytes are waited for by no thread, its handshake is made by a few threads that do nothing else,
+    and requests on `inner` connections have threads of their own: they are what other parties wait for, however many
+    ask here from outside. And a thread that has answered waits a moment for the next request on the same connection,
+    where others are idle: peers in a row of checks send it soon, and it need not go by the thread that waits for all
+    connections.
     """
 
+    inner: Inner | None = None
     _tell_at = 0.0
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self._lingering = BoundedSemaphore(max(1, self.cfg.threads // 2))
+
+    def init_process(self) -> None:
+        """Start the pools beside gunicorn's own; their threads begin when there is work."""
+        self._arrivals = ThreadPoolExecutor(max(2, self.cfg.threads // 4), "arrivals")
+        self._inner = ThreadPoolExecutor(max(2, self.cfg.threads // 2), "inner")
+        super().init_process()
+
+    def run(self) -> None:
+        """Serve; at the end nobody waits for threads that are still at work, as with gunicorn's own."""
+        try:
+            super().run()
+        finally:
+            for pool in (self._arrivals, self._inner):
+                pool.shutdown(wait=False)
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Have a connection's next step taken: its first bytes awaited, hands shaken, or a request answered."""
+        if not conn.initialized and not conn.data_ready:
+            conn.sock.setblocking(False)  # noqa: FBT003  the name of the method says it
+            conn.timeout = time.monotonic() + FIRST_BYTES_SECONDS
+            self.pending_conns.append(conn)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+            return
+        arrives = not conn.initialized and self.cfg.is_ssl
+        pool = self._arrivals if arrives else self._inner if self._is_inner(conn) else self.tpool
+        step = pool.submit(self._shake_hands if arrives else self.handle, conn)
+        step.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+
+    @staticmethod
+    def _shake_hands(conn: TConn) -> object:
+        """Make a connection TLS, after which it waits for its first request as a kept one does for its next."""
+        conn.sock.setblocking(True)  # noqa: FBT003  as above
+        conn.init()
+        conn.sock.do_handshake()
+        return True
+
+    def _is_inner(self, conn: TConn) -> bool:
+        certificate = conn.sock.certificate if isinstance(conn.sock, ServerTlsSocket) else None
+        return self.inner is not None and certificate is not None and self.inner(certificate)
 
     def notify(self) -> None:
         """Tell the master, unless that was done just now."""
@@ -97,8 +148,9 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self._lingering.release()
 
     def _may_linger(self) -> bool:
-        waits_for_nobody = self.tpool._work_queue.empty()  # noqa: SLF001  the executor does not say it otherwise
-        return bool(self.alive and waits_for_nobody)
+        pools = (self.tpool, self._inner)
+        nobody_waits = all(pool._work_queue.empty() for pool in pools)  # noqa: SLF001  it is not said otherwise
+        return bool(self.alive and nobody_waits)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -129,8 +181,12 @@ def serve(
     threads: int,
     tls: Tls | None,
     files: TlsSettings,
+    inner: Inner | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, over TLS if there is any. `make_app` runs in each worker, after the fork."""
+    """Serve until SIGTERM or SIGINT, over TLS if there is any. `make_app` runs in each worker, after the fork.
+
+    Clients with `inner` certificates have half as many threads again, for them alone.
+    """
     _keep_little_memory()
     run = state / "run"
     run.mkdir(parents=True, exist_ok=True)
@@ -148,7 +204,7 @@ def serve(
         {
             "bind": f"{host}:{port}",
             "workers": workers,
-            "worker_class": _Worker,
+            "worker_class": type("Worker", (_Worker,), {"inner": None if inner is None else staticmethod(inner)}),
             "threads": threads,
             "keepalive": KEEP_ALIVE_SECONDS,
             "timeout": 60,

@@ -30,7 +30,7 @@ from transport.certificates import (
     read_certificate,
     spki_hash,
 )
-from transport.lines import DeadlineTlsSocket, ServerTlsSocket
+from transport.lines import ServerTlsSocket
 from transport.settings import SettingsError
 from transport.tls_files import CA_FILE, CERTIFICATE_FILE, CRL_FILE, KEY_FILE, require_fit
 
@@ -145,7 +145,6 @@ class Tls:
         if settings.client_ca_file is not None:
             server.load_verify_locations(cadata=self._client_authorities(settings.client_ca_file))
         client.verify_flags |= ssl.VERIFY_X509_STRICT
-        client.sslsocket_class = DeadlineTlsSocket
         return _Contexts(own, server, client)
 
     def _client_authorities(self, file: Path) -> bytes:
@@ -186,6 +185,11 @@ class Tls:
             return None
         self.require_good(certified)
         return certified.holder
+
+    def is_of_service(self, der: bytes) -> bool:
+        """Tell whether a certificate is the service's; whether it is still good is another question."""
+        certified = self.authority.certified(der)
+        return certified is not None and certified.holder == SERVICE
 
     def require_service(self, environ: Environ) -> None:
         """Refuse (`not-the-service`) a request on a connection that the service's certificate did not open."""
