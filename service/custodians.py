@@ -11,6 +11,7 @@ from protocol.party import ServiceParty
 from service.directory import DataDirectory
 from transport import internal
 from transport.certificates import Holder
+from transport.http_answers import MAX_ANSWER
 from transport.peers import Call, Peers
 
 M = TypeVar("M")
@@ -37,11 +38,17 @@ class Custodians:
         self._until: dict[tuple[str, int, Trouble], float] = {}
 
     def call(
-        self, shard: int, path: str, messages: Mapping[int, object], answer: type[M], seconds: float
+        self,
+        shard: int,
+        path: str,
+        messages: Mapping[int, object],
+        answer: type[M],
+        seconds: float,
+        most: int = MAX_ANSWER,
     ) -> dict[int, M | ProtocolError]:
-        """Send each slot its message at once; return each slot's answer, or why there is none."""
+        """Send each slot its message at once; return each slot's answer, of `most` bytes, or why there is none."""
         slots = self._service.manifest.committee(shard).slots
-        calls = [self._call(slots[slot], path, encode(message)) for slot, message in messages.items()]
+        calls = [self._call(slots[slot], path, encode(message), most) for slot, message in messages.items()]
         results: dict[int, M | ProtocolError] = {}
         for slot, reply in zip(messages, self._peers.exchange(calls, seconds), strict=True):
             try:
@@ -56,12 +63,12 @@ class Custodians:
         """Send one member a message and return its answer; raises `ProtocolError` with why there is none."""
         return internal.message_of(answer, self._peers.call(self._call(member, path, encode(message)), seconds))
 
-    def _call(self, member: str, path: str, body: bytes) -> Call:
+    def _call(self, member: str, path: str, body: bytes, most: int = MAX_ANSWER) -> Call:
         manifest = self._service.manifest
         headers = {"Content-Type": internal.CONTENT_TYPE}
         if manifest.terms.plain_http:
             headers = internal.signed_headers(self._service.keys.signing, member, path, body, time.time())
-        return Call(manifest.member(member).url, path, body, headers, to=Holder(member))
+        return Call(manifest.member(member).url, path, body, headers, to=Holder(member), most=most)
 
     def remember(self, member: str, shard: int, trouble: Trouble) -> None:
         """Ask this custodian of the shard last for a while."""

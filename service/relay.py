@@ -57,7 +57,7 @@ from service.config import Settings
 from service.custodians import Custodians, Trouble
 from service.limits import RateLimit, rate_limits
 from transport import internal
-from transport.places import FEW_LANES, FOR_BATCHES, Places
+from transport.places import FEW_LANES, FOR_BATCHES, FOR_KEYS, Places
 
 M = TypeVar("M")
 
@@ -67,6 +67,8 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
+ANSWER_BYTES, ANSWER_LANE_BYTES = 8 << 10, 16 << 10
+"""What a custodian's answer to a check may have: a lane has 13 KB of it, its garbled circuit and labels."""
 NO_ANSWER = {"unreachable", "timeout", "not-ready", "busy", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
@@ -82,6 +84,8 @@ class Relay:
         self._checks, self._rechecks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
         self._recheck_places = Places(settings.threads)
         self._batch_places = Places(settings.threads, FOR_BATCHES)
+        self._deposit_places = Places(settings.threads, FOR_BATCHES)
+        self._key_places = Places(settings.threads, FOR_KEYS)
 
     # --- a check
 
@@ -130,7 +134,8 @@ class Relay:
         """Ask four custodians; return the outcome, or why there is none, with `scores` raised for the next attempt."""
         statement, (attempt, chosen, tick) = evaluation.request.signed.statement, place
         calls = {slot: call_for(evaluation, attempt, chosen, tick, slot) for slot in chosen}
-        answers = self._custodians.call(statement.shard, internal.CHECK, calls, CheckAnswer, seconds)
+        most = ANSWER_BYTES + len(statement.lanes) * ANSWER_LANE_BYTES
+        answers = self._custodians.call(statement.shard, internal.CHECK, calls, CheckAnswer, seconds, most)
         refusals = {slot: answer.code for slot, answer in answers.items() if isinstance(answer, ProtocolError)}
         for slot, code in refusals.items():
             scores[slot] = _OUT
@@ -155,8 +160,12 @@ class Relay:
 
     def deposit(self, signed: SignedBatch) -> BatchOutcome:
         """Relay a batch of deposits: prepare with a range check, compare, commit; up to three times for what has found
-        no four holders that agree, each time with another four.
+        no four holders that agree, each time with another four. One that finds no place is refused and comes again.
         """
+        with self._deposit_places.taken():
+            return self._deposit(signed)
+
+    def _deposit(self, signed: SignedBatch) -> BatchOutcome:
         deadline = time.monotonic() + self._settings.deposit_seconds
         # 2. Authenticate, evaluate the blinded persons, prove it.
         evaluated = accept_batch(self._service, signed, time.time(), self._random, self._deposits.take)
@@ -284,15 +293,18 @@ class Relay:
     # --- a committee key
 
     def relay(self, signed: SignedRelay) -> KeyConfirmation:
-        """Pass a sealed committee key from its maker to a holder, and the check value back."""
+        """Pass a sealed committee key from its maker to a holder, who is another, and the check value back."""
         relay = signed.relay
         sender = self._service.manifest.member(relay.sender)
         signing.verify(sender.signing_key, signed.signature, RELAY_PURPOSE, encode(relay))
         require_fresh(relay.issued_at, time.time())
+        if relay.sender == relay.recipient:
+            raise ProtocolError("bad-relay", "a committee key goes to another member than its maker")
         message = Relayed(sender=relay.sender, envelope=relay.envelope)
-        return self._custodians.call_member(
-            relay.recipient, internal.COMMITTEE_KEY, message, KeyConfirmation, self._settings.attempt_seconds
-        )
+        with self._key_places.taken():
+            return self._custodians.call_member(
+                relay.recipient, internal.COMMITTEE_KEY, message, KeyConfirmation, self._settings.attempt_seconds
+            )
 
     def _note(self, shard: int, slot: int, what: str) -> None:
         log.warning("shard %d: %s %s", shard, self._service.manifest.committee(shard).slots[slot], what)

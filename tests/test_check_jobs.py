@@ -273,6 +273,15 @@ def test_an_api_key_has_so_many_open_jobs(house: House, monkeypatch: pytest.Monk
     hand_in(house, [check(somebody())])
 
 
+def test_an_api_key_has_so_many_jobs_done_or_not(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = (hand_in(house, [None]) for _ in range(2))  # done at once: their item is bad
+    monkeypatch.setattr(check_jobs, "MAX_KEPT", 2)
+    refused = house.request("POST", "/v1/checks/jobs", {"checks": [None]})
+    assert (refused.status, refused.body["code"]) == (429, "too-many-jobs")
+    assert house.request("DELETE", f"/v1/checks/jobs/{first}").status == 204
+    hand_in(house, [None])
+
+
 def test_a_job_is_the_api_keys_that_handed_it_in(house: House) -> None:
     job_id = hand_in(house, [None])
     other = replace(house, key=house.agent.api_keys.make("claims", secrets.token_bytes, replace=True))

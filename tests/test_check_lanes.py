@@ -27,6 +27,7 @@ from protocol.check import Question, Verdict, Void, accept_call, run_check
 from protocol.encoding import encode
 from protocol.manifest import Rule
 from protocol.messages import CheckEnvelope, CheckRequest, SealedLane
+from service.relay import ANSWER_BYTES, ANSWER_LANE_BYTES
 from transport.http_answers import MAX_ANSWER
 from transport.server import MAX_BODY
 
@@ -213,7 +214,9 @@ def test_a_check_of_as_many_lanes_as_there_may_be_fits_every_bound_of_the_transp
     # The first of A sends the most; what it sends a lane is the same for each.
     answers = {count: len(encode(answer_of_first(world, questions[:count]))) for count in (1, 3)}
     a_lane = (answers[3] - answers[1]) // 2
-    assert answers[1] + (comparison.MAX_LANES - 1) * a_lane < MAX_ANSWER // 4
+    most = ANSWER_BYTES + comparison.MAX_LANES * ANSWER_LANE_BYTES
+    assert answers[1] < ANSWER_BYTES + ANSWER_LANE_BYTES
+    assert answers[1] + (comparison.MAX_LANES - 1) * a_lane < most <= 2 * MAX_ANSWER
 
 
 def sealed_of(made: Attempt) -> tuple[CheckEnvelope, SealedLane]:

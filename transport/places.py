@@ -10,6 +10,7 @@ FEW_LANES = 16
 """Up to so many lanes a check is an underwriter's who waits; one with more is of a batch, and takes its time."""
 FOR_RECHECKS = 4
 FOR_BATCHES = 2
+FOR_KEYS = 4
 
 
 class Places:

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.locks import Lock
 from insurer_agent.store.vault import Vault, VaultError
 from transport.problems import Problem
 
 KEPT_DAYS = 7
 MAX_OPEN = 20
 """Jobs of one API key that are not done."""
+MAX_KEPT = 1000
+"""Jobs of one API key in all, done or not."""
 _AT_ONCE = dt.datetime.fromtimestamp(0, dt.UTC)
 """Due by the database's clock, whatever this machine's says."""
 _NOWHERE = -1
@@ -95,7 +98,7 @@ class CheckJobs:
         self._vault = vault
 
     def make(self, job_id: bytes, api_key: str, items: Iterable[NewItem | Outcome], *, as_csv: bool) -> None:
-        """Take in a job whole, with what is settled at once; refuse (`too-many-jobs`) one beside many open ones."""
+        """Take in a job whole, with what is settled at once; refuse (`too-many-jobs`) one beside many others."""
         owner = self._owner(api_key)
         rows, counts, settled = list[tuple[object, ...]](), Counter[str](), 0
         for item in items:  # sealed one by one: there may be very many
@@ -109,13 +112,15 @@ class CheckJobs:
         tally, is_done = self._sealed_tally(job_id, counts), settled == len(rows)
 
         def transaction(connection: Rows) -> None:
-            row = connection.execute(
-                "SELECT count(*) FROM check_job WHERE owner = %s AND job_id <> %s AND finished_at IS NULL"
-                " AND created_at > now() - make_interval(days => %s)",
+            taking_turns = int.from_bytes(owner[:4], "big", signed=True)
+            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.NEW_CHECK_JOB, taking_turns))
+            kept, still_open = connection.execute(
+                "SELECT count(*), count(*) FILTER (WHERE finished_at IS NULL) FROM check_job"
+                " WHERE owner = %s AND job_id <> %s AND created_at > now() - make_interval(days => %s)",
                 (owner, job_id, KEPT_DAYS),
-            ).fetchone()
-            if not is_done and row is not None and row[0] >= MAX_OPEN:
-                detail = f"{MAX_OPEN} jobs of this API key are not done"
+            ).fetchone() or (0, 0)
+            if kept >= MAX_KEPT or (still_open >= MAX_OPEN and not is_done):
+                detail = f"of one API key {MAX_OPEN} jobs are not done, or {MAX_KEPT} are kept"
                 raise Problem(429, "too-many-jobs", detail, hint="wait for one, or delete one", retry_after=60)
             made = connection.execute(
                 "INSERT INTO check_job (job_id, owner, as_csv, total, done, sealed, started_at, finished_at)"
