@@ -7,15 +7,16 @@ mutual TLS on every hop and one by plain HTTP. Blocks of one client's checks at 
 else the machine does falls on all alike; a figure is the median of the blocks' medians, its noise how far apart those
 lie. The cryptography of a check alone is timed between the blocks, in this process. Then the alliance by TLS is alone:
 its rate with more and more clients, a load at half of that rate, batches, memory, deposits. What makes the load runs
-on the same cores. The limits of REST and service on one caller's rate are lifted, as settings can. Every verdict is
-compared with that of a plain sum. Prints a table; all figures are in build/bench.json, and build/check-time.svg shows
-where a check's time goes.
+on the same cores. A thousand random cases are asked one by one and in a batch, by TLS and by plain HTTP. The limits of
+REST and service on one caller's rate are lifted, as settings can. Every verdict is compared with that of a plain sum.
+Prints a table; all figures are in build/bench.json, and build/check-time.svg shows where a check's time goes.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from one_client import measure_further_rules, measure_latency
 from processes import machine_core_seconds
 from saturation import measure_batches, measure_rates, worker_memory
 from targets import table
+from verdicts import measure_verdicts
 
 PLAIN_OPTION = "--plain-http"
 PICTURE = "check-time.svg"
@@ -68,6 +70,11 @@ def main() -> int:
     if "check_steps_ms" in figures:
         args.out.with_name(PICTURE).write_text(picture(figures), encoding="utf-8")
     print(table(figures))
+    if "verdict_cases" in figures:
+        ways, cases = figures["verdict_ways"], figures["verdict_cases"]
+        print(
+            f"\n{cases} random cases have the verdicts of the plain sum, each of {ways} ways (TLS or not, single or batch)"
+        )
     machine = figures["machine"]
     others = f"others used {machine['cores_used_by_others']} of {machine['cores']} cores meanwhile"
     print(f"\n{figures['seconds']} s; the load before was {machine['load_before']}; {others}; see {args.out}")
@@ -98,6 +105,8 @@ class Bench:
                     say("filling the central table")
                     central = beside.enter_context(central_check(root))
                     figures |= measure_latency(central, alliances, effort, say)
+                    say("a thousand random cases, one by one and in a batch, at each alliance")
+                    figures |= measure_verdicts(alliances, secrets.randbits(32))
                     say("steps of a check")
                     figures["check_steps_ms"] = check_steps(root, effort.checks)
             if "rules" in parts:

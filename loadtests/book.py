@@ -71,15 +71,16 @@ def questions(persons: int = PERSONS) -> Iterator[Question]:
     """Yield questions without end."""
     for number in count():
         if number % UNKNOWN == UNKNOWN - 1:
-            yield _question(f"G{number:08d}", Decimal(3_000_000), "within")
+            yield question(f"G{number:08d}", Decimal(3_000_000), "within")
         else:
             person = number % persons
             left = LIMIT - (1 + person % 3) * _amount(person)
             above = number % 2
-            yield _question(f"E{person:08d}", left + Decimal(above) / 100, "exceeds" if above else "within")
+            yield question(f"E{person:08d}", left + Decimal(above) / 100, "exceeds" if above else "within")
 
 
-def _question(document: str, proposed: Decimal, verdict: str) -> Question:
+def question(document: str, proposed: Decimal, verdict: str) -> Question:
+    """Return a question about the holder of a passport."""
     subject = {"document_type": "passport", "document_number": document}
     return Question({"subject": subject, "rule": RULE, "proposed_amount": f"{proposed:.2f}"}, verdict)
 

@@ -20,8 +20,8 @@ class Effort:
 
 FULL = Effort(
     rounds=12,
-    central_checks=400,
-    checks=150,
+    central_checks=1000,
+    checks=300,
     profiled=20,
     warm_seconds=10,
     steady_seconds=30,
@@ -31,8 +31,8 @@ FULL = Effort(
 )
 QUICK = Effort(
     rounds=5,
-    central_checks=200,
-    checks=60,
+    central_checks=400,
+    checks=150,
     profiled=10,
     warm_seconds=5,
     steady_seconds=6,

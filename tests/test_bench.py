@@ -1,5 +1,6 @@
 """What the bench measures with: a baseline that is right, questions whose verdicts are, and a table that says so."""
 
+import random
 from collections import Counter
 from decimal import Decimal
 from itertools import islice
@@ -12,6 +13,7 @@ from book import LIMIT, policies, questions
 from check_picture import REST, bars, picture
 from load import Blocks, Run
 from targets import TARGETS, table
+from verdicts import random_questions
 
 KEY = "a key of the test"
 ASKED = 60
@@ -29,6 +31,23 @@ def test_the_books_verdicts_are_those_of_the_plain_sum() -> None:
         found[question.verdict, total > 0] += 1
     assert set(found) == {("exceeds", True), ("within", True), ("within", False)}
     assert min(found.values()) > 900
+
+
+def test_the_random_cases_verdicts_are_those_of_the_plain_sum_and_every_other_is_at_the_limit() -> None:
+    totals: Counter[str] = Counter()
+    for policy in policies(6):
+        totals[policy.document] += int(100 * policy.amount)
+    near = 0
+    found: Counter[tuple[str, bool]] = Counter()
+    for question in islice(random_questions(random.Random(1)), 2000):  # noqa: S311  no secret
+        total = totals[question.body["subject"]["document_number"]]
+        left = int(100 * LIMIT) - total - int(100 * Decimal(question.body["proposed_amount"]))
+        assert question.verdict == ("exceeds" if left < 0 else "within")
+        near += abs(left) <= 3
+        found[question.verdict, total > 0] += 1
+    assert near > 800
+    assert len(found) == 4
+    assert min(found.values()) > 50
 
 
 def test_the_central_check_answers_by_the_plain_sum_and_commits_an_audit(

@@ -259,7 +259,7 @@ LINE: dict[str, tuple[Change, str]] = {
     "a byte less": (bent(lambda body: body[:-1]), "malformed"),
     "half of it": (bent(lambda body: body[: len(body) // 2]), "malformed"),
     "a byte more": (bent(lambda body: body + b"\x00"), "malformed"),
-    "it twice": (bent(lambda body: body * 2), "unreachable"),
+    "it and its beginning again": (bent(lambda body: body + body[:200]), "malformed"),
     "nothing": (bent(lambda _: b""), "malformed"),
     "another kind of message": (bent(lambda _: encode(PrepareAnswer(answers=(), garbled=None))), "malformed"),
     "it compressed": (
