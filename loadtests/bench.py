@@ -72,9 +72,7 @@ def main() -> int:
     print(table(figures))
     if "verdict_cases" in figures:
         ways, cases = figures["verdict_ways"], figures["verdict_cases"]
-        print(
-            f"\n{cases} random cases have the verdicts of the plain sum, each of {ways} ways (TLS or not, single or batch)"
-        )
+        print(f"\n{cases} random cases have the plain sum's verdicts, each of {ways} ways: TLS or not, single or batch")
     machine = figures["machine"]
     others = f"others used {machine['cores_used_by_others']} of {machine['cores']} cores meanwhile"
     print(f"\n{figures['seconds']} s; the load before was {machine['load_before']}; {others}; see {args.out}")

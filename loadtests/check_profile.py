@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,12 +38,19 @@ from protocol.deposit import Entry, run_deposit
 from protocol.encoding import decode, encode
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import china_day
-from protocol.messages import ISSUE, CheckAnswer, CheckCall, CheckOutcome, CheckRequest
+from protocol.messages import ISSUE, CheckAnswer, CheckCall
 from protocol.stamps import as_of_tick
 from service.admin.rules import read_rules
 
 T = TypeVar("T")
 M = TypeVar("M")
+Clock = Callable[[], float]
+Seconds = dict[str, float]
+"""By step."""
+Calls = dict[str, bytes]
+Answers = dict[str, tuple[bytes, Seconds]]
+AnswerAll = Callable[[Calls, float, Clock], Answers]
+"""Has custodians answer the calls to them, by name."""
 POLICIES = 3
 PERSON = Identity(DocumentType.PASSPORT, "E00000001")
 ASK = "1 requester: blind, share, seal, sign"
@@ -76,54 +84,92 @@ class Checks:
         self.step_by_step()
         return {kind: sum(sizes) for kind, sizes in self._bytes.items()}
 
-    def step_by_step(self, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+    @property
+    def custodians(self) -> list[str]:
+        """The members that may be asked."""
+        slots = self._alliance.manifest.committee(0).slots
+        return [name for name in slots if name != self._alliance.insurer.id]
+
+    def answer(self, name: str, data: bytes, now: float, clock: Clock) -> tuple[bytes, Seconds]:
+        """Answer a call as a custodian does; return the answer and the seconds of each step."""
+        alliance, taken = self._alliance, _Taken(clock)
+        party, store = alliance.parties[name], alliance.stores[name]
+        call = taken.by(MESSAGES, lambda: decode(CheckCall, data))
+        accepted = taken.by(ACCEPT, lambda: accept_call(party, call, now))
+        taken.by(ADMIT, lambda: store.admit(accepted.admission()))
+        view = taken.by(VIEW, lambda: store.view(accepted.reading()))
+        answer = taken.by(GARBLE, lambda: answer_call(party, accepted, alliance.key, view))
+        return taken.by(MESSAGES, lambda: encode(answer)), taken.seconds
+
+    def one_after_the_other(self, calls: Calls, now: float, clock: Clock) -> Answers:
+        """Have custodians answer in this process, in turn."""
+        return {name: self.answer(name, data, now, clock) for name, data in calls.items()}
+
+    def step_by_step(self, clock: Clock = time.process_time, answer_all: AnswerAll | None = None) -> Seconds:
         """Run one check and return the seconds of each step, over all parties that take it."""
-        seconds: dict[str, float] = defaultdict(float)
+        answer_all = answer_all or self.one_after_the_other
+        taken = _Taken(clock)
 
-        def timed(step: str, work: Callable[[], T]) -> T:
-            began = clock()
-            result = work()
-            seconds[step] += clock() - began
-            return result
+        def noted(value: object, data: bytes) -> bytes:
+            self._bytes[type(value).__name__].append(len(data))
+            return data
 
-        def sent(kind: type[M], value: M) -> M:
-            data = timed(MESSAGES, lambda: encode(value))
-            self._bytes[kind.__name__].append(len(data))
-            return timed(MESSAGES, lambda: decode(kind, data))
-
-        def answer(name: str, call: CheckCall) -> CheckAnswer:
-            party, store = alliance.parties[name], alliance.stores[name]
-            received = sent(CheckCall, call)
-            accepted = timed(ACCEPT, lambda: accept_call(party, received, now))
-            timed(ADMIT, lambda: store.admit(accepted.admission()))
-            view = timed(VIEW, lambda: store.view(accepted.reading()))
-            return sent(CheckAnswer, timed(GARBLE, lambda: answer_call(party, accepted, alliance.key, view)))
+        def sent(value: M) -> M:
+            data = noted(value, taken.by(MESSAGES, lambda: encode(value)))
+            return taken.by(MESSAGES, lambda: decode(type(value), data))
 
         self._bytes.clear()
         alliance, random, now = self._alliance, secrets.token_bytes, time.time()
         asked = [Question(PERSON, rule, 100_000) for rule in self._rules]
-        pending, request = timed(ASK, lambda: ask(alliance.insurer, asked, now, now + 2, random))
-        request = sent(CheckRequest, request)
-        evaluation = timed(EVALUATE, lambda: accept_request(alliance.service, request, now, random))
+        pending, request = taken.by(ASK, lambda: ask(alliance.insurer, asked, now, now + 2, random))
+        request = sent(request)
+        evaluation = taken.by(EVALUATE, lambda: accept_request(alliance.service, request, now, random))
         statement = request.signed.statement
         names = alliance.manifest.committee(0).slots
         chosen = preferred_choice(statement.check_id, dict.fromkeys((one.slot for one in statement.envelopes), 0.0))
         assert chosen is not None
         tick = as_of_tick(now, alliance.manifest.terms.tick_seconds)
-        answers = {slot: answer(names[slot], call_for(evaluation, 1, chosen, tick, slot)) for slot in chosen}
-        outcome = timed(CONCLUDE, lambda: conclude(alliance.service, evaluation, 1, chosen, tick, answers))
-        outcome = sent(CheckOutcome, outcome)
-        verdicts = timed(READ, lambda: read_outcome(pending, outcome, now))
+        built = {names[slot]: call_for(evaluation, 1, chosen, tick, slot) for slot in chosen}
+        calls = {name: noted(call, taken.by(MESSAGES, partial(encode, call))) for name, call in built.items()}
+        answers = {}
+        for name, (data, seconds) in answer_all(calls, now, clock).items():
+            taken.add(seconds)
+            answer = taken.by(MESSAGES, partial(decode, CheckAnswer, data))
+            noted(answer, data)
+            answers[names.index(name)] = answer
+        outcome = taken.by(CONCLUDE, lambda: conclude(alliance.service, evaluation, 1, chosen, tick, answers))
+        outcome = sent(outcome)
+        verdicts = taken.by(READ, lambda: read_outcome(pending, outcome, now))
         if verdicts != [(Verdict.WITHIN, None)] * len(asked):
             raise RuntimeError(f"the verdicts are {verdicts}")
-        return seconds
+        return taken.seconds
 
 
-def profile(checks: Checks, count: int, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+class _Taken:
+    """What steps have taken."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.seconds: Seconds = defaultdict(float)
+
+    def by(self, step: str, work: Callable[[], T]) -> T:
+        began = self._clock()
+        result = work()
+        self.seconds[step] += self._clock() - began
+        return result
+
+    def add(self, seconds: Seconds) -> None:
+        for step, more in seconds.items():
+            self.seconds[step] += more
+
+
+def profile(
+    checks: Checks, count: int, clock: Clock = time.process_time, answer_all: AnswerAll | None = None
+) -> dict[str, float]:
     """Return the milliseconds of each step, a check, by a clock: the medians of so many checks."""
     taken = defaultdict(list)
     for _ in range(count):
-        for step, seconds in checks.step_by_step(clock).items():
+        for step, seconds in checks.step_by_step(clock, answer_all).items():
             taken[step].append(1000 * seconds)
     return {step: statistics.median(values) for step, values in taken.items()}
 

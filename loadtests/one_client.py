@@ -12,6 +12,7 @@ from central import Central
 from effort import Effort
 from load import Ask, Blocks, closed_loop, one_client, plainly, under
 from local_alliance import MEMBERS, ROLES, LocalAlliance
+from parties import parties
 from rest import Connection, Door
 
 
@@ -44,8 +45,8 @@ class Subject:
 def measure_latency(
     central: Central, alliances: Mapping[str, LocalAlliance], effort: Effort, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return p50, p99 and noise of each, in milliseconds; the cryptography of a check, timed between the blocks; and
-    the core-milliseconds of a check, a client alone asking.
+    """Return p50, p99 and noise of each, in milliseconds; the cryptography of a check, timed between the blocks,
+    custodians in processes of their own; and the core-milliseconds of a check, a client alone asking.
     """
     subjects = {"central": Subject(central.door, effort.central_checks)}
     for name, alliance in alliances.items():
@@ -55,18 +56,21 @@ def measure_latency(
         subject.warm(effort.warm_seconds)
     clocks = {"central": central.core_seconds} | {name: one.core_seconds for name, one in alliances.items()}
     checks, profiles, used = check_profile.Checks(), [], dict.fromkeys(subjects, 0.0)
+    alone: list[float] = []
     roles: dict[str, Counter[str]] = {name: Counter() for name in alliances}
-    check_profile.profile(checks, effort.profiled)
-    for number in range(effort.rounds):
-        for name, subject in subjects.items():
-            before, was = clocks[name](), _roles(alliances.get(name))
-            subject.block()
-            used[name] += clocks[name]() - before
-            if name in alliances:
-                roles[name].update({role: spent - was[role] for role, spent in _roles(alliances[name]).items()})
-        profiles.append(check_profile.profile(checks, effort.profiled))
-        told = "  ".join(f"{name} {subject.blocks.p50:.2f}" for name, subject in subjects.items())
-        say(f"round {number + 1} of {effort.rounds}, ms so far: {told}")
+    with parties(checks) as answer_all:
+        check_profile.profile(checks, effort.profiled, answer_all=answer_all)
+        for number in range(effort.rounds):
+            for name, subject in subjects.items():
+                before, was = clocks[name](), _roles(alliances.get(name))
+                subject.block()
+                used[name] += clocks[name]() - before
+                if name in alliances:
+                    roles[name].update({role: spent - was[role] for role, spent in _roles(alliances[name]).items()})
+            profiles.append(check_profile.profile(checks, effort.profiled, answer_all=answer_all))
+            alone.append(check_profile.cryptography(check_profile.profile(checks, effort.profiled)))
+            told = "  ".join(f"{name} {subject.blocks.p50:.2f}" for name, subject in subjects.items())
+            say(f"round {number + 1} of {effort.rounds}, ms so far: {told}")
     found: dict[str, Any] = {}
     for name, subject in subjects.items():
         first, last = ("central", "") if name == "central" else ("check", f"_{name}")
@@ -75,6 +79,7 @@ def measure_latency(
         found[f"{first}_noise_percent{last}"] = round(subject.blocks.noise_percent, 1)
         found[f"{first}_core_ms_one_client{last}"] = round(1000 * used[name] / effort.rounds / subject.checks, 2)
     found["crypto_core_ms_per_check"] = round(statistics.median(map(check_profile.cryptography, profiles)), 3)
+    found["crypto_core_ms_in_one_process"] = round(statistics.median(alone), 3)
     found["crypto_noise_percent"] = round(_spread([check_profile.cryptography(one) for one in profiles]), 1)
     found["protocol_core_ms"] = {
         step: round(statistics.median(one[step] for one in profiles), 4) for step in profiles[0]

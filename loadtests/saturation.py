@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 
 def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str, Any]:
-    """Return the rate of single checks at saturation, and latencies and core-milliseconds at half of it.
+    """Return the rate of single checks at saturation and the core-milliseconds of one, and latencies at half of it.
 
     The clients ask all members in turn, and their own processor time is on the same cores; it is told. Only answers
     with a verdict count. At half of saturation checks arrive at random times, and wait for nobody.
@@ -44,15 +44,15 @@ def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str
     ]
     tails = [run.ms(0.99) / run.ms(0.5) for run, _ in halves]
     say(f"half of saturation: p50 {halves[-1][0].ms(0.5):.1f} ms, p99 {halves[-1][0].ms(0.99):.1f} ms")
-    core = [1000 * spent / run.good for run, spent in halves]
+    core = [1000 * spent / run.good for run, spent in runs]
     return {
         "single_per_s": round(most, 1),
         "single_per_s_noise_percent": _spread(rates),
         "single_clients": best,
         "single_by_clients": steps,
         "client_core_ms_per_check": round(_median(1000 * run.client_core_seconds / run.good for run, _ in runs), 3),
-        "core_ms_per_check_at_saturation": round(_median(1000 * spent / run.good for run, spent in runs), 2),
         "core_ms_per_check": round(statistics.median(core), 2),
+        "core_ms_per_check_at_half": round(_median(1000 * spent / run.good for run, spent in halves), 2),
         "core_ms_noise_percent": _spread(core),
         "half_p50_ms": round(_median(run.ms(0.5) for run, _ in halves), 2),
         "half_p99_ms": round(_median(run.ms(0.99) for run, _ in halves), 2),
