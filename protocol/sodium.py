@@ -1,7 +1,7 @@
 """libsodium through rbcl, and nothing left behind: rbcl unpacks its library into a temporary file at every import.
 
-Once the library is loaded its file is not needed any more, so it is removed. This is the one place of the protocol
-that touches a file.
+Once the library is loaded neither its file nor the copy in memory that it was written from is needed any more. This is
+the one place of the protocol that touches a file.
 """
 
 import contextlib
@@ -12,5 +12,7 @@ import rbcl
 
 with contextlib.suppress(OSError, AttributeError):
     Path(sys.modules["rbcl._sodium"].lib_path).unlink()
+with contextlib.suppress(AttributeError):
+    del sys.modules["rbcl._sodium"].sodium_bs
 
 __all__ = ["rbcl"]

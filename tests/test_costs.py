@@ -23,6 +23,7 @@ from protocol.encoding import encode
 from protocol.token import Token, verify_unblinder
 
 RULES = {1: (RULE,), 2: (RULE, COUNT_RULE)}
+TRIES = 5
 ASKED_BEFORE = 12
 """So often is asked before it is counted: a statement is prepared the fifth time that a connection runs it."""
 
@@ -95,8 +96,11 @@ def asking(live: Wired, requester: str) -> Callable[[], dict[str, int]]:
 
     def trips() -> dict[str, int]:
         wires = live.wires | {"its database": live.to_postgres}
-        before = {name: wire.exchanges for name, wire in wires.items()}
-        answer = call(request)
+        for _ in range(TRIES):  # on a busy machine a custodian may be late, and another A is asked
+            before = {name: wire.exchanges for name, wire in wires.items()}
+            answer = call(request)
+            if answer.body.get("reason") != "timeout":
+                break
         assert (answer.status, answer.body["verdict"]) == (200, "within")
         return {name: wire.exchanges - before[name] for name, wire in wires.items()}
 

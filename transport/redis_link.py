@@ -9,17 +9,15 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marshmallow import ValidationError
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.connection import ConnectionPool, parse_url
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from transport.problems import fault
 from transport.settings import SettingsError
+
+if TYPE_CHECKING:
+    from redis.connection import ConnectionPool
 
 REST_SECONDS = 1.0
 """How long nobody asks after a failure; then one does, and the others go without until it has had an answer."""
@@ -27,8 +25,6 @@ LOG_SECONDS = 60.0
 _CONNECTIONS = 8
 _SOCKET_SECONDS = 1.0
 """What each step of a new connection may take at least, behind the backs of those who wait for less."""
-_FAULTS = (RedisError, OSError, UnicodeError)
-"""No answer in time is an OSError; the last comes of a host name that no resolver takes."""
 _CODE = re.compile(r"[A-Z]{2,20}\b")
 
 log = logging.getLogger(__name__)
@@ -43,6 +39,8 @@ class RedisLink:
 
     def __init__(self, url: str, use: str, seconds: float) -> None:
         """Answers come within `seconds` or not at all; `use` names it in the log. Raises `SettingsError`."""
+        from redis import Redis
+
         pool = connection_pool(url, max(_SOCKET_SECONDS, seconds))
         self._redis: Any = Redis(connection_pool=pool)  # annotated for awaiting too, where it is at all
         self._use = use
@@ -64,7 +62,7 @@ class RedisLink:
         asked = self._workers.submit(self._redis.eval, script, 1, key, *arguments)
         try:
             answer = asked.result(self._seconds)
-        except _FAULTS as error:
+        except _faults() as error:
             asked.cancel()
             self._has_failed(error)
             raise RedisAwayError from None
@@ -105,12 +103,17 @@ class RedisLink:
             log.warning("Redis answers again for %s", self._use)
 
 
-def connection_pool(url: str, seconds: float) -> ConnectionPool:
+def connection_pool(url: str, seconds: float) -> "ConnectionPool":
     """Return connections to a URL whose every step may take `seconds`; connects nowhere yet.
 
     Commands are never sent again by the client, and replies are bytes (RESP2). Raises `SettingsError`, which does not
     quote the URL, if it is none of Redis.
     """
+    from redis.backoff import NoBackoff
+    from redis.connection import ConnectionPool, parse_url
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
+
     try:
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # it has no annotations
     except ValueError:
@@ -140,10 +143,12 @@ def is_redis_url(url: str) -> None:
 
 def warn_unless_redis_answers(url: str) -> None:
     """Log a warning if Redis cannot be used at a start, which goes on: it may come later."""
+    from redis import Redis
+
     client: Any = Redis(connection_pool=connection_pool(url, _SOCKET_SECONDS))
     try:
         client.eval("return 1", 0)
-    except _FAULTS as error:
+    except _faults() as error:
         log.warning("Redis does not answer at the start, going on without it until it does: %s", redis_fault(error))
     finally:
         client.close()
@@ -151,5 +156,14 @@ def warn_unless_redis_answers(url: str) -> None:
 
 def redis_fault(error: BaseException) -> str:
     """Return the kind and place of a fault for a log, with Redis' own code; never its text, which quotes arguments."""
+    from redis.exceptions import RedisError
+
     found = _CODE.match(str(error)) if isinstance(error, RedisError) else None
     return fault(error) + (f" ({found[0]})" if found else "")
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """Return what Redis raises. No answer in time is an OSError; the last comes of a host name no resolver takes."""
+    from redis.exceptions import RedisError
+
+    return RedisError, OSError, UnicodeError
