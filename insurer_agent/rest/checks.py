@@ -57,6 +57,7 @@ def _rule(rule: Rule) -> Any:  # noqa: ANN401  JSON
             "id": rule.id,
             "version": rule.version,
             "products": list(rule.products),
+            "subject_type": rule.subject_type,
             "window_days": rule.window_days,
             "measure": rule.measure,
             "limit": limit,

@@ -232,6 +232,7 @@ class RuleSchema(Schema):
     id = fields.String(required=True)
     version = fields.Integer(required=True)
     products = fields.List(fields.String(), required=True)
+    subject_type = fields.String(required=True, metadata=_about("Whose total it is: a person's.", "person"))
     window_days = fields.Integer(required=True)
     measure = fields.String(required=True)
     limit = fields.String(required=True)
