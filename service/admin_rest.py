@@ -1,4 +1,4 @@
-"""The face of the service for the alliance's admins and auditors, `/v1/admin/`: the manifest in force and its proposals.
+"""The service's face for the alliance's admins and auditors, `/v1/admin/`: the manifest in force and its proposals.
 
 Each endpoint says who may call it; `service.roles` refuses all others. What is answered is for reading: who signs reads
 the bytes of the terms, which are in it, and computes the rest.
@@ -218,7 +218,10 @@ def _members(manifest: Manifest, directory: DataDirectory, now: float) -> list[d
 def _rules(manifest: Manifest, today: int) -> list[dict[str, Any]]:
     rules = manifest.terms.rules
     return [
-        {"id": rule_id, "versions": [_version(rule, _state(manifest, rule, today)) for rule in _versions(rules, rule_id)]}
+        {
+            "id": rule_id,
+            "versions": [_version(rule, _state(manifest, rule, today)) for rule in _versions(rules, rule_id)],
+        }
         for rule_id in dict.fromkeys(rule.id for rule in rules)
     ]
 
@@ -253,4 +256,3 @@ def _version(rule: Rule, state: str) -> dict[str, Any]:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-

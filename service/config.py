@@ -56,9 +56,9 @@ class _SettingsSchema(Schema):
 class Settings:
     """The settings of the service.
 
-    Rates are those that one member, or one API key of an admin, may keep up: in all with `redis`, else in each worker process. A limit waits
-    `redis_seconds` for Redis. An attempt at a check of a batch, which has more lanes than `FEW_LANES`, has
-    `lane_seconds` more for each of them.
+    Rates are those that one member, or one API key of an admin, may keep up: in all with `redis`, else in each worker
+    process. A limit waits `redis_seconds` for Redis. An attempt at a check of a batch, which has more lanes than
+    `FEW_LANES`, has `lane_seconds` more for each of them.
     """
 
     state: Path

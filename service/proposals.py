@@ -82,6 +82,11 @@ def id_of(terms: bytes) -> str:
     return hashlib.sha256(terms).hexdigest()[:ID_DIGITS]
 
 
+def is_id(text: str) -> bool:
+    """Tell whether a text has the form of a proposal's id."""
+    return _ID.fullmatch(text) is not None
+
+
 class Proposals:
     """Takes proposals and signatures and has what M admins signed published. `by` is the name of an API key."""
 
@@ -98,7 +103,7 @@ class Proposals:
     def all(self) -> list[Proposal]:
         """Return all proposals, newest first."""
         try:
-            names = [file.stem for file in self._folder.glob("*.json") if _ID.fullmatch(file.stem)]
+            names = [file.stem for file in self._folder.glob("*.json") if is_id(file.stem)]
         except OSError:
             names = []
         found = [proposal for proposal in map(self._read, names) if proposal is not None]
@@ -106,7 +111,7 @@ class Proposals:
 
     def get(self, proposal_id: str) -> Proposal:
         """Return a proposal; refuse (`unknown-proposal`) what is none."""
-        found = self._read(proposal_id) if _ID.fullmatch(proposal_id) else None
+        found = self._read(proposal_id) if is_id(proposal_id) else None
         if found is None:
             hint = "GET /v1/admin/proposals lists them; old ones that are not open are forgotten"
             raise Problem(404, "unknown-proposal", "there is no proposal of this id", hint=hint)
@@ -119,7 +124,9 @@ class Proposals:
         except OSError:
             data = b""
         if hashlib.sha256(data).digest() != proposal.hash:
-            raise Problem(500, "proposal-damaged", "the proposal's file is damaged", hint="withdraw it and make another")
+            raise Problem(
+                500, "proposal-damaged", "the proposal's file is damaged", hint="withdraw it and make another"
+            )
         return data
 
     def state(self, proposal: Proposal, now: float) -> State:
@@ -186,7 +193,9 @@ class Proposals:
                 verify_signature(key, signature, self.terms(proposal))
             except ProtocolError:
                 hint = "sign these terms with the key that is pinned under this name"
-                raise Problem(422, "bad-signature", "the signature is not this admin's of these terms", hint=hint) from None
+                raise Problem(
+                    422, "bad-signature", "the signature is not this admin's of these terms", hint=hint
+                ) from None
             if any(name != admin and self._pins.keys.get(name) == key for name in proposal.signatures):
                 hint = "another admin must sign, with another key"
                 raise Problem(409, "already-signed", "this key has signed under another name", hint=hint)
@@ -339,7 +348,9 @@ def _require_next(newest: Manifest, terms: Terms, now: float) -> None:
     require_succession(newest.terms, terms)
     require_same_connections(newest.terms, terms)
     if terms.issued_at > now + CLOCK_SECONDS:
-        raise Problem(422, "issued-ahead", "the proposal was issued in the future", hint="set the clocks of both machines")
+        raise Problem(
+            422, "issued-ahead", "the proposal was issued in the future", hint="set the clocks of both machines"
+        )
     if now >= terms.valid_until or now >= terms.issued_at + OPEN_SECONDS:
         raise _expired()
 
