@@ -161,7 +161,7 @@ class Proposals:
                 hint = "publish or withdraw some of them first"
                 raise Problem(409, "too-many-proposals", f"{MAX_OPEN} proposals are open", hint=hint)
             closed = [one for one in proposals if self.state(one, now) is not State.OPEN]
-            self._forget({one.id for one in proposals} - {one.id for one in closed[MAX_KEPT - 1 :]})
+            self._forget({one.id for one in proposals} - {one.id for one in closed[MAX_KEPT:]})
             proposal = Proposal(
                 id=id_of(data),
                 hash=hashlib.sha256(data).digest(),
