@@ -124,7 +124,7 @@ def _reading(app: Flask, published: Published, pins: AdminPins, directory: DataD
 
     @app.get("/v1/admin/manifest")
     @open_to(*BOTH)
-    def newest_manifest() -> Response:
+    def show_manifest() -> Response:
         published.look_again()
         data, manifest = published.newest()
         described = describe(decode(SignedManifest, data))

@@ -107,7 +107,7 @@ def test_values_are_as_people_read_them() -> None:
     assert harmless("a\x1b[2Jb\n\u202ec") == "a\\u001b[2Jb\\u000a\\u202ec"
 
 
-@deterministic(80)
+@deterministic(40)
 @given(st.lists(messages(Terms), min_size=2, max_size=2, unique_by=encode))
 def test_any_two_terms_that_are_not_the_same_have_a_difference_that_prints(two: list[Terms]) -> None:
     changes = difference(*two)
@@ -116,7 +116,7 @@ def test_any_two_terms_that_are_not_the_same_have_a_difference_that_prints(two: 
     assert all("\n" not in line and "\x1b" not in line for line in printed(changes))
 
 
-@deterministic(80)
+@deterministic(40)
 @given(st.data())
 def test_any_one_field_that_changes_is_told(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([item.name for item in fields(Terms)]))

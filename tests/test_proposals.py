@@ -538,7 +538,7 @@ def act_in_a_process(state: Path, number: int, data: bytes) -> list[str]:
     admin = list(ADMINS)[number % 2]
     signature = sign_terms(terms, admin, ADMINS[admin]).signature
     STARTS[0].wait(60)
-    for _ in range(15):
+    for _ in range(8):
         for act in (
             lambda: proposals.propose(data, "", admin, time.time()),
             lambda: proposals.sign(id_of(terms), admin, signature, time.time()),
