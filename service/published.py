@@ -114,6 +114,14 @@ class Published:
         self.look_again()
         return manifest
 
+    def require_next(self, manifest: Manifest) -> None:
+        """Refuse, as `publish` would, what could not be published next; whether it is signed is not asked."""
+        with self._alone():
+            self._look()
+            newest = self._kept[max(self._kept)].manifest
+            require_same_connections(newest.terms, manifest.terms)
+            self._require_new(manifest)
+
     # --- files
 
     def _find(self, manifest_hash: bytes) -> _Kept | None:

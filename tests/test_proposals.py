@@ -237,6 +237,21 @@ def test_terms_that_could_not_follow_are_not_taken(board: Board) -> None:
     assert [file.name for file in (board.state / "proposals").iterdir()] == [".lock"]
 
 
+def test_a_rule_that_has_ended_does_not_come_back_under_a_version_that_it_had(board: Board) -> None:
+    rule = next_version(board.terms)
+    second = following(board.terms, rules=(*board.terms.rules, rule))
+    third = following(second, rules=board.terms.rules[1:])
+    for terms in (second, third):
+        assert board.propose(terms).status == 201
+        board.sign(terms, "ann", "bo")
+        assert board.publish(terms).status == 200
+    codes = {}
+    for version in (1, 2, 3):
+        again = replace(rule, version=version, limit=7)
+        codes[version] = board.propose(following(third, rules=(*third.rules, again)))
+    assert [codes[1].code, codes[2].code, codes[3].status] == ["rule-rewritten", "rule-rewritten", 201]
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
