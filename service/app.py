@@ -19,7 +19,7 @@ from service.acting import Acting
 from service.config import Settings, load_keys
 from service.custodians import Custodians
 from service.directory import DataDirectory
-from service.published import Published
+from service.published import MANIFESTS, Published
 from service.relay import Relay
 from transport import internal, web
 from transport.capture import Capture
@@ -33,10 +33,6 @@ from transport.tls import Tls, require_agreed
 
 M = TypeVar("M")
 _HASH = re.compile(r"[0-9a-f]{64}")
-
-
-MANIFESTS = "manifests"
-"""Where, in the state directory, the published manifests are."""
 
 
 def open_service(state: Path) -> tuple[Settings, Acting]:
