@@ -74,7 +74,8 @@ def _manifests(agent: Agent) -> None:
         try:
             agent.acting.follow()
         except ProtocolError as error:
-            log.warning("no newer manifest was had of the service: %s", error.code)
+            if error.code not in ("unreachable", "timeout"):  # as all others who call the service say
+                log.warning("no newer manifest was had of the service: %s", error.code)
         except Exception as error:  # noqa: BLE001  as in `_run`
             log.warning("no newer manifest was taken: %s", fault(error))
         time.sleep(FOLLOW_SECONDS)

@@ -23,7 +23,7 @@ from service.custodians import Custodians
 from service.directory import DataDirectory
 from service.limits import admin_rate
 from service.proposals import Proposals
-from service.published import Published
+from service.published import MANIFESTS, Published
 from service.relay import Relay
 from service.roles import Caller, guard, open_to
 from transport import internal, web
@@ -38,10 +38,6 @@ from transport.tls import Tls, require_agreed
 
 M = TypeVar("M")
 _HASH = re.compile(r"[0-9a-f]{64}")
-
-
-MANIFESTS = "manifests"
-"""Where, in the state directory, the published manifests are."""
 
 
 def open_service(state: Path) -> tuple[Settings, Acting]:

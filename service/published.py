@@ -28,6 +28,8 @@ from protocol.manifest import (
 
 log = logging.getLogger(__name__)
 
+MANIFESTS = "manifests"
+"""The name of the folder, in the service's state directory."""
 LOOK_SECONDS = 1.0
 """How old what `newest` says may be, so that no request waits for files."""
 _NAME = re.compile(r"[0-9]{20}\.bin")
