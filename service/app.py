@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify, request
@@ -137,7 +138,8 @@ def _messages(face: MessageFace, acting: Acting, relay: Relay, directory: DataDi
 def _admin(app: Flask, settings: Settings, acting: Acting, directory: DataDirectory, tls: Tls | None) -> None:
     """Add what admins and auditors call, and have every endpoint of the application refuse whom it is not for."""
     pins, alliance = load_pins(settings.admins), acting.now().manifest.terms.alliance
-    guard(app, tls, ApiKeys(settings.state, time.time), admin_rate(alliance, settings))
+    places = BoundedSemaphore(max(1, settings.threads // 2))  # checks have the others
+    guard(app, tls, ApiKeys(settings.state, time.time), admin_rate(alliance, settings), places)
     proposals = Proposals(settings.state / "proposals", acting.published, pins)
     admin_rest.serve(app, acting.published, pins, proposals, directory)
 
