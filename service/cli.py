@@ -3,8 +3,10 @@
 import argparse
 import json
 import sys
+import time
 from urllib.parse import urlsplit
 
+from service.api_key_commands import add_api_key_commands
 from transport.commands import command_maker, run_command
 from transport.tls_files import add_tls_commands
 
@@ -25,14 +27,16 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from service.api_keys import ApiKeys
     from service.app import make_app, open_service
     from transport.certificates import SERVICE
     from transport.redis_link import warn_unless_redis_answers
     from transport.server import serve
     from transport.tls import open_tls, warn_if_plain
 
-    settings, party, _ = open_service(args.state)
-    tls = open_tls(settings.tls, party.manifest, SERVICE)
+    settings, acting = open_service(args.state)
+    ApiKeys(args.state, time.time)  # what is wrong with them is said here, before any worker starts
+    tls = open_tls(settings.tls, acting.now().manifest, SERVICE)
     warn_if_plain(tls)
     if settings.redis is not None:
         warn_unless_redis_answers(settings.redis)
@@ -57,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--url", required=True, help="where agents reach the service")
     command("serve", _serve, "Serve the alliance's agents until stopped.")
     add_tls_commands(command)
+    add_api_key_commands(commands)
     return parser
 
 

@@ -12,6 +12,7 @@ import httptools
 MAX_ANSWER = 16 << 20
 _MAX_HEAD = 32 << 10
 _SUCCESS = 200
+NOT_MODIFIED = 304
 _LENGTH = re.compile(r"[0-9]{1,9}")
 
 
@@ -76,10 +77,11 @@ class HttpAnswer:
 
     def on_headers_complete(self) -> None:
         """Judge the head."""
-        length = self.headers.get("content-length", "")
+        status = self._parser.get_status_code()
+        length = self.headers.get("content-length", "0" if status == NOT_MODIFIED else "")  # which has no body
         if not _LENGTH.fullmatch(length) or int(length) > self._most:
             raise BadAnswerError("the answer does not state a length that can be")
-        self.status = self._parser.get_status_code()
+        self.status = status
         self.stays = self._parser.should_keep_alive() and self.status >= _SUCCESS
 
     def on_body(self, body: bytes) -> None:

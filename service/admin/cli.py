@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.admin.ca_commands import add_ca_commands
+from service.admin.proposal_commands import add_proposal_commands
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
 
@@ -37,6 +38,7 @@ def _local(args: argparse.Namespace) -> int:
             tick_seconds=args.tick_seconds,
             jitter_seconds=args.jitter_seconds,
             plain_http=args.plain_http,
+            admins=args.admins,
         )
     )
 
@@ -174,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         "--jitter-seconds", type=float, default=0.3, help="most that deposits wait; an agent's own is 20"
     )
     local.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
+    local.add_argument(
+        "--admins", type=int, default=1, help="of whom more than half must sign a change of the manifest"
+    )
     local.add_argument("--plain-http", action="store_true", help="without TLS: for measurements and debugging alone")
     local.add_argument("--capture", action="store_true", help="record what each party receives, under STATE/capture")
 
@@ -195,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     pins.add_argument("--threshold", type=int, required=True, help="how many admins must sign a manifest")
     pins.add_argument("admins", nargs="+", metavar="NAME=PUBLIC_KEY")
     _add_manifest_commands(command)
+    add_proposal_commands(command)
     return parser
 
 
