@@ -12,7 +12,7 @@ from functools import partial
 
 from insurer_agent.store.manifests import Manifests
 from protocol.errors import ProtocolError
-from protocol.manifest import Manifest
+from protocol.manifest import Manifest, require_same_connections
 from protocol.messages import FRESHNESS_SECONDS
 from protocol.party import Party
 from transport.http_answers import NOT_MODIFIED
@@ -156,6 +156,7 @@ class Acting:
         party = self.now()
         if manifest is None or manifest.terms.serial <= party.manifest.terms.serial:
             return
+        require_same_connections(party.manifest.terms, manifest.terms)  # put in place where another process has begun
         fresh = Party(party.id, party.keys, manifest)
         self._acts = _Acts(fresh, party, time.monotonic() + FRESHNESS_SECONDS)
         log.warning("the manifest of serial %d is in force", manifest.terms.serial)

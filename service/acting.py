@@ -4,7 +4,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from protocol.manifest import Manifest
+from protocol.errors import ProtocolError
+from protocol.manifest import Manifest, require_same_connections
 from protocol.messages import FRESHNESS_SECONDS
 from protocol.party import ServiceKeys, ServiceParty
 from service.published import Published
@@ -72,6 +73,11 @@ class Acting:
 
     def _take_up(self, manifest: Manifest) -> None:
         before = self._acts.party
-        if manifest.terms.serial > before.manifest.terms.serial:
-            fresh = ServiceParty(self._keys, manifest)
-            self._acts = _Acts(fresh, before, time.monotonic() + FRESHNESS_SECONDS)
+        if manifest.terms.serial <= before.manifest.terms.serial:
+            return
+        try:
+            require_same_connections(before.manifest.terms, manifest.terms)
+        except ProtocolError:  # put in place as a file, where another process has begun: this one waits for its end
+            return
+        fresh = ServiceParty(self._keys, manifest)
+        self._acts = _Acts(fresh, before, time.monotonic() + FRESHNESS_SECONDS)

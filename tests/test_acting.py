@@ -71,6 +71,23 @@ def test_a_worker_sees_within_a_second_what_another_has_published(acting: Acting
     assert began.manifest.hash == hash_of(FIRST)  # an operation that has begun stays with its own
 
 
+def test_a_manifest_with_another_ca_is_taken_up_by_who_begins_with_it_and_by_nobody_that_runs(
+    acting: Acting, tmp_path: Path
+) -> None:
+    urls = tuple(replace(member, url=f"https://{member.id}.example") for member in FIRST.members)
+    over_tls = {"plain_http": 0, "tls_authority": b"\x01" * 32, "members": urls, "service_url": "https://s.example"}
+    other = replace(SECOND, **over_tls)  # type: ignore[arg-type]  fields of several types
+    (tmp_path / "manifest.bin").write_bytes(signed(other, *ADMINS))
+    begun = Acting(WORLD.service.keys, Published(tmp_path / "manifests", PINS, tmp_path / "manifest.bin"))
+    acting.published.look_again()
+    assert acting.now().manifest.hash == acting.of_check(hash_of(other)).manifest.hash == hash_of(FIRST)
+    assert begun.now().manifest.hash == hash_of(other)
+    agent = AgentActing(Party(name(1), WORLD.members[name(1)].party.keys, Manifest.of(FIRST)))
+    with pytest.raises(ProtocolError, match="other-connections"):
+        agent._take_up(Manifest.of(other))
+    assert agent.now().manifest.hash == hash_of(FIRST)
+
+
 def test_an_earlier_manifest_is_good_for_deposits_as_long_as_the_newest(tmp_path: Path) -> None:
     first = replace(FIRST, valid_until=int(NOW) + 60)
     (tmp_path / "manifest.bin").write_bytes(signed(first, *ADMINS))
