@@ -18,6 +18,7 @@ from protocol import signing
 from protocol.encoding import HASH, NAME, POINT, Blob, Fixed, Nested, Seq, Text, UInt, decode, encode, message
 from protocol.errors import ProtocolError
 from protocol.group import Element
+from protocol.kdf import join
 from protocol.secret import Secret
 from protocol.sharing import HALF_RING, MAX_SLOTS, MIN_SLOTS
 from protocol.stamps import MAX_TICK_SECONDS, MIN_TICK_SECONDS
@@ -235,6 +236,16 @@ class Manifest:
 def sign_terms(terms: Terms, admin: str, private: Secret) -> AdminSignature:
     """Return an admin's signature of the terms."""
     return AdminSignature(admin=admin, signature=signing.sign(private, _PURPOSE, encode(terms)))
+
+
+def bytes_to_sign(terms: bytes) -> bytes:
+    """Return what an admin's key signs of encoded terms, for a signer that holds the key elsewhere (RFC 8032)."""
+    return join(b"cover-lookup/v1", _PURPOSE.encode(), terms)
+
+
+def verify_signature(public: bytes, signature: bytes, terms: bytes) -> None:
+    """Refuse (`bad-signature`) unless the admin of this key signed the encoded terms."""
+    signing.verify(public, signature, _PURPOSE, terms)
 
 
 def verify_manifest(data: bytes, pins: AdminPins) -> Manifest:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify
 from werkzeug.wrappers import Request
 
 from protocol.encoding import encode
@@ -15,10 +15,16 @@ from protocol.manifest import AdminPins, Manifest, open_manifest
 from protocol.messages import CheckRequest, SignedBatch, SignedRelay
 from protocol.party import ServiceParty
 from protocol.progress import SignedReport
+from service import admin_rest
+from service.api_keys import ApiKeys
 from service.config import Settings, load_keys
 from service.custodians import Custodians
 from service.directory import DataDirectory
+from service.limits import admin_rate
+from service.proposals import Proposals
+from service.published import Published
 from service.relay import Relay
+from service.roles import Caller, guard, open_to
 from transport import internal, web
 from transport.capture import Capture
 from transport.certificates import REVOCATIONS_PATH
@@ -69,7 +75,7 @@ def make_relay_app(
     tls: Tls | None = None,
 ) -> Flask:
     """Return the WSGI application over a relay; `manifest` is the signed manifest's bytes."""
-    app = Flask("service")
+    app = Flask("service", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     web.register(app)
 
@@ -78,12 +84,15 @@ def make_relay_app(
     captured = settings.capture if party.manifest.terms.local else None
     _messages(MessageFace(app, None if captured is None else Capture(captured)), party, relay, directory, tls)
     _documents(app, manifest, tls)
+    _admin(app, settings, party, directory, tls)
 
     @app.get("/healthz")
+    @open_to(Caller.ANYONE)
     def healthz() -> Response:
         return jsonify({"status": "ok"})
 
     @app.get("/readyz")
+    @open_to(Caller.ANYONE)
     def readyz() -> Response:
         party.manifest.require_current(party.manifest.hash, time.time())
         return jsonify({"status": "ready"})
@@ -115,19 +124,25 @@ def _messages(face: MessageFace, party: ServiceParty, relay: Relay, directory: D
     serve("/v1/watermarks", SignedReport, directory.exchange, lambda message: message.report.member)
 
 
+def _admin(app: Flask, settings: Settings, party: ServiceParty, directory: DataDirectory, tls: Tls | None) -> None:
+    """Add what admins and auditors call, and have every endpoint of the application refuse whom it is not for."""
+    pins = load_pins(settings.admins)
+    published = Published(settings.state / "manifests", pins, settings.manifest)
+    guard(app, tls, ApiKeys(settings.state, time.time), admin_rate(party.manifest.terms.alliance, settings))
+    proposals = Proposals(settings.state / "proposals", published, pins)
+    admin_rest.serve(app, published, pins, proposals, directory)
+
+
 def _documents(app: Flask, manifest: bytes, tls: Tls | None) -> None:
     @app.get("/v1/manifest")
+    @open_to(Caller.MEMBER)
     def signed_manifest() -> Response:
-        if tls is not None:
-            tls.require_member(request.environ)
         return Response(manifest, content_type=internal.CONTENT_TYPE)
 
     @app.get(REVOCATIONS_PATH)
+    @open_to(Caller.MEMBER)
     def revocations() -> Response:
-        newest = None
-        if tls is not None:
-            tls.require_member(request.environ)
-            newest = tls.revocations.newest
+        newest = None if tls is None else tls.revocations.newest
         if newest is None:
             raise ProtocolError("no-revocations", "the service was given no revocation list")
         return Response(newest.pem, content_type="application/x-pem-file")

@@ -5,6 +5,7 @@ import json
 import sys
 from urllib.parse import urlsplit
 
+from service.api_key_commands import add_api_key_commands
 from transport.commands import command_maker, run_command
 from transport.tls_files import add_tls_commands
 
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--url", required=True, help="where agents reach the service")
     command("serve", _serve, "Serve the alliance's agents until stopped.")
     add_tls_commands(command)
+    add_api_key_commands(commands)
     return parser
 
 

@@ -45,6 +45,7 @@ class _SettingsSchema(Schema):
     deposits_a_second = fields.Float(load_default=1000.0, validate=validate.Range(0.1, 1e6))
     checks_a_second = fields.Float(load_default=2000.0, validate=validate.Range(0.1, 1e6))
     rechecks_a_second = fields.Float(load_default=100.0, validate=validate.Range(0.1, 1e6))
+    admin_requests_a_second = fields.Float(load_default=10.0, validate=validate.Range(0.1, 1e6))
     redis = fields.String(load_default=None, validate=is_redis_url)
     redis_seconds = fields.Float(load_default=0.05, validate=validate.Range(0.001, 10))
     lane_seconds = fields.Float(load_default=0.03, validate=validate.Range(0, 1))
@@ -55,9 +56,9 @@ class _SettingsSchema(Schema):
 class Settings:
     """The settings of the service.
 
-    Rates are those that one member may keep up: in all with `redis`, else in each worker process. A limit waits
-    `redis_seconds` for Redis. An attempt at a check of a batch, which has more lanes than `FEW_LANES`, has
-    `lane_seconds` more for each of them.
+    Rates are those that one member, or one API key of an admin, may keep up: in all with `redis`, else in each worker
+    process. A limit waits `redis_seconds` for Redis. An attempt at a check of a batch, which has more lanes than
+    `FEW_LANES`, has `lane_seconds` more for each of them.
     """
 
     state: Path
@@ -80,6 +81,7 @@ class Settings:
     capture: Path | None
     tls: TlsSettings = field(default_factory=TlsSettings)
     lane_seconds: float = 0.03
+    admin_requests_a_second: float = 10.0
 
     @classmethod
     def load(cls, state: Path) -> "Settings":

@@ -9,7 +9,7 @@ from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
 from protocol.progress import SignedReport, accept_report
-from protocol.watermark import Directory
+from protocol.watermark import Directory, SignedWatermark
 
 REREAD_SECONDS = 1.0
 """How old what `behind` says may be, so that a check does not wait for files."""
@@ -39,8 +39,12 @@ class DataDirectory:
         known = self._read(report.member)
         if known is None or known.report.issued_at <= report.issued_at:
             self._write(self._folder / report.member, encode(signed))
+        return Directory(watermarks=self.watermarks())
+
+    def watermarks(self) -> tuple[SignedWatermark, ...]:
+        """Return the newest watermark of each member that has one; who relies on them verifies them."""
         found = (self._read(member) for member in self._members)
-        return Directory(watermarks=tuple(item.report.watermark for item in found if item is not None))
+        return tuple(item.report.watermark for item in found if item is not None)
 
     def behind(self) -> frozenset[tuple[int, int]]:
         """Return each (shard, slot) that lacks a deposit by the newest word of its depositor, as of a second ago."""

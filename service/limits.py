@@ -1,4 +1,4 @@
-"""How much one member may ask of the service: checks, rechecks and deposits each have a rate.
+"""How much one member may ask of the service: checks, rechecks and deposits each have a rate. So have API keys.
 
 With Redis a member has its rate over all workers and machines of the service; without it, or while it is away, in each
 process. A limit is against a member whose systems run wild: nothing that safety rests on is in Redis.
@@ -36,3 +36,9 @@ def rate_limits(alliance: str, settings: Settings) -> tuple[RateLimit, RateLimit
         RateLimit(alliance, "rechecks", settings.rechecks_a_second, link, least=MAX_LANES),
         RateLimit(alliance, "deposits", settings.deposits_a_second, link),
     )
+
+
+def admin_rate(alliance: str, settings: Settings) -> RateLimit:
+    """Return the limit of requests that one API key of an admin or auditor may make."""
+    link = None if settings.redis is None else RedisLink(settings.redis, "rate limits", settings.redis_seconds)
+    return RateLimit(alliance, "admin", settings.admin_requests_a_second, link)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.json_text import parse_json
 from insurer_agent.intake.layout import find_layout
 from insurer_agent.intake.mapping import Mapping
 from insurer_agent.intake.policy import COLUMNS, PolicyRow, RejectedRow
 from insurer_agent.intake.profile import Profile
 from insurer_agent.intake.rows import MAX_CELL_CHARACTERS, RawRow
+from transport.json_text import parse_json
 
 FIELD = b"policy"
 MAX_JSON = 64 << 10

@@ -16,10 +16,10 @@ from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import parse_amount
 from insurer_agent.intake.documents import normalise
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.json_text import parse_json
 from insurer_agent.limits import RequestLimit
 from insurer_agent.store.idempotency import IdempotencyAwayError, Place, StoredAnswer
 from protocol.identity import Identity
+from transport.json_text import parse_json
 from transport.problems import Problem
 
 T = TypeVar("T")

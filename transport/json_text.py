@@ -1,4 +1,4 @@
-"""JSON as every intake reads it."""
+"""JSON as every interface reads it."""
 
 import json
 from typing import Any

@@ -1,0 +1,382 @@
+"""Proposals: the next manifest on its way to M signatures, in a folder that all of the service's workers share.
+
+The service verifies all that it can, so that what would be published in vain is refused early, and is trusted with
+nothing: whoever signs computes what is signed from the bytes, and agents verify the signatures themselves.
+
+A proposal is two files: its terms, which never change, and a record of the rest. Changes are made by one process at a
+time and each is whole or not at all, durably. Whether a proposal has been published stands in `Published` alone.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from protocol.encoding import decode, encode
+from protocol.errors import ProtocolError
+from protocol.manifest import (
+    AdminPins,
+    AdminSignature,
+    Manifest,
+    SignedManifest,
+    Terms,
+    require_same_connections,
+    require_succession,
+    verify_signature,
+)
+from service.published import Published
+from transport.problems import Problem, fault
+from transport.settings import write_private
+
+log = logging.getLogger(__name__)
+
+MAX_TERMS = 2 << 20
+MAX_COMMENT = 500
+MAX_OPEN = 20
+MAX_KEPT = 100
+"""Of those that are not open any more; the oldest are forgotten."""
+OPEN_SECONDS = 14 * 86_400
+CLOCK_SECONDS = 300
+"""How far ahead of this clock an admin's may be."""
+ID_DIGITS = 16
+_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
+
+
+class State(StrEnum):
+    """What has become of a proposal."""
+
+    OPEN = "open"
+    PUBLISHED = "published"
+    STALE = "stale"
+    EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The record of a proposal. `hash` is of its terms, `base` of those that it changes; times are Unix seconds."""
+
+    id: str
+    hash: bytes
+    serial: int
+    base: bytes
+    comment: str
+    proposed_by: str
+    proposed_at: int
+    expires_at: int
+    signatures: dict[str, bytes]
+    published_by: str | None = None
+    withdrawn_by: str | None = None
+
+
+def id_of(terms: bytes) -> str:
+    """Return the id of a proposal of these encoded terms."""
+    return hashlib.sha256(terms).hexdigest()[:ID_DIGITS]
+
+
+def is_id(text: str) -> bool:
+    """Tell whether a text has the form of a proposal's id."""
+    return _ID.fullmatch(text) is not None
+
+
+class Proposals:
+    """Takes proposals and signatures and has what M admins signed published. `by` is the name of an API key."""
+
+    def __init__(self, folder: Path, published: Published, pins: AdminPins) -> None:
+        self._folder = folder
+        self._published = published
+        self._pins = pins
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[object, Proposal | None]] = {}
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+    # --- what there is
+
+    def all(self) -> list[Proposal]:
+        """Return all proposals, newest first."""
+        try:
+            names = [file.stem for file in self._folder.glob("*.json") if is_id(file.stem)]
+        except OSError:
+            names = []
+        found = [proposal for proposal in map(self._read, names) if proposal is not None]
+        return sorted(found, key=lambda one: (one.proposed_at, one.serial, one.id), reverse=True)
+
+    def get(self, proposal_id: str) -> Proposal:
+        """Return a proposal; refuse (`unknown-proposal`) what is none."""
+        found = self._read(proposal_id) if is_id(proposal_id) else None
+        if found is None:
+            hint = "GET /v1/admin/proposals lists them; old ones that are not open are forgotten"
+            raise Problem(404, "unknown-proposal", "there is no proposal of this id", hint=hint)
+        return found
+
+    def terms(self, proposal: Proposal) -> bytes:
+        """Return a proposal's encoded terms, which are what is signed."""
+        try:
+            data = self._terms_file(proposal.id).read_bytes()
+        except OSError:
+            data = b""
+        if hashlib.sha256(data).digest() != proposal.hash:
+            raise Problem(
+                500, "proposal-damaged", "the proposal's file is damaged", hint="withdraw it and make another"
+            )
+        return data
+
+    def state(self, proposal: Proposal, now: float) -> State:
+        """Tell what has become of a proposal. One that is stale has been overtaken by another manifest."""
+        newest = self._published.newest()[1]
+        if self._published.known(proposal.hash) is not None:
+            return State.PUBLISHED
+        if proposal.withdrawn_by is not None:
+            return State.WITHDRAWN
+        if newest.hash != proposal.base:
+            return State.STALE
+        return State.EXPIRED if now >= proposal.expires_at else State.OPEN
+
+    # --- what is done
+
+    def propose(self, data: bytes, comment: str, by: str, now: float) -> Proposal:
+        """Take encoded terms that are to follow the newest manifest. Proposing again what is open changes nothing.
+
+        Refuses what is not consistent or cannot follow (codes of `Manifest.of`, `require_succession` and
+        `require_same_connections`), `stale-proposal`, `proposal-expired`, `conflicting-proposal` and
+        `too-many-proposals`.
+        """
+        terms = _consistent(data)
+        with self._alone():
+            newest = self._published.newest()[1]
+            known = self._read(id_of(data))
+            if known is not None:
+                return self._again(known, data, now)
+            _require_next(newest, terms, now)
+            proposals = self.all()
+            if sum(self.state(one, now) is State.OPEN for one in proposals) >= MAX_OPEN:
+                hint = "publish or withdraw some of them first"
+                raise Problem(409, "too-many-proposals", f"{MAX_OPEN} proposals are open", hint=hint)
+            closed = [one for one in proposals if self.state(one, now) is not State.OPEN]
+            self._forget({one.id for one in proposals} - {one.id for one in closed[MAX_KEPT - 1 :]})
+            proposal = Proposal(
+                id=id_of(data),
+                hash=hashlib.sha256(data).digest(),
+                serial=terms.serial,
+                base=newest.hash,
+                comment=comment,
+                proposed_by=by,
+                proposed_at=int(now),
+                expires_at=min(int(now) + OPEN_SECONDS, terms.valid_until),
+                signatures={},
+            )
+            write_private(self._terms_file(proposal.id), data)
+            self._write(proposal)
+            return proposal
+
+    def sign(self, proposal_id: str, admin: str, signature: bytes, now: float) -> Proposal:
+        """Add an admin's signature to an open proposal. Adding it again changes nothing.
+
+        Refuses `unknown-admin`, `bad-signature`, and `already-signed` where the same key has signed under another name.
+        """
+        with self._alone():
+            proposal = self.get(proposal_id)
+            self._require_open(proposal, now)
+            key = self._pins.keys.get(admin)
+            if key is None:
+                hint = "GET /v1/admin/overview lists the admins"
+                raise Problem(422, "unknown-admin", "the service pins no admin of this name", hint=hint)
+            try:
+                verify_signature(key, signature, self.terms(proposal))
+            except ProtocolError:
+                hint = "sign these terms with the key that is pinned under this name"
+                raise Problem(
+                    422, "bad-signature", "the signature is not this admin's of these terms", hint=hint
+                ) from None
+            if any(name != admin and self._pins.keys.get(name) == key for name in proposal.signatures):
+                hint = "another admin must sign, with another key"
+                raise Problem(409, "already-signed", "this key has signed under another name", hint=hint)
+            signed = replace(proposal, signatures=proposal.signatures | {admin: signature})
+            if signed != proposal:
+                self._write(signed)
+            return signed
+
+    def publish(self, proposal_id: str, by: str, now: float) -> Manifest:
+        """Have a proposal that M admins signed become the newest manifest. Publishing it again changes nothing.
+
+        Refuses what is not open, `under-signed`, and what `Published.publish` refuses.
+        """
+        with self._alone():
+            proposal = self.get(proposal_id)
+            data = self.terms(proposal)
+            if self.state(proposal, now) is State.PUBLISHED:
+                return Manifest.of(decode(Terms, data))
+            self._require_open(proposal, now)
+            good = [name for name in sorted(proposal.signatures) if self._is_good(proposal, name, data)]
+            if len({self._pins.keys[name] for name in good}) < self._pins.threshold:
+                detail = f"{len(good)} of the {self._pins.threshold} signatures that are needed are there"
+                raise Problem(409, "under-signed", detail, hint="have more admins approve it: alliance approve")
+            entries = tuple(AdminSignature(admin=name, signature=proposal.signatures[name]) for name in good)
+            try:
+                manifest = self._published.publish(encode(SignedManifest(terms=data, signatures=entries)), now)
+            except ProtocolError as error:
+                if error.code in {"manifest-older", "manifest-forked"}:  # one was put in place at this moment
+                    raise _stale() from None
+                raise
+            self._write(replace(proposal, published_by=by))
+            return manifest
+
+    def withdraw(self, proposal_id: str, by: str, now: float) -> Proposal:
+        """Take an open proposal back. Its signatures stay good for whoever has a copy, until its serial is taken."""
+        with self._alone():
+            proposal = self.get(proposal_id)
+            if self.state(proposal, now) is State.WITHDRAWN:
+                return proposal
+            self._require_open(proposal, now)
+            withdrawn = replace(proposal, withdrawn_by=by)
+            self._write(withdrawn)
+            return withdrawn
+
+    # --- refusals
+
+    def _again(self, known: Proposal, data: bytes, now: float) -> Proposal:
+        if self.terms(known) != data:  # of 64 bits alike, someone has made them so
+            hint = "change anything in it, such as its time"
+            raise Problem(409, "conflicting-proposal", "another proposal has this id", hint=hint)
+        self._require_open(known, now)
+        return known
+
+    def _require_open(self, proposal: Proposal, now: float) -> None:
+        """Refuse to act on a proposal that is not open, and say why."""
+        match self.state(proposal, now):
+            case State.PUBLISHED:
+                hint = "propose another change; what is published is not taken back"
+                raise Problem(409, "already-published", "the proposal has been published", hint=hint)
+            case State.WITHDRAWN:
+                hint = "propose it anew"
+                raise Problem(409, "proposal-withdrawn", "the proposal has been withdrawn", hint=hint)
+            case State.STALE:
+                raise self._overtaken(proposal)
+            case State.EXPIRED:
+                raise _expired()
+
+    def _overtaken(self, proposal: Proposal) -> Problem:
+        newest = self._published.newest()[1].terms
+        known = {(rule.id, rule.version): rule for rule in newest.rules}
+        rules = decode(Terms, self.terms(proposal)).rules
+        other = [rule for rule in rules if known.get((rule.id, rule.version), rule) != rule]
+        if not other:
+            return _stale()
+        detail = f"another manifest has given {other[0].id} version {other[0].version} another content"
+        hint = "look at what has been published; propose again, with a higher version"
+        return Problem(409, "conflicting-proposal", detail, hint=hint)
+
+    def _is_good(self, proposal: Proposal, admin: str, data: bytes) -> bool:
+        """Tell whether a signature in the record is good: pins and files may be others than when it was taken."""
+        key = self._pins.keys.get(admin)
+        if key is None:
+            return False
+        try:
+            verify_signature(key, proposal.signatures[admin], data)
+        except ProtocolError:
+            return False
+        return True
+
+    # --- files
+
+    def _terms_file(self, proposal_id: str) -> Path:
+        return self._folder / f"{proposal_id}.terms"
+
+    def _write(self, proposal: Proposal) -> None:
+        record = asdict(proposal) | {
+            "hash": proposal.hash.hex(),
+            "base": proposal.base.hex(),
+            "signatures": {name: signature.hex() for name, signature in proposal.signatures.items()},
+        }
+        write_private(self._folder / f"{proposal.id}.json", (json.dumps(record, indent=1) + "\n").encode())
+
+    def _read(self, proposal_id: str) -> Proposal | None:
+        """Return a record, read anew where its file is another than the last time."""
+        file = self._folder / f"{proposal_id}.json"
+        try:
+            status = file.stat()
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            known = self._known.get(proposal_id)
+            if known is None or known[0] != version:
+                known = (version, _parsed(file.read_bytes(), proposal_id))
+                self._known[proposal_id] = known
+        except OSError:
+            self._known.pop(proposal_id, None)
+            return None
+        return known[1]
+
+    def _forget(self, kept: set[str]) -> None:
+        """Remove the files of all proposals but these: also what a process that was killed had begun."""
+        for file in (*self._folder.glob("*.json"), *self._folder.glob("*.terms")):
+            if file.stem not in kept:
+                file.unlink(missing_ok=True)
+                self._known.pop(file.stem, None)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have this thread be the only one, of all processes, that changes proposals, and know the newest manifest."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # it may have been cleared away since the start
+        with self._lock, (self._folder / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._published.look_again()
+            yield
+
+
+def _consistent(data: bytes) -> Terms:
+    if len(data) > MAX_TERMS:
+        raise Problem(413, "request-entity-too-large", f"terms have {MAX_TERMS >> 20} MiB at most", hint="send less")
+    terms = decode(Terms, data)
+    Manifest.of(terms)
+    return terms
+
+
+def _require_next(newest: Manifest, terms: Terms, now: float) -> None:
+    """Refuse terms that cannot follow the newest manifest next."""
+    if terms.serial <= newest.terms.serial:
+        raise _stale()
+    if terms.serial != newest.terms.serial + 1:
+        hint = f"the newest manifest has serial {newest.terms.serial}, and the next has one more"
+        raise Problem(422, "serial-skipped", "the proposal's serial is not the next", hint=hint)
+    require_succession(newest.terms, terms)
+    require_same_connections(newest.terms, terms)
+    if terms.issued_at > now + CLOCK_SECONDS:
+        raise Problem(
+            422, "issued-ahead", "the proposal was issued in the future", hint="set the clocks of both machines"
+        )
+    if now >= terms.valid_until or now >= terms.issued_at + OPEN_SECONDS:
+        raise _expired()
+
+
+def _stale() -> Problem:
+    hint = "propose it anew over the newest manifest: alliance propose"
+    return Problem(409, "stale-proposal", "another manifest has been published since it was made", hint=hint)
+
+
+def _expired() -> Problem:
+    hint = "propose it anew: alliance propose"
+    return Problem(409, "proposal-expired", "the proposal's time is over", hint=hint)
+
+
+def _parsed(data: bytes, proposal_id: str) -> Proposal | None:
+    try:
+        record: dict[str, Any] = json.loads(data)
+        proposal = Proposal(
+            **record
+            | {
+                "hash": bytes.fromhex(record["hash"]),
+                "base": bytes.fromhex(record["base"]),
+                "signatures": {name: bytes.fromhex(text) for name, text in record["signatures"].items()},
+            }
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("the record of proposal %s is damaged: %s", proposal_id, fault(error))
+        return None
+    return proposal if proposal.id == proposal_id == proposal.hash.hex()[:ID_DIGITS] else None
