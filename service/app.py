@@ -18,6 +18,7 @@ from protocol.progress import SignedReport
 from service import admin_rest
 from service.api_keys import ApiKeys
 from service.config import Settings, load_keys
+from service.console_page import add_console
 from service.custodians import Custodians
 from service.directory import DataDirectory
 from service.limits import admin_rate
@@ -85,6 +86,7 @@ def make_relay_app(
     _messages(MessageFace(app, None if captured is None else Capture(captured)), party, relay, directory, tls)
     _documents(app, manifest, tls)
     _admin(app, settings, party, directory, tls)
+    add_console(app)
 
     @app.get("/healthz")
     @open_to(Caller.ANYONE)

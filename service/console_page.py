@@ -10,6 +10,7 @@ from importlib.resources import files
 from flask import Flask, Response
 
 from protocol.manifest import AdminPins
+from service.roles import Caller, open_to
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _INDEX, _HOME = "index.html", "home.js"
@@ -44,6 +45,7 @@ def add_console(app: Flask, *, own: bytes | None = None) -> None:
     if own is not None:
         page[_HOME] = own
 
+    @open_to(Caller.ANYONE)
     def serve(name: str) -> Response:
         response = Response(page[name], content_type=f"{_TYPES[_suffix(name)]}; charset=utf-8")
         response.headers.update(_HEADERS)

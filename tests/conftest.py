@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from consoles import chromium
 from embedded_redis import EmbeddedRedis
+from playwright.sync_api import Browser, sync_playwright
 from psycopg import sql
 
 from insurer_agent.embedded_postgres import EmbeddedPostgres
@@ -31,3 +33,9 @@ def database(postgres: EmbeddedPostgres) -> Iterator[str]:
     yield postgres.dsn(name)
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")  # no longer: while it is there, nothing else of this thread may use asyncio
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, chromium(playwright) as started:
+        yield started

@@ -27,9 +27,9 @@ const placeOf = () => {
 // What went wrong, in the reader's language where it is known, with the service's own words beside it.
 const problemText = (error) => {
   if (!(error instanceof Refused)) return say("unreadable");
-  if (error.status === 0) return say(`code-${error.code}`);
-  const code = say.knows(`code-${error.code}`) ? say(`code-${error.code}`) : "";
-  return [code || say("refused", error.code), error.detail, error.hint].filter(Boolean).map((text) => visible(text)).join(" — ");
+  const known = say.knows(`code-${error.code}`);
+  const told = [error.detail, error.hint].filter(Boolean).map((text) => visible(text)).join("; ");
+  return `${known ? say(`code-${error.code}`) : say("refused", error.code)}${told && ` (${told})`}`;
 };
 
 const signOut = (text) => {
@@ -39,7 +39,7 @@ const signOut = (text) => {
 };
 
 const failed = (error, place) => {
-  if (error instanceof Refused && error.status === 401) signOut([say("code-unauthorized"), visible(error.detail)].filter(Boolean).join(" — "));
+  if (error instanceof Refused && error.status === 401) signOut(problemText(error));
   else place.textContent = problemText(error);
 };
 
@@ -50,7 +50,7 @@ const done = (text, kind = "good") => {
 
 const languages = () => make("div", { class: "languages", role: "group", "aria-label": say("language") },
   [["zh", "中文"], ["en", "English"]].map(([language, name]) => make("button", {
-    type: "button", lang: language, "aria-pressed": say.language === language, "data-language": language,
+    type: "button", lang: language, "aria-pressed": String(say.language === language), "data-language": language,
     onclick: () => {
       say = speaker(language);
       notice = null; // it was in the other language
@@ -81,8 +81,7 @@ const signInShown = () => {
       notice = null;
       draw();
     } catch (error) {
-      problem.textContent = error instanceof Refused && error.status === 401
-        ? [say("code-unauthorized"), visible(error.detail)].filter(Boolean).join(" — ") : problemText(error);
+      problem.textContent = problemText(error);
     } finally {
       key.value = "";
       button.disabled = false;
@@ -112,7 +111,7 @@ const warnings = () => {
 };
 
 const headerShown = (view) => {
-  const { alliance, name, role, manifest, now } = overview;
+  const { alliance, name, role, manifest, now, key_expires_at: expires } = overview;
   const tab = (target) => make("a", { href: `#/${target}`, "aria-current": view === target ? "page" : null }, say(target));
   return make("header", null,
     make("div", { class: "top" },
@@ -122,6 +121,7 @@ const headerShown = (view) => {
       make("p", null, say("manifest-in-force"), " ", make("strong", null, say("serial", manifest.serial)), " ",
         make("code", { title: visible(manifest.hash) }, digits(manifest.hash.slice(0, 16))), " · ", say("valid-until", time(manifest.valid_until))),
       make("p", null, badge(role === "admin" ? "wait" : "quiet", say("signed-in", name, say.or(`role-${role}`, role))), " ",
+        expires && make("span", { class: "quiet" }, say("key-until", time(expires))), " ",
         make("button", { type: "button", "data-action": "sign-out", onclick: () => signOut() }, say("sign-out")))),
     make("nav", { "aria-label": say("title") }, tab("members"), tab("rules"), tab("proposals"),
       make("span", { class: "as-of" }, say("as-of", time(now, 19)), " ",

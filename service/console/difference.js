@@ -94,10 +94,14 @@ export const difference = (base, terms) => {
   ];
 };
 
+// Numbers of 64 bits: JSON reads them as the nearest ones that JavaScript has.
+const LARGE = new Set(["serial", "expected_persons"]);
+
 const canonical = (entries) =>
-  entries.map((entry) => JSON.stringify([
-    entry.kind, entry.what, entry.fields.map((change) => [change.field, change.before, change.after]),
-  ])).sort();
+  entries.map(({ kind, what, fields }) => JSON.stringify([kind, what, fields.map(({ field, before, after }) => {
+    const near = (value) => (LARGE.has(field) && value !== null ? Number(value) : value);
+    return [field, near(before), near(after)];
+  })])).sort();
 
 // Whether the service tells the same difference as the bytes, in whatever order.
 export const isTold = (entries, byTheService) => {
@@ -122,6 +126,7 @@ export const objections = (base, terms) => {
   const found = [];
   const object = (code, detail = "") => found.push([code, detail]);
   if (terms.serial <= base.serial || terms.issued_at < base.issued_at) object("manifest-older", `${base.serial} → ${terms.serial}`);
+  else if (terms.serial !== base.serial + 1n) object("serial-skipped", `${base.serial} → ${terms.serial}`);
   if (terms.issued_at >= terms.valid_until) object("never-valid");
   for (const field of LASTING) if (!same(plain(base[field]), plain(terms[field]))) object("lasting-term", field);
   const committees = (of) => of.committees.map((one) => told(Committee, one));
@@ -132,7 +137,7 @@ export const objections = (base, terms) => {
   if (twice(terms.members, (member) => member.id)) object("twice", "members");
   if (twice(terms.rules, nameOf)) object("twice", "rules");
   const known = byKey(base.rules, nameOf);
-  const firstDay = ordinalOf(terms.serial === base.serial + 1n ? terms.issued_at : base.issued_at);
+  const firstDay = ordinalOf(terms.issued_at);
   for (const rule of terms.rules) {
     const old = known.get(nameOf(rule));
     const newest = highest(base.rules.filter((one) => one.id === rule.id));

@@ -1,7 +1,7 @@
 // What this page finds out by itself of a proposal before anyone may sign it, from the bytes alone.
 
 import { difference, isTold, objections } from "./difference.js";
-import { decode, fromBase64, hex, sha256 } from "./encoding.js";
+import { decode, fromBase64, fromHex, hex, sha256 } from "./encoding.js";
 import { signers } from "./signing.js";
 import { SignedManifest, Terms } from "./terms.js";
 
@@ -15,11 +15,20 @@ const tried = async (step) => {
   }
 };
 
-const isInForce = (baseHash, threshold, admins, manifest) => tried(async () => {
-  const signed = decode(SignedManifest, fromBase64(manifest.signed));
-  const hash = hex(await sha256(signed.terms));
-  return hash === manifest.hash && hash === baseHash && (await signers(signed, admins)).length >= threshold;
-});
+// Whether a signed manifest (base64) has these terms and enough signatures; every one of an admin must verify.
+const isSigned = async (signed, hash, judges) => {
+  const manifest = decode(SignedManifest, fromBase64(signed));
+  return hex(await sha256(manifest.terms)) === hash
+    && (await signers(manifest.terms, manifest.signatures, judges.admins)).length >= judges.threshold;
+};
+
+// The names of those whose signatures of the proposal verify; refuses if the service names others.
+const signersOf = async (proposal, bytes, judges) => {
+  const signatures = proposal.signatures.map((entry) => ({ admin: entry.admin, signature: fromHex(entry.signature) }));
+  const names = await signers(bytes, signatures, judges.admins);
+  if (JSON.stringify([...names].sort()) !== JSON.stringify([...proposal.signed_by].sort())) throw new Error("others");
+  return names;
+};
 
 // The admins and the threshold by which signatures are judged: those that the reader pins, else those of the service.
 export const judgesOf = (pins, overview) => {
@@ -30,28 +39,35 @@ export const judgesOf = (pins, overview) => {
   return { admins, threshold: pins.threshold, agree };
 };
 
-// Returns `{bytes, terms, base, hash, entries, checks: [[name, passed]], objections, sound}`. Terms that cannot be decoded
-// are undefined, and nothing is sound then. `id` is what was asked for, `pins` the reader's own or null.
+// Returns `{bytes, terms, base, hash, baseHash, entries, checks: [[name, passed]], objections, judges, signedBy, sound}`.
+// Terms that cannot be decoded are undefined, and nothing is sound then. `id` is what was asked for, `pins` the reader's.
 export const examine = async (id, proposal, manifest, overview, pins) => {
   const judges = judgesOf(pins, overview);
   const bytes = await tried(() => fromBase64(proposal.terms));
   const baseBytes = await tried(() => fromBase64(proposal.base));
   const terms = await tried(() => decode(Terms, bytes));
   const base = await tried(() => decode(Terms, baseBytes));
+  const decoded = terms !== undefined && base !== undefined;
   const hash = bytes && hex(await sha256(bytes));
   const baseHash = baseBytes && hex(await sha256(baseBytes));
-  const entries = terms && base ? difference(base, terms) : [];
-  const found = terms && base ? objections(base, terms) : [];
+  const entries = decoded ? difference(base, terms) : [];
+  const found = decoded ? objections(base, terms) : [];
+  const signedBy = await tried(() => signersOf(proposal, bytes, judges));
+  const isThis = hash?.slice(0, ID_DIGITS) === id && proposal.id === id && String(terms?.serial) === String(proposal.serial);
   const checks = [
-    ["decoded", terms !== undefined && base !== undefined],
-    ["id", hash !== undefined && hash.slice(0, ID_DIGITS) === id && proposal.id === id && String(terms?.serial) === String(proposal.serial)],
+    ["decoded", decoded],
+    ["id", isThis],
     ["base", baseHash !== undefined && baseHash === proposal.base_hash],
-    ["told", terms !== undefined && base !== undefined && isTold(entries, proposal.difference)],
+    ["base-signed", (await tried(() => isSigned(proposal.base_signed, baseHash, judges))) === true],
+    ["signatures", signedBy !== undefined],
+    ["told", decoded && isTold(entries, proposal.difference)],
   ];
   if (proposal.state === "open") {
-    checks.push(["in-force", (await isInForce(baseHash, judges.threshold, judges.admins, manifest)) === true]);
-    checks.push(["succession", terms !== undefined && base !== undefined && found.length === 0]);
+    const inForce = manifest.hash === baseHash && (await tried(() => isSigned(manifest.signed, baseHash, judges))) === true;
+    checks.push(["in-force", inForce], ["succession", decoded && found.length === 0]);
   }
   if (pins !== null) checks.push(["admins", judges.agree]);
-  return { bytes, terms, base, hash, baseHash, entries, checks, objections: found, judges, sound: checks.every(([, passed]) => passed) };
+  const sound = checks.every(([, passed]) => passed);
+  const shown = proposal.state === "open" ? found : [];
+  return { bytes, terms, base, hash, baseHash, entries, checks, objections: shown, judges, signedBy: signedBy ?? [], sound };
 };

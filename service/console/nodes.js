@@ -13,8 +13,8 @@ export const make = (tag, attributes, ...children) => {
 
 // A table with a caption; each cell knows its column's name, which a narrow screen shows beside it. The roles are said
 // as well, for a table that is laid out otherwise keeps them so.
-export const table = (caption, columns, rows) => make("table", { role: "table" },
-  make("caption", { class: "quiet" }, caption),
+export const table = (caption, columns, rows, captionKind = "quiet") => make("table", { role: "table" },
+  make("caption", { class: captionKind }, caption),
   make("thead", { role: "rowgroup" }, make("tr", { role: "row" },
     columns.map((column) => make("th", { scope: "col", role: "columnheader" }, column)))),
   make("tbody", { role: "rowgroup" }, rows.map(({ cells, kind }) => make("tr", { class: kind, role: "row" },
@@ -24,7 +24,7 @@ export const table = (caption, columns, rows) => make("table", { role: "table" }
 
 export const badge = (kind, text) => make("span", { class: `badge ${kind}` }, text);
 
-export const facts = (pairs) => make("dl", null, pairs.map(([term, value]) =>
+export const facts = (kind, pairs) => make("dl", { class: kind }, pairs.map(([term, value]) =>
   make("div", null, make("dt", null, term), make("dd", null, value))));
 
 // Asks before a step that counts; resolves to whether it was confirmed.

@@ -44,8 +44,8 @@ const versionRow = (say, version) => ({
   cells: [
     visible(version.version),
     badge(STATES[version.state] ?? "quiet", say.or(version.state, version.state)),
-    visible(version.valid_from),
-    make("strong", null, limitText(say, version.limit)),
+    make("span", { class: "whole-line" }, visible(version.valid_from)),
+    make("strong", { class: "whole-line" }, limitText(say, version.limit)),
     [valueText(say, "measure", version.measure), make("br"), valueText(say, "window_days", version.window_days)],
     valueText(say, "products", version.products),
     valueText(say, "subject_type", version.subject_type),

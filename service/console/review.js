@@ -1,6 +1,6 @@
 // One proposal: what changes, what was checked, who signed, and the forms that sign, publish and withdraw it.
 
-import { isRoutine, differenceShown, termsShown, titleOf } from "./terms_shown.js";
+import { differenceShown, isRoutine, promiseOf, termsShown } from "./terms_shown.js";
 import { hex } from "./encoding.js";
 import { examine } from "./examination.js";
 import { ask, badge, facts, make } from "./nodes.js";
@@ -11,6 +11,9 @@ import { count, digits, time, visible } from "./writing.js";
 
 const KINDS = { terms: Terms, rules: Rule, members: Member, committees: Committee };
 
+// What a key may do the service says, and decides; a role alone says it where there is no scope.
+const mayDo = ({ role, may }, action) => role === "admin" && (may === undefined || may.includes(action));
+
 const checksShown = (say, found) => make("details", { class: "checks", open: !found.sound, id: "checks" },
   make("summary", null, say("checked"), " ", badge(found.sound ? "good" : "bad", say(found.sound ? "passed" : "failed"))),
   make("ul", null, found.checks.map(([name, passed]) => make("li", { class: passed ? "passed" : "failed", "data-check": name },
@@ -20,15 +23,15 @@ const alarm = (say, found) => !found.sound && make("div", { class: "alarm", role
   make("p", { class: "alarm-title" }, say("do-not-sign")),
   make("p", null, say("do-not-sign-why")),
   make("ul", null,
-    found.checks.filter(([, passed]) => !passed).map(([name]) => make("li", null, badge("bad", say("failed")), " ", say(`check-${name}`))),
+    found.checks.filter(([, passed]) => !passed).map(([name]) => make("li", null, badge("bad", say("failed")), " ", say(`failed-${name}`))),
     found.objections.map(([code, detail]) => make("li", null, say(`objection-${code}`, detail)))));
 
-const signaturesShown = (say, proposal, judges) => [
+const signaturesShown = (say, found) => [
   make("h3", null, say("signatures")),
-  make("p", { class: "signed-of" }, say("signed-of", count(proposal.signed_by.length), count(judges.threshold))),
-  make("ul", { class: "signatures" }, judges.admins.map((admin) => {
-    const signed = proposal.signed_by.includes(admin.name);
-    return make("li", { "data-signed": signed }, visible(admin.name), " ",
+  make("p", { class: "signed-of" }, say("signed-of", count(found.signedBy.length), count(found.judges.threshold))),
+  make("ul", { class: "signatures" }, found.judges.admins.map((admin) => {
+    const signed = found.signedBy.includes(admin.name);
+    return make("li", { "data-signed": String(signed) }, visible(admin.name), " ",
       badge(signed ? "good" : "quiet", say(signed ? "has-signed" : "not-signed")));
   })),
 ];
@@ -37,7 +40,7 @@ const signaturesShown = (say, proposal, judges) => [
 const promises = (say, found) => {
   const weighty = found.entries.filter((entry) => !isRoutine(entry));
   const texts = weighty.length > 0 && weighty.length <= 12
-    ? weighty.map((entry) => say("i-read", titleOf(say, entry))) : [say("i-read-all")];
+    ? weighty.map((entry) => say("i-read", promiseOf(say, entry))) : [say("i-read-all")];
   return texts.map((text) => make("p", null, make("label", { class: "tick" },
     make("input", { type: "checkbox", required: true, name: "read" }), " ", make("span", null, text))));
 };
@@ -45,7 +48,7 @@ const promises = (say, found) => {
 const signForm = (page, proposal, found) => {
   const { say } = page;
   const { admins, threshold } = found.judges;
-  const open = admins.filter((admin) => !proposal.signed_by.includes(admin.name));
+  const open = admins.filter((admin) => !found.signedBy.includes(admin.name));
   const own = open.some((admin) => admin.name === page.overview.name) ? page.overview.name : "";
   const names = make("select", { id: "signer", required: true },
     make("option", { value: "" }, say("choose")),
@@ -103,11 +106,11 @@ const step = (page, name, title, why, perform) => {
   return { button, problem };
 };
 
-const stepsShown = (page, proposal, found) => {
+const stepsShown = (page, proposal, found, may) => {
   const { say } = page;
   const steps = [];
-  const enough = proposal.signed_by.length >= found.judges.threshold;
-  if (found.sound && enough) {
+  const enough = found.signedBy.length >= found.judges.threshold;
+  if (may("publish") && found.sound && enough) {
     const title = say("publish-ask", count(found.terms.serial));
     steps.push(step(page, "publish", title, [digits(found.hash), say("publish-why")], async () => {
       const done = await page.service.post(`proposals/${proposal.id}/publish`);
@@ -116,11 +119,13 @@ const stepsShown = (page, proposal, found) => {
     }));
     steps[0].button.classList.add("primary");
   }
-  steps.push(step(page, "withdraw", say("withdraw-ask", proposal.id), [say("withdraw-why")], async () => {
-    await page.service.post(`proposals/${proposal.id}/withdraw`);
-    page.done(say("withdraw-done"));
-  }));
-  return make("section", { "aria-label": say("publish") },
+  if (may("withdraw")) {
+    steps.push(step(page, "withdraw", say("withdraw-ask", proposal.id), [say("withdraw-why")], async () => {
+      await page.service.post(`proposals/${proposal.id}/withdraw`);
+      page.done(say("withdraw-done"));
+    }));
+  }
+  return steps.length > 0 && make("section", { "aria-label": say("publish") },
     found.sound && !enough && make("p", { class: "quiet" }, say("under-signed-yet", count(found.judges.threshold))),
     make("div", { class: "actions" }, steps.map(({ button }) => button)), steps.map(({ problem }) => problem));
 };
@@ -132,29 +137,29 @@ const wholeShown = (say, found) => found.terms && make("details", { class: "whol
 export const proposalShown = async (page, id, proposal, manifest) => {
   const { say } = page;
   const found = await examine(id, proposal, manifest, page.overview, page.pins);
-  const writes = page.overview.role === "admin" && proposal.state === "open";
-  const left = found.judges.admins.some((admin) => !proposal.signed_by.includes(admin.name));
-  const signs = writes && found.sound && left;
+  const may = (action) => proposal.state === "open" && mayDo(page.overview, action);
+  const left = found.judges.admins.some((admin) => !found.signedBy.includes(admin.name));
+  const signs = may("sign") && found.sound && left;
   return [
     make("p", null, make("a", { href: "#/proposals" }, "← ", say("back"))),
     make("h2", { tabindex: -1 }, say("proposal"), " ", make("code", null, visible(proposal.id)), " ", proposalState(say, proposal.state)),
     make("p", { class: "comment" }, visible(proposal.comment)),
     alarm(say, found),
-    facts([
+    facts("", [
       [say("proposed"), say("by-at", proposal.proposed_by, time(proposal.proposed_at))],
       [say("expires"), time(proposal.expires_at)],
       [say("field-serial"), found.terms && found.base ? `${count(found.base.serial)} → ${count(found.terms.serial)}` : count(proposal.serial)],
     ]),
     make("h3", null, say("changes")),
     make("div", { id: "difference" }, differenceShown(say, found.entries)),
-    facts([
+    facts("wide", [
       [say("hash"), make("code", { class: "digits", id: "hash" }, found.hash ? digits(found.hash) : "—")],
       [say("base-hash"), make("code", { class: "digits" }, found.baseHash ? digits(found.baseHash) : "—")],
     ]),
     checksShown(say, found),
     wholeShown(say, found),
-    signaturesShown(say, proposal, found.judges),
+    signaturesShown(say, found),
     signs && ((await supported()) ? signForm(page, proposal, found) : make("p", { class: "note" }, say("no-ed25519"))),
-    writes && stepsShown(page, proposal, found),
+    stepsShown(page, proposal, found, may),
   ];
 };

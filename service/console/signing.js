@@ -74,16 +74,15 @@ export const sign = async (file, admin, admins, terms) => {
   }
 };
 
-// The names of those admins who have signed; each key counts once, and a signature that does not verify is an error.
-export const signers = async (signed, admins) => {
-  const names = [];
-  const keys = new Set();
-  for (const entry of signed.signatures) {
+// The names of those admins who have signed the encoded terms, each key once; a signature that does not verify is an
+// error. `signatures` are `{admin, signature}`.
+export const signers = async (terms, signatures, admins) => {
+  const names = new Map();
+  for (const entry of signatures) {
     const admin = admins.find((one) => one.name === entry.admin);
     if (admin === undefined) continue;
-    if (!(await verifies(admin.public_key, entry.signature, signed.terms))) throw new KeyFileError("bad-signature");
-    if (!keys.has(admin.public_key)) names.push(admin.name);
-    keys.add(admin.public_key);
+    if (!(await verifies(admin.public_key, entry.signature, terms))) throw new Error("a signature does not verify");
+    if (!names.has(admin.public_key)) names.set(admin.public_key, admin.name);
   }
-  return names;
+  return [...names.values()];
 };

@@ -34,13 +34,15 @@ const fieldTable = (say, caption, fields) => table(caption, [say("field"), say("
   fields.map(({ field, before, after }) => ({
     kind: "change",
     cells: [fieldName(say, field), valueText(say, field, before), make("strong", null, valueText(say, field, after))],
-  })));
+  })), "unseen");
 
 const percent = (before, after) => {
   const share = ((after - before) / before) * 100;
   const shown = Math.abs(share) >= 10 ? share.toFixed(0) : share.toFixed(2);
-  return `${share > 0 ? "+" : ""}${shown} %`;
+  return `${share > 0 ? "+" : ""}${shown.replace("-", "−")} %`;
 };
+
+const MARKS = { raised: "▲ ", lowered: "▼ ", new: "", ends: "✕ ", "other-measure": "⚠ " };
 
 // What happens to the limit of a rule, told as large as it matters; null where the rule's limit stays as it is.
 const limitChange = (say, entry) => {
@@ -60,7 +62,7 @@ const limitChange = (say, entry) => {
   const by = before && after && before.measure === after.measure && before.limit > 0;
   const rule = after ?? before;
   return make("div", { class: `limit ${kind}`, role: "group", "aria-label": say(`limit-${kind}`) },
-    make("p", { class: "limit-what" }, make("span", { class: "limit-kind" }, say(`limit-${kind}`)), " ",
+    make("p", { class: "limit-what" }, make("span", { class: "limit-kind" }, MARKS[kind], say(`limit-${kind}`)), " ",
       make("span", null, say("limit-from", rule.id, rule.version, readable(rule, "valid_from")))),
     make("p", { class: "figures" },
       change.before && figure(change.before, old, "span", "old"),
@@ -75,22 +77,42 @@ const GRAVE = new Set([
   "rule_removed", "rule_changed", "member_removed", "committee_added", "committee_changed", "committee_removed",
 ]);
 
-export const titleOf = (say, entry) => {
-  if (entry.kind === "rule_added" && !entry.before) return say("rule_first", entry.what);
-  if (entry.kind === "term_changed" || entry.kind === "order_changed") return say(entry.kind, fieldName(say, entry.what));
-  return say.knows(entry.kind) ? say(entry.kind, entry.what) : visible(`${entry.kind} ${entry.what}`);
+// What an entry is about, in the reader's language.
+const whatOf = (say, entry) => {
+  const item = entry.after ?? entry.before;
+  if (entry.kind.startsWith("rule_")) return say("rule-name", item.id, item.version);
+  if (entry.kind.startsWith("committee_")) return say("shard-name", item.shard);
+  if (entry.kind === "term_changed" || entry.kind === "order_changed") return fieldName(say, entry.what);
+  return entry.what;
+};
+
+const titleOf = (say, entry) =>
+  say(entry.kind === "rule_added" && !entry.before ? "rule_first" : entry.kind, whatOf(say, entry));
+
+const differs = ({ before, after }) => JSON.stringify(before) !== JSON.stringify(after);
+
+// The title of an entry and, if its limit is another, that.
+export const promiseOf = (say, entry) => {
+  const limit = entry.fields.find((change) => change.field === "limit" && differs(change));
+  const text = limit && [limit.before, limit.after].filter(Boolean).map((one) => limitText(say, one)).join(" → ");
+  return `${titleOf(say, entry)}${limit ? say("promised-limit", text) : ""}`;
+};
+
+const changesShown = (say, entry, changed) => {
+  if (entry.before && entry.after || entry.kind === "term_changed") return fieldTable(say, say("fields-of", whatOf(say, entry)), changed);
+  const which = entry.after ? "after" : "before"; // it is new, or ends: there is one side only
+  return facts("", changed.map((change) => [fieldName(say, change.field), valueText(say, change.field, change[which])]));
 };
 
 const entryShown = (say, entry) => {
-  const differs = ({ before, after }) => JSON.stringify(before) !== JSON.stringify(after);
   const changed = entry.fields.filter(differs);
   const kept = entry.fields.filter((change) => !differs(change));
   return make("section", { class: `entry ${GRAVE.has(entry.kind) ? "grave" : ""}`, "data-kind": entry.kind },
     make("h4", null, titleOf(say, entry)),
     entry.kind.startsWith("rule_") && limitChange(say, entry),
-    changed.length > 0 && fieldTable(say, say("fields-of", entry.what), changed),
+    changed.length > 0 && changesShown(say, entry, changed),
     kept.length > 0 && make("details", null, make("summary", null, say("unchanged", kept.length)),
-      facts(kept.map(({ field, after }) => [fieldName(say, field), valueText(say, field, after)]))));
+      facts("", kept.map(({ field, after }) => [fieldName(say, field), valueText(say, field, after)]))));
 };
 
 export const isRoutine = (entry) => entry.kind === "term_changed" && ROUTINE.has(entry.what);
@@ -110,14 +132,14 @@ export const differenceShown = (say, entries) => {
 };
 
 const messageShown = (say, kind, item) =>
-  facts(kind.fields.map((field) => [fieldName(say, field), valueText(say, field, readable(item, field))]));
+  facts("", kind.fields.map((field) => [fieldName(say, field), valueText(say, field, readable(item, field))]));
 
 // Every field of the terms, lists folded.
 export const termsShown = (say, kinds, terms) => {
   const lists = Object.keys(kinds);
   const single = kinds.terms.fields.filter((field) => !lists.includes(field));
   return [
-    facts(single.map((field) => [fieldName(say, field), valueText(say, field, readable(terms, field))])),
+    facts("", single.map((field) => [fieldName(say, field), valueText(say, field, readable(terms, field))])),
     lists.filter((list) => list !== "terms").map((list) => make("details", null,
       make("summary", null, `${fieldName(say, list)}: ${count(terms[list].length)}`),
       terms[list].map((item) => make("div", { class: "item" }, make("h5", null, visible(item.id ?? item.shard)),
