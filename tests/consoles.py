@@ -106,9 +106,7 @@ class Console:
         )
         public = {name: signing.public_key(private) for name, private in ADMINS.items()}
         (self.state / "admins.json").write_text(pins_json(public, THRESHOLD))
-        (self.state / "config.toml").write_text(
-            "port = 1\nallow_plain_http = true\nadmin_requests_a_second = 1000.0\n"
-        )
+        (self.state / "config.toml").write_text("port = 1\nallow_plain_http = true\nadmin_requests_a_second = 1000.0\n")
         for name, file in self.key_files.items():
             file.write_text(ADMINS[name].reveal().hex() + "\n")
             file.chmod(0o600)
@@ -144,9 +142,7 @@ class Console:
 
     def raised(self, limit: int = 8_000_000_000, **changes: Any) -> Rule:  # noqa: ANN401  fields of a rule
         """Return the next version of the rule in force, with another limit."""
-        return replace(
-            RULE, **({"version": 3, "limit": limit, "valid_from": china_day(self.now) + 5} | changes)
-        )
+        return replace(RULE, **({"version": 3, "limit": limit, "valid_from": china_day(self.now) + 5} | changes))
 
     def propose(self, terms: Terms, comment: str = "As agreed on Monday") -> str:
         data = encode(terms)
@@ -175,6 +171,8 @@ class Console:
 
 
 class Silent(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections stay open, as gunicorn's do
+
     def log(self, *_: object) -> None:
         """Say nothing of requests."""
 
@@ -260,7 +258,8 @@ def visiting(
     visit = Visit(page, context, url)
     page.add_init_script(
         "window.violations = [];"
-        "addEventListener('securitypolicyviolation', (event) => violations.push(event.violatedDirective + event.blockedURI))"
+        "addEventListener('securitypolicyviolation', (event) =>"
+        " violations.push(event.violatedDirective + event.blockedURI))"
     )
     context.on(
         "request",
@@ -277,5 +276,3 @@ def visiting(
 def bending(path: str, **values: Any) -> Bend:  # noqa: ANN401  JSON values
     """Return what gives an object at a path other values."""
     return lambda asked, answer: answer | values if asked == path else answer
-
-

@@ -30,7 +30,8 @@ READ = """async ([kind, data]) => {
   const kinds = await import("/console/terms.js");
   const shown = (value) => value instanceof Uint8Array ? hex(value) : Array.isArray(value) ? value.map(shown)
     : typeof value === "bigint" ? String(value)
-    : typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([name, one]) => [name, shown(one)])) : value;
+    : typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([name, one]) => [name, shown(one)]))
+    : value;
   try {
     return shown(decode(kinds[kind], fromBase64(data)));
   } catch (error) {
@@ -132,7 +133,9 @@ def test_bytes_that_are_bent_read_alike_or_are_refused_alike(page: Visit, data: 
     assert page.run(READ, ["Terms", b64(bytes(bent))]) == expected
 
 
-@pytest.mark.parametrize("text", ["\ufeffbegins with a mark", "\U0001f600", "\u0000", "\u202e", "ends in nothing\u200b"])
+@pytest.mark.parametrize(
+    "text", ["\ufeffbegins with a mark", "\U0001f600", "\u0000", "\u202e", "ends in nothing\u200b"]
+)
 def test_text_is_read_to_the_last_character(page: Visit, text: str) -> None:
     terms = replace(FIRST, alliance=text)
     assert page.run(READ, ["Terms", b64(encode(terms))])["alliance"] == text
@@ -209,7 +212,8 @@ def test_any_other_word_of_the_service_is_noticed(page: Visit) -> None:
     limit = next(item for item in told[0]["fields"] if item["field"] == "limit")
     bent: list[Any] = [[], told[1:], told[:-1], [*told, told[0]], None, {}, "", [None], [{"kind": "rule_added"}]]
     for name in ("before", "after"):
-        bent.append([told[0] | {"fields": [item | ({name: "1.00"} if item == limit else {}) for item in told[0]["fields"]]}, *told[1:]])
+        items = [item | ({name: "1.00"} if item == limit else {}) for item in told[0]["fields"]]
+        bent += [[told[0] | {"fields": items}, *told[1:]]]
     bent.append([told[0] | {"what": "accident-30d version 3"}, *told[1:]])
     bent.append([told[0] | {"kind": "rule_changed"}, *told[1:]])
     for one in bent:
@@ -278,7 +282,12 @@ def test_a_key_file_is_read_as_the_command_reads_it_and_no_other_is(page: Visit)
     for file in (digits, digits.upper(), digits + b"\r\n", b"  " + digits + b"\n\n"):
         assert signed(page, file, FIRST) == good
     bad = [b"", b"\n", digits[:-1], digits + b"0", digits[:-1] + b"g", b"0x" + digits[2:], b" " * 64, digits * 40]
-    bad += [digits[:32] + b" " + digits[32:], digits[:-2] + "é".encode(), bytes.fromhex(digits.decode()), b"+" + digits[1:]]
+    bad += [
+        digits[:32] + b" " + digits[32:],
+        digits[:-2] + "é".encode(),
+        bytes.fromhex(digits.decode()),
+        b"+" + digits[1:],
+    ]
     for file in bad:
         assert signed(page, file, FIRST) == "not-a-key", file
     assert signed(page, ADMINS["wang-wei"].reveal().hex().encode(), FIRST) == "key-of-another"
@@ -334,5 +343,13 @@ def test_the_files_of_the_page_make_no_markup_of_data() -> None:
     folder = Path(__file__).parent.parent / "service" / "console"
     for file in folder.glob("*.js"):
         text = file.read_text(encoding="utf-8")
-        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "localStorage"):
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "localStorage",
+        ):
             assert word not in text, (file.name, word)

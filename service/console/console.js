@@ -76,8 +76,9 @@ const signInShown = () => {
     problem.textContent = "";
     try {
       const asked = new Service(key.value.trim());
-      overview = await asked.get("overview");
-      service = asked;
+      const answer = await asked.get("overview");
+      headerShown(answer, ""); // it has what it should have, or this fails
+      [service, overview] = [asked, answer];
       notice = null;
       draw();
     } catch (error) {
@@ -99,8 +100,7 @@ const signInShown = () => {
   ];
 };
 
-const warnings = () => {
-  const { manifest, now } = overview;
+const warnings = ({ manifest, now }) => {
   const left = Date.parse(manifest.valid_until) - Date.parse(now);
   const until = time(manifest.valid_until);
   return [
@@ -110,8 +110,8 @@ const warnings = () => {
   ];
 };
 
-const headerShown = (view) => {
-  const { alliance, name, role, manifest, now, key_expires_at: expires } = overview;
+const headerShown = (told, view) => {
+  const { alliance, name, role, manifest, now, key_expires_at: expires } = told;
   const tab = (target) => make("a", { href: `#/${target}`, "aria-current": view === target ? "page" : null }, say(target));
   return make("header", null,
     make("div", { class: "top" },
@@ -152,9 +152,10 @@ const draw = async () => {
   let shown;
   try {
     const renewed = await asked.get("overview");
+    headerShown(renewed, place.view);
     if (mine !== drawing) return;
+    shown = await viewOf({ say, service: asked, overview: renewed, pins, done, failed }, place);
     overview = renewed;
-    shown = await viewOf({ say, service: asked, overview, pins, done, failed }, place);
   } catch (error) {
     if (mine !== drawing) return;
     const problem = make("p", { role: "alert", class: "problem" });
@@ -163,8 +164,8 @@ const draw = async () => {
     shown = [problem];
   }
   if (mine !== drawing) return;
-  const main = make("main", null, warnings(), noticeShown(), shown.flat(Infinity).filter(Boolean));
-  root.replaceChildren(headerShown(place.view), main, footer());
+  const main = make("main", null, warnings(overview), noticeShown(), shown.flat(Infinity).filter(Boolean));
+  root.replaceChildren(headerShown(overview, place.view), main, footer());
   root.removeAttribute("aria-busy");
   main.querySelector("h2")?.focus({ preventScroll: false });
 };

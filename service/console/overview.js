@@ -16,7 +16,7 @@ const span = (say, milliseconds) => {
 const stateOf = (say, member, now) => {
   if (member.current) return badge("good", say("current"));
   if (member.current_until === null) return [badge("bad", say("behind")), " ", say("never-reported")];
-  return [badge("bad", say("behind-since", time(member.current_until))), " ",
+  return [badge("bad", say("behind")), " ", say("behind-since", time(member.current_until)), say("comma"),
     say("behind-for", span(say, Date.parse(now) - Date.parse(member.current_until)))];
 };
 
