@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from insurer_agent.acting import Acting
 from insurer_agent.completeness import DirectoryView
 from protocol.check import Question, Verdict, Void, ask, read_outcome
 from protocol.encoding import encode
@@ -15,7 +16,7 @@ from protocol.errors import ProtocolError
 from protocol.identity import Identity
 from protocol.manifest import Rule, china_day
 from protocol.messages import RECHECK, UNDERWRITING, CheckOutcome
-from protocol.party import Party, RandomBytes
+from protocol.party import RandomBytes
 from protocol.watermark import Completeness
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
@@ -54,9 +55,9 @@ class Requester:
     """Asks checks for the member's own underwriting, and of those whom it insures."""
 
     def __init__(
-        self, party: Party, peers: Peers, directory: DirectoryView, seconds: float, random: RandomBytes
+        self, acting: Acting, peers: Peers, directory: DirectoryView, seconds: float, random: RandomBytes
     ) -> None:
-        self._party = party
+        self._acting = acting
         self._peers = peers
         self._directory = directory
         self._seconds = seconds
@@ -64,9 +65,9 @@ class Requester:
 
     def rules(self) -> list[Rule]:
         """Return the version in force today of every rule."""
-        today = china_day(time.time())
-        names = sorted({rule.id for rule in self._party.manifest.terms.rules if rule.valid_from <= today})
-        return [self._party.manifest.current_rule(name, today) for name in names]
+        today, manifest = china_day(time.time()), self._acting.now().manifest
+        names = sorted({rule.id for rule in manifest.terms.rules if rule.valid_from <= today})
+        return [manifest.current_rule(name, today) for name in names]
 
     def check(self, subject: Identity, rule_ids: Sequence[str], proposed: int) -> Answer:
         """Ask under each rule whether the subject's total with `proposed` fen more exceeds the rule's limit.
@@ -87,8 +88,8 @@ class Requester:
 
     def unasked(self, lanes: Sequence[Lane], reason: Void) -> Answer:
         """Return the answer of a check that could not even be sent."""
-        today = china_day(time.time())
-        rules = (self._party.manifest.current_rule(rule_id, today) for _, rule_id, _ in lanes)
+        today, manifest = china_day(time.time()), self._acting.now().manifest
+        rules = (manifest.current_rule(rule_id, today) for _, rule_id, _ in lanes)
         void = tuple(LaneAnswer(rule, Verdict.INDETERMINATE, reason) for rule in rules)
         return Answer(self._random(16), today, self._directory.now(), void)
 
@@ -102,14 +103,15 @@ class Requester:
         return self._ask(asked, RECHECK, RECHECK_SECONDS, throttled=True)
 
     def _ask(self, asked: Sequence[Lane], occasion: int, seconds: float, *, throttled: bool) -> Answer:
-        manifest, now, began = self._party.manifest, time.time(), time.monotonic()
+        party, now, began = self._acting.now(), time.time(), time.monotonic()
+        manifest = party.manifest
         questions = [
             Question(subject, manifest.current_rule(rule_id, china_day(now)), proposed)
             for subject, rule_id, proposed in asked
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
-        pending, request = ask(self._party, questions, now, now + seconds, self._random, occasion=occasion)
+        pending, request = ask(party, questions, now, now + seconds, self._random, occasion=occasion)
         call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
         try:
             reply = self._peers.call(call, seconds - (time.monotonic() - began))

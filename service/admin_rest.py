@@ -48,18 +48,20 @@ class _SignatureSchema(Schema):
 
 
 def serve(app: Flask, published: Published, pins: AdminPins, proposals: Proposals, directory: DataDirectory) -> None:
-    """Add the endpoints."""
+    """Add the endpoints. They are asked seldom, and say what all workers have done up to now."""
     _reading(app, published, pins, directory)
 
     @app.get("/v1/admin/proposals")
     @open_to(*BOTH)
     def list_proposals() -> Response:
+        published.look_again()
         now = time.time()
         return jsonify({"proposals": [_entry(proposals, pins, one, now) for one in proposals.all()]})
 
     @app.get("/v1/admin/proposals/<proposal_id>")
     @open_to(*BOTH)
     def show_proposal(proposal_id: str) -> Response:
+        published.look_again()
         proposal, now = proposals.get(proposal_id), time.time()
         return jsonify(_entry(proposals, pins, proposal, now) | _contents(published, proposals, proposal))
 
@@ -97,6 +99,7 @@ def _reading(app: Flask, published: Published, pins: AdminPins, directory: DataD
     @app.get("/v1/admin/overview")
     @open_to(*BOTH)
     def overview() -> Response:
+        published.look_again()
         manifest, who, now = published.newest()[1], holder(), time.time()
         terms = manifest.terms
         return jsonify(
@@ -121,7 +124,8 @@ def _reading(app: Flask, published: Published, pins: AdminPins, directory: DataD
 
     @app.get("/v1/admin/manifest")
     @open_to(*BOTH)
-    def newest_manifest() -> Response:
+    def show_manifest() -> Response:
+        published.look_again()
         data, manifest = published.newest()
         described = describe(decode(SignedManifest, data))
         return jsonify(described | {"serial": manifest.terms.serial, "signed": _base64(data)})
@@ -129,6 +133,7 @@ def _reading(app: Flask, published: Published, pins: AdminPins, directory: DataD
     @app.get("/v1/admin/rules")
     @open_to(*BOTH)
     def rules() -> Response:
+        published.look_again()
         return jsonify({"rules": _rules(published.newest()[1], china_day(time.time()))})
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from urllib.parse import urlsplit
 
 from service.api_key_commands import add_api_key_commands
@@ -26,14 +27,16 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from service.api_keys import ApiKeys
     from service.app import make_app, open_service
     from transport.certificates import SERVICE
     from transport.redis_link import warn_unless_redis_answers
     from transport.server import serve
     from transport.tls import open_tls, warn_if_plain
 
-    settings, party, _ = open_service(args.state)
-    tls = open_tls(settings.tls, party.manifest, SERVICE)
+    settings, acting = open_service(args.state)
+    ApiKeys(args.state, time.time)  # what is wrong with them is said here, before any worker starts
+    tls = open_tls(settings.tls, acting.now().manifest, SERVICE)
     warn_if_plain(tls)
     if settings.redis is not None:
         warn_unless_redis_answers(settings.redis)

@@ -28,8 +28,6 @@ from protocol.manifest import (
     Manifest,
     SignedManifest,
     Terms,
-    require_same_connections,
-    require_succession,
     verify_signature,
 )
 from service.published import Published
@@ -145,23 +143,25 @@ class Proposals:
     def propose(self, data: bytes, comment: str, by: str, now: float) -> Proposal:
         """Take encoded terms that are to follow the newest manifest. Proposing again what is open changes nothing.
 
-        Refuses what is not consistent or cannot follow (codes of `Manifest.of`, `require_succession` and
-        `require_same_connections`), `stale-proposal`, `proposal-expired`, `conflicting-proposal` and
+        Refuses what is not consistent or cannot follow (codes of `Manifest.of` and
+        `Published.require_next`), `stale-proposal`, `proposal-expired`, `conflicting-proposal` and
         `too-many-proposals`.
         """
-        terms = _consistent(data)
+        manifest = _consistent(data)
+        terms = manifest.terms
         with self._alone():
             newest = self._published.newest()[1]
             known = self._read(id_of(data))
             if known is not None:
                 return self._again(known, data, now)
-            _require_next(newest, terms, now)
+            _require_timely(newest, terms, now)
+            self._published.require_next(manifest)
             proposals = self.all()
             if sum(self.state(one, now) is State.OPEN for one in proposals) >= MAX_OPEN:
                 hint = "publish or withdraw some of them first"
                 raise Problem(409, "too-many-proposals", f"{MAX_OPEN} proposals are open", hint=hint)
             closed = [one for one in proposals if self.state(one, now) is not State.OPEN]
-            self._forget({one.id for one in proposals} - {one.id for one in closed[MAX_KEPT - 1 :]})
+            self._forget({one.id for one in proposals} - {one.id for one in closed[MAX_KEPT:]})
             proposal = Proposal(
                 id=id_of(data),
                 hash=hashlib.sha256(data).digest(),
@@ -330,23 +330,19 @@ class Proposals:
             yield
 
 
-def _consistent(data: bytes) -> Terms:
+def _consistent(data: bytes) -> Manifest:
     if len(data) > MAX_TERMS:
         raise Problem(413, "request-entity-too-large", f"terms have {MAX_TERMS >> 20} MiB at most", hint="send less")
-    terms = decode(Terms, data)
-    Manifest.of(terms)
-    return terms
+    return Manifest.of(decode(Terms, data))
 
 
-def _require_next(newest: Manifest, terms: Terms, now: float) -> None:
-    """Refuse terms that cannot follow the newest manifest next."""
+def _require_timely(newest: Manifest, terms: Terms, now: float) -> None:
+    """Refuse terms that are not of the next serial, or whose time is not now."""
     if terms.serial <= newest.terms.serial:
         raise _stale()
     if terms.serial != newest.terms.serial + 1:
         hint = f"the newest manifest has serial {newest.terms.serial}, and the next has one more"
         raise Problem(422, "serial-skipped", "the proposal's serial is not the next", hint=hint)
-    require_succession(newest.terms, terms)
-    require_same_connections(newest.terms, terms)
     if terms.issued_at > now + CLOCK_SECONDS:
         raise Problem(
             422, "issued-ahead", "the proposal was issued in the future", hint="set the clocks of both machines"

@@ -28,6 +28,8 @@ from protocol.manifest import (
 
 log = logging.getLogger(__name__)
 
+MANIFESTS = "manifests"
+"""The name of the folder, in the service's state directory."""
 LOOK_SECONDS = 1.0
 """How old what `newest` says may be, so that no request waits for files."""
 _NAME = re.compile(r"[0-9]{20}\.bin")
@@ -113,6 +115,14 @@ class Published:
             self._keep(manifest, data)
         self.look_again()
         return manifest
+
+    def require_next(self, manifest: Manifest) -> None:
+        """Refuse, as `publish` would, what could not be published next; whether it is signed is not asked."""
+        with self._alone():
+            self._look()
+            newest = self._kept[max(self._kept)].manifest
+            require_same_connections(newest.terms, manifest.terms)
+            self._require_new(manifest)
 
     # --- files
 

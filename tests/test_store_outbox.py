@@ -18,6 +18,7 @@ from strategies import deterministic
 from world import NOW, TODAY, make_world, person
 
 from insurer_agent import depositor as depositor_module
+from insurer_agent.acting import Acting
 from insurer_agent.depositor import Depositor
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import (
@@ -415,7 +416,7 @@ def wire() -> Iterator[Wire]:
 
 def depositor(store: Store, wire: Wire, **changes: Any) -> Depositor:  # noqa: ANN401  of several types
     manifest = Manifest.of(replace(WORLD.manifest.terms, service_url=wire.url, **changes))
-    return Depositor(Party(PARTY.id, PARTY.keys, manifest), Peers(), store.outbox, 10.0, secrets.token_bytes)
+    return Depositor(Acting(Party(PARTY.id, PARTY.keys, manifest)), Peers(), store.outbox, 10.0, secrets.token_bytes)
 
 
 def test_what_is_sent_again_is_byte_for_byte_what_was_sent_first(database: str, store: Store, wire: Wire) -> None:
@@ -462,8 +463,8 @@ def test_two_senders_that_take_a_deposit_at_once_send_the_same_bytes(store: Stor
     store.put(entry(1))
     one, two = depositor(store, wire), depositor(store, wire)
     of_one, of_two = store.due(), store.due()
-    one._send(of_one)
-    two._send(of_two)
+    one._send(one._acting.now(), of_one)
+    two._send(two._acting.now(), of_two)
     assert len(wire.deposits()) == 2
     assert len(set(wire.deposits())) == 1
 
@@ -473,7 +474,8 @@ def test_a_sender_that_comes_after_all_have_receipted_sends_nothing(store: Store
     late, item = store.due(), store.due()[0]
     store.make(item)
     store.record(item, made=True, complete=True)
-    depositor(store, wire)._send(late)
+    late_one = depositor(store, wire)
+    late_one._send(late_one._acting.now(), late)
     assert store.column("made") == [None]
     assert wire.deposits() == []
 
@@ -482,8 +484,9 @@ def test_bytes_whose_storing_fails_are_not_sent(store: Store, wire: Wire) -> Non
     store.put(entry(1))
     due = store.due()
     store.database.run("break", lambda at: at.execute("ALTER TABLE deposit ADD CHECK (made IS NULL)"))
+    sender = depositor(store, wire)
     with pytest.raises(psycopg.Error):
-        depositor(store, wire)._send(due)
+        sender._send(sender._acting.now(), due)
     assert wire.bodies == []
 
 

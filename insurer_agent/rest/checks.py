@@ -1,5 +1,7 @@
 """The underwriter's face: checks, the rules in force, and how far the agent's own deposits are."""
 
+import datetime as dt
+import time
 from threading import BoundedSemaphore
 from typing import Any
 
@@ -7,10 +9,11 @@ from flask import Flask, Response, jsonify
 
 from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import format_amount
-from insurer_agent.rest.answers import body_of, completeness_of, is_final
+from insurer_agent.rest.answers import CHINA, body_of, completeness_of, is_final
 from insurer_agent.rest.requests import Reply, amount_of, answer, place_in, require_api_key, subject_of
-from insurer_agent.rest.schemas import CheckRequestSchema, CompletenessSchema, RuleSchema
-from protocol.manifest import SUM_INSURED, Rule, day_of
+from insurer_agent.rest.schemas import CheckRequestSchema, CompletenessSchema, ManifestSchema, RuleSchema
+from protocol.manifest import SUM_INSURED, Manifest, Rule, day_of
+from transport.manifests import Age
 
 _REQUEST = CheckRequestSchema()
 
@@ -46,8 +49,18 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
                 "deposits_incomplete": backlog.incomplete,
                 "deposits_set_aside": backlog.set_aside,
                 "completeness": CompletenessSchema().dump(completeness_of(agent.directory.now())),
+                "manifest": ManifestSchema().dump(_manifest(agent.party.manifest)),
             }
         )
+
+
+def _manifest(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "serial": manifest.terms.serial,
+        "hash": manifest.hash.hex(),
+        "valid_until": dt.datetime.fromtimestamp(manifest.terms.valid_until, CHINA),
+        "state": Age.of(manifest, time.time()).value,
+    }
 
 
 def _rule(rule: Rule) -> Any:  # noqa: ANN401  JSON

@@ -254,8 +254,25 @@ class RulesSchema(Schema):
     rules = fields.List(fields.Nested(RuleSchema), required=True)
 
 
+class ManifestSchema(Schema):
+    """The manifest that the agent acts under."""
+
+    serial = fields.Integer(required=True, metadata=_about("Grows with every manifest.", 2))
+    hash = fields.String(required=True, metadata=_about("SHA-256 of what the admins signed, in hex.", "5f" * 32))
+    valid_until = fields.AwareDateTime(
+        required=True, format="iso", metadata=_about("No check and no deposit is taken from then on.")
+    )
+    state = fields.String(
+        required=True,
+        validate=validate.OneOf(["good", "ending", "expired"]),
+        metadata=_about(
+            "`ending` from 14 days before `valid_until`: no newer one has come, or one is withheld.", "good"
+        ),
+    )
+
+
 class StatusSchema(Schema):
-    """How many of the agent's own deposits are on their way."""
+    """How many of the agent's own deposits are on their way, how complete all members' are, and the manifest."""
 
     deposits_unmade = fields.Integer(required=True, metadata=_about("Not counted in checks yet."))
     deposits_incomplete = fields.Integer(required=True, metadata=_about("Counted, but a holder lacks them still."))
@@ -264,6 +281,7 @@ class StatusSchema(Schema):
         metadata=_about("Unmade, and refused again and again or damaged: their persons' totals lack them."),
     )
     completeness = fields.Nested(CompletenessSchema, required=True)
+    manifest = fields.Nested(ManifestSchema, required=True)
 
 
 class HealthSchema(Schema):

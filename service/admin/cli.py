@@ -39,6 +39,7 @@ def _local(args: argparse.Namespace) -> int:
             tick_seconds=args.tick_seconds,
             jitter_seconds=args.jitter_seconds,
             plain_http=args.plain_http,
+            admins=args.admins,
         )
     )
 
@@ -176,6 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         "--jitter-seconds", type=float, default=0.3, help="most that deposits wait; an agent's own is 20"
     )
     local.add_argument("--rules", type=Path, help="a TOML file of products and rules; see deploy/rules.toml")
+    local.add_argument(
+        "--admins", type=int, default=1, help="of whom more than half must sign a change of the manifest"
+    )
     local.add_argument("--plain-http", action="store_true", help="without TLS: for measurements and debugging alone")
     local.add_argument("--capture", action="store_true", help="record what each party receives, under STATE/capture")
 

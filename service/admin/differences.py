@@ -171,17 +171,24 @@ def printed(changes: Sequence[Change]) -> Iterator[str]:
     if not changes:
         yield "nothing changes"
     for change in changes:
-        yield f"{change.kind.replace('_', ' ')}: {harmless(change.what)}"
-        for item in change.fields:
-            before, after = (_shown(value) for value in (item.before, item.after))
-            if not item.changed:
-                yield f"      {item.name}: {after}"
-            elif item.before is None:
-                yield f"    + {item.name}: {after}"
-            elif item.after is None:
-                yield f"    - {item.name}: {before}"
-            else:
-                yield f"    * {item.name}: {before} -> {after}"
+        kind = change.kind.replace("_", " ")
+        if change.kind == "term_changed":
+            (item,) = change.fields
+            yield f"{kind}: {item.name}: {_shown(item.before)} -> {_shown(item.after)}"
+        else:
+            yield f"{kind}: {harmless(change.what)}"
+            yield from map(_line, change.fields)
+
+
+def _line(item: Field) -> str:
+    before, after = (_shown(value) for value in (item.before, item.after))
+    if not item.changed:
+        return f"      {item.name}: {after}"
+    if item.before is None:
+        return f"    + {item.name}: {after}"
+    if item.after is None:
+        return f"    - {item.name}: {before}"
+    return f"    * {item.name}: {before} -> {after}"
 
 
 def _shown(value: Value) -> str:

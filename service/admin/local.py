@@ -32,13 +32,14 @@ from protocol.manifest import SignedManifest, Terms
 from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
 from service.admin.authority import CertificateAuthority, read_request
-from service.admin.manifests import add_signature, build_terms, pins_json, unsigned
+from service.admin.manifests import add_signature, build_terms, load_admin_key, pins_json, unsigned
 from service.admin.processes import Processes, ProcessFailedError, run_all
 from service.admin.rules import read_rules
+from service.published import MANIFESTS, Published
 from transport.certificates import SERVICE as SERVICE_HOLDER
 from transport.certificates import Holder, read_certificate, spki_hash
 from transport.redis_link import connection_pool
-from transport.settings import SettingsError, write_private
+from transport.settings import SettingsError, load_pins, write_private
 from transport.tls_files import CA_FILE, CERTIFICATE_FILE, CRL_FILE, REQUEST_FILE
 
 AGENT = "insurer_agent.cli"
@@ -70,6 +71,8 @@ class LocalOptions:
     tick_seconds: int = 1
     jitter_seconds: float = 0.3
     plain_http: bool = False
+    admins: int = 1
+    """Admins, of whom more than half must sign a manifest."""
 
 
 class _StoppedError(Exception):
@@ -142,6 +145,8 @@ class _Alliance:
             raise SettingsError("--port-base and the ports after it, one a member and one more, are 1 to 65535")
         if self._options.members < 5:  # noqa: PLR2004  SPEC.md, section 4
             raise SettingsError("an alliance has at least 5 members")
+        if not 1 <= self._options.admins <= 9:  # noqa: PLR2004  nobody tries out more
+            raise SettingsError("--admins is 1 to 9")
         if self._options.redis is not None:
             connection_pool(self._options.redis, 1.0)  # which says what is wrong
         missing = [name for name in self._ids if not (self._options.policies / f"{name}.csv").is_file()]
@@ -151,18 +156,19 @@ class _Alliance:
         if self._state.exists() and any(self._state.iterdir()) and not marker.exists():
             raise SettingsError(f"{self._state} is not empty and not the state of a local alliance; choose another")
         if marker.exists():
-            before = {"plain_http": False} | json.loads(marker.read_text(encoding="utf-8"))
+            before = {"plain_http": False, "admins": 1} | json.loads(marker.read_text(encoding="utf-8"))
             if before != self._shape:
                 raise SettingsError(
                     f"{self._state} holds an alliance of {before['members']} members and {before['shards']} shards,"
-                    f" {'over plain HTTP' if before['plain_http'] else 'over TLS'}"
+                    f" {'over plain HTTP' if before['plain_http'] else 'over TLS'}, with {before['admins']} admins"
                 )
 
     @property
     def _shape(self) -> dict[str, Any]:
         """What cannot be another when an alliance is brought back."""
         options = self._options
-        return {"members": options.members, "shards": options.shards, "plain_http": options.plain_http}
+        shape = {"members": options.members, "shards": options.shards, "plain_http": options.plain_http}
+        return shape | {"admins": options.admins}
 
     def start(self) -> None:
         """Bring everything up, import all policies, and wait until checks see them."""
@@ -213,7 +219,9 @@ class _Alliance:
         file = self._state / "service" / "manifest.bin"
         if file.exists():
             say("bringing an alliance back")
-            return self._renewed(decode(SignedManifest, file.read_bytes()))
+            pins = load_pins(file.with_name("admins.json"))
+            newest, _ = Published(file.with_name(MANIFESTS), pins, file).newest()  # which agents have, too
+            return self._renewed(decode(SignedManifest, newest))
         for half_made in ("members", "service", "admin", "ca"):  # an earlier start was stopped while it made keys
             shutil.rmtree(self._state / half_made, ignore_errors=True)
         say(f"making keys for the service and {len(self._ids)} members")
@@ -277,18 +285,27 @@ class _Alliance:
         return {SERVICE_HOLDER: self._state / "service"} | {Holder(name): self._member(name) for name in self._ids}
 
     def _sign(self, terms: Terms) -> SignedManifest:
-        key_file = self._state / "admin" / "admin-1.key"
-        if not key_file.exists():
-            key_file.parent.mkdir(mode=0o700, exist_ok=True)
-            write_private(key_file, secrets.token_bytes(32).hex().encode() + b"\n")
-        key = Secret(bytes.fromhex(key_file.read_text(encoding="ascii").strip()))
-        signed = add_signature(unsigned(terms), "admin-1", key)
-        pins = pins_json({"admin-1": signing.public_key(key)}, threshold=1)
+        admins, signed = self._admins(), unsigned(terms)
+        threshold = len(admins) // 2 + 1
+        for name in sorted(admins)[:threshold]:
+            signed = add_signature(signed, name, admins[name])
+        pins = pins_json({name: signing.public_key(key) for name, key in admins.items()}, threshold)
         # The service's copy is written last: it says that the first start came this far.
         for directory in (*map(self._member, self._ids), self._state / "service"):
             (directory / "admins.json").write_text(pins, encoding="utf-8")
             write_private(directory / "manifest.bin", encode(signed))
         return signed
+
+    def _admins(self) -> dict[str, Secret]:
+        """Return the admins' keys, made now if there are none."""
+        folder, keys = self._state / "admin", {}
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for number in range(1, self._options.admins + 1):
+            file = folder / f"admin-{number}.key"
+            if not file.exists():
+                write_private(file, secrets.token_bytes(32).hex().encode() + b"\n")
+            keys[file.stem] = load_admin_key(file)
+        return keys
 
     def _renewed(self, signed: SignedManifest) -> SignedManifest:
         """Return the manifest, signed anew for another month if it is about to expire."""

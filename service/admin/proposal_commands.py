@@ -34,8 +34,7 @@ def add_proposal_commands(command: Callable[[str, object, str], argparse.Argumen
         sub.add_argument(
             "--api-key", type=Path, required=True, metavar="FILE", help="file with an API key of the service"
         )
-        if pins:
-            sub.add_argument("--pins", type=Path, required=True, metavar="FILE", help="admins.json, as members pin it")
+        sub.add_argument("--pins", type=Path, required=pins, metavar="FILE", help="admins.json, as members pin it")
         return sub
 
     def of_one(name: str, run: object, text: str, *, pins: bool = True) -> argparse.ArgumentParser:
