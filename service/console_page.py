@@ -7,7 +7,8 @@ that is typed in and lives in the page's memory alone. It decodes what an admin 
 import json
 from importlib.resources import files
 
-from flask import Flask, Response
+from flask import Flask, Response, request
+from werkzeug.exceptions import NotFound
 
 from protocol.manifest import AdminPins
 from service.roles import Caller, open_to
@@ -45,15 +46,15 @@ def add_console(app: Flask, *, own: bytes | None = None) -> None:
     if own is not None:
         page[_HOME] = own
 
+    @app.get("/console", defaults={"name": _INDEX}, endpoint="console")
+    @app.get("/console/<name>", endpoint="console_file")
     @open_to(Caller.ANYONE)
     def serve(name: str) -> Response:
+        if name not in page or (name == _INDEX) != (request.path == "/console"):
+            raise NotFound
         response = Response(page[name], content_type=f"{_TYPES[_suffix(name)]}; charset=utf-8")
         response.headers.update(_HEADERS)
         return response
-
-    for name in page:
-        address = "/console" if name == _INDEX else f"/console/{name}"
-        app.add_url_rule(address, endpoint=address, view_func=serve, defaults={"name": name})
 
 
 def _suffix(name: str) -> str:
