@@ -43,6 +43,7 @@ SWITCHES = [
     "--disable-sync",
 ]
 WAIT_MILLISECONDS = 15_000
+expect.set_options(timeout=WAIT_MILLISECONDS)
 ADMINS = {name: Secret(seeded(name)(32)) for name in ("li-na", "wang-wei", "zhang-min")}
 THRESHOLD = 2
 WORLD = make_world(7, shards=2)

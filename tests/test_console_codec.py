@@ -92,7 +92,7 @@ def _shown(value: Any, kind: type[Any]) -> Any:  # noqa: ANN401  as above
 
 
 @given(messages(Terms))
-@deterministic(120)
+@deterministic(60)
 def test_the_page_reads_any_terms_as_python_does(page: Visit, terms: Terms) -> None:
     assert page.run(READ, ["Terms", b64(encode(terms))]) == shown(terms)
 
@@ -107,7 +107,7 @@ def test_every_message_of_the_page_has_the_fields_of_pythons_in_their_order(page
 
 
 @given(st.data())
-@deterministic(250)
+@deterministic(150)
 def test_bytes_that_are_bent_read_alike_or_are_refused_alike(page: Visit, data: st.DataObject) -> None:
     # The group's point aside: to the page it is 32 bytes, and agents check it.
     good = encode(replace(FIRST, rules=(RULE, SECOND), members=FIRST.members[:1], committees=FIRST.committees[:1]))
@@ -173,7 +173,7 @@ def compared(page: Visit, base: Terms, terms: Terms) -> dict[str, Any]:
 
 
 @given(messages(Terms), messages(Terms), st.data())
-@deterministic(120)
+@deterministic(60)
 def test_the_page_finds_every_difference_that_python_finds(
     page: Visit, base: Terms, other: Terms, data: st.DataObject
 ) -> None:
@@ -187,7 +187,7 @@ def test_the_page_finds_every_difference_that_python_finds(
 
 
 @given(st.data())
-@deterministic(80)
+@deterministic(50)
 def test_a_field_of_a_rule_a_member_or_a_committee_that_is_another_is_told(page: Visit, data: st.DataObject) -> None:
     things = data.draw(st.sampled_from(["rules", "members", "committees"]))
     items = list(getattr(FIRST, things))
@@ -270,7 +270,7 @@ def signed(page: Visit, file: bytes, terms: Terms, admin: str = "li-na") -> str:
 
 
 @given(messages(Terms), st.sampled_from(sorted(ADMINS)))
-@deterministic(30)
+@deterministic(15)
 def test_the_page_signs_byte_for_byte_as_python_does(page: Visit, terms: Terms, admin: str) -> None:
     file = ADMINS[admin].reveal().hex().encode() + b"\n"
     assert signed(page, file, terms, admin) == sign_terms(terms, admin, ADMINS[admin]).signature.hex()

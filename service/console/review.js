@@ -9,6 +9,7 @@ import { KeyFileError, sign, supported } from "./signing.js";
 import { Committee, Member, Rule, Terms } from "./terms.js";
 import { count, digits, time, visible } from "./writing.js";
 
+const MOST_PROMISES = 12;
 const KINDS = { terms: Terms, rules: Rule, members: Member, committees: Committee };
 
 // What a key may do the service says, and decides; a role alone says it where there is no scope.
@@ -39,7 +40,7 @@ const signaturesShown = (say, found) => [
 // What an admin ticks: each change that weighs by itself, or all at once where there are none but dates.
 const promises = (say, found) => {
   const weighty = found.entries.filter((entry) => !isRoutine(entry));
-  const texts = weighty.length > 0 && weighty.length <= 12
+  const texts = weighty.length > 0 && weighty.length <= MOST_PROMISES
     ? weighty.map((entry) => say("i-read", promiseOf(say, entry))) : [say("i-read-all")];
   return texts.map((text) => make("p", null, make("label", { class: "tick" },
     make("input", { type: "checkbox", required: true, name: "read" }), " ", make("span", null, text))));
@@ -112,7 +113,8 @@ const stepsShown = (page, proposal, found, may) => {
   const enough = found.signedBy.length >= found.judges.threshold;
   if (may("publish") && found.sound && enough) {
     const title = say("publish-ask", count(found.terms.serial));
-    steps.push(step(page, "publish", title, [digits(found.hash), say("publish-why")], async () => {
+    const changes = found.entries.filter((entry) => !isRoutine(entry)).slice(0, MOST_PROMISES).map((entry) => promiseOf(say, entry));
+    steps.push(step(page, "publish", title, [...changes, digits(found.hash), say("publish-why")], async () => {
       const done = await page.service.post(`proposals/${proposal.id}/publish`);
       if (done.hash === found.hash) page.done(say("publish-done", count(done.serial)));
       else page.done(say("publish-other"), "bad");
@@ -140,6 +142,8 @@ export const proposalShown = async (page, id, proposal, manifest) => {
   const may = (action) => proposal.state === "open" && mayDo(page.overview, action);
   const left = found.judges.admins.some((admin) => !found.signedBy.includes(admin.name));
   const signs = may("sign") && found.sound && left;
+  const steps = stepsShown(page, proposal, found, may);
+  const form = signs && ((await supported()) ? signForm(page, proposal, found) : make("p", { class: "note" }, say("no-ed25519")));
   return [
     make("p", null, make("a", { href: "#/proposals" }, "← ", say("back"))),
     make("h2", { tabindex: -1 }, say("proposal"), " ", make("code", null, visible(proposal.id)), " ", proposalState(say, proposal.state)),
@@ -159,7 +163,6 @@ export const proposalShown = async (page, id, proposal, manifest) => {
     checksShown(say, found),
     wholeShown(say, found),
     signaturesShown(say, found),
-    signs && ((await supported()) ? signForm(page, proposal, found) : make("p", { class: "note" }, say("no-ed25519"))),
-    stepsShown(page, proposal, found, may),
+    ...(found.signedBy.length >= found.judges.threshold ? [steps, form] : [form, steps]),
   ];
 };
