@@ -6,6 +6,9 @@ import { count, time, visible } from "./writing.js";
 
 const MINUTE = 60_000;
 
+// A text that stays on one line.
+const line = (text) => make("span", { class: "whole-line" }, text);
+
 const span = (say, milliseconds) => {
   const minutes = Math.max(0, Math.floor(milliseconds / MINUTE));
   if (minutes < 60) return say("span-minutes", minutes);
@@ -31,7 +34,7 @@ export const membersShown = (say, overview) => {
         kind: member.current ? "" : "behind",
         cells: [
           visible(member.id), stateOf(say, member, overview.now),
-          member.current_until === null ? "—" : time(member.current_until), visible(member.group), visible(member.url),
+          member.current_until === null ? "—" : line(time(member.current_until)), visible(member.group), visible(member.url),
         ],
       }))),
   ];
@@ -44,7 +47,7 @@ const versionRow = (say, version) => ({
   cells: [
     visible(version.version),
     badge(STATES[version.state] ?? "quiet", say.or(version.state, version.state)),
-    make("span", { class: "whole-line" }, visible(version.valid_from)),
+    line(visible(version.valid_from)),
     make("strong", { class: "whole-line" }, limitText(say, version.limit)),
     [valueText(say, "measure", version.measure), make("br"), valueText(say, "window_days", version.window_days)],
     valueText(say, "products", version.products),
@@ -80,10 +83,10 @@ export const proposalsShown = (say, { proposals }) => [
       proposals.map((proposal) => ({
         kind: proposal.state,
         cells: [
-          make("a", { href: `#/proposals/${encodeURIComponent(proposal.id)}` }, visible(proposal.id)),
+          make("a", { class: "whole-line", href: `#/proposals/${encodeURIComponent(proposal.id)}` }, visible(proposal.id)),
           proposalState(say, proposal.state), visible(proposal.comment), count(proposal.serial),
-          say("of-needed", count(proposal.signed_by.length), count(proposal.threshold)),
-          say("by-at", proposal.proposed_by, time(proposal.proposed_at)), time(proposal.expires_at),
+          line(say("of-needed", count(proposal.signed_by.length), count(proposal.threshold))),
+          [visible(proposal.proposed_by), make("br"), line(time(proposal.proposed_at))], line(time(proposal.expires_at)),
         ],
       }))),
 ];

@@ -75,7 +75,7 @@ const WORDS = {
   "proposed": ["Proposed", "提出"],
   "by-at": ["{0}, {1}", "{0}，{1}"],
   "signatures": ["Signatures", "签名"],
-  "of-needed": ["{0} of {1}", "{1} 签已有 {0}"],
+  "of-needed": ["{0} of {1}", "已签 {0}，需 {1}"],
   "expires": ["Expires", "到期"],
   "open": ["open", "待处理"],
   "published": ["published", "已发布"],
