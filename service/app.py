@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify, request
@@ -30,6 +31,7 @@ from service.roles import Caller, guard, open_to
 from transport import internal, web
 from transport.capture import Capture
 from transport.certificates import REVOCATIONS_PATH
+from transport.http_answers import NOT_MODIFIED
 from transport.manifests import BY_HASH_PATH, NEWEST_PATH
 from transport.message_face import Answer, MessageFace, answer_of, read_message
 from transport.peers import Peers
@@ -138,7 +140,8 @@ def _messages(face: MessageFace, acting: Acting, relay: Relay, directory: DataDi
 def _admin(app: Flask, settings: Settings, acting: Acting, directory: DataDirectory, tls: Tls | None) -> None:
     """Add what admins and auditors call, and have every endpoint of the application refuse whom it is not for."""
     pins, alliance = load_pins(settings.admins), acting.now().manifest.terms.alliance
-    guard(app, tls, ApiKeys(settings.state, time.time), admin_rate(alliance, settings))
+    places = BoundedSemaphore(max(1, settings.threads // 2))  # checks have the others
+    guard(app, tls, ApiKeys(settings.state, time.time), admin_rate(alliance, settings), places)
     proposals = Proposals(settings.state / "proposals", acting.published, pins)
     admin_rest.serve(app, acting.published, pins, proposals, directory)
 
@@ -148,10 +151,10 @@ def _documents(app: Flask, published: Published, tls: Tls | None) -> None:
     @open_to(Caller.MEMBER)
     def newest_manifest() -> Response:
         data, manifest = published.newest()
-        response = Response(data, content_type=internal.CONTENT_TYPE)
-        response.set_etag(manifest.hash.hex())
-        response.make_conditional(request)
-        return response
+        etag = f'"{manifest.hash.hex()}"'
+        if request.headers.get("If-None-Match") == etag:  # as agents write it; all else gets the whole
+            return Response(status=NOT_MODIFIED, headers={"ETag": etag})
+        return Response(data, content_type=internal.CONTENT_TYPE, headers={"ETag": etag})
 
     @app.get(BY_HASH_PATH + "<manifest_hash>")
     @open_to(Caller.MEMBER)

@@ -12,13 +12,13 @@ import hashlib
 import json
 import logging
 import re
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
@@ -44,6 +44,7 @@ MAX_KEPT = 100
 OPEN_SECONDS = 14 * 86_400
 CLOCK_SECONDS = 300
 """How far ahead of this clock an admin's may be."""
+ALONE_SECONDS = 5.0
 ID_DIGITS = 16
 _ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 
@@ -92,7 +93,6 @@ class Proposals:
         self._folder = folder
         self._published = published
         self._pins = pins
-        self._lock = threading.Lock()
         self._known: dict[str, tuple[object, Proposal | None]] = {}
         folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -322,12 +322,27 @@ class Proposals:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Have this thread be the only one, of all processes, that changes proposals, and know the newest manifest."""
+        """Have this thread be the only one, of all processes, that changes proposals, and know the newest manifest.
+
+        Refuses (`busy`) where that takes longer than a request should hold a thread.
+        """
+        deadline = time.monotonic() + ALONE_SECONDS
         self._folder.mkdir(mode=0o700, exist_ok=True)  # it may have been cleared away since the start
-        with self._lock, (self._folder / ".lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self._folder / ".lock").open("ab") as lock:  # a description of its own, which excludes threads, too
+            while not _locked(lock):
+                if time.monotonic() > deadline:
+                    raise Problem(503, "busy", "another change takes long", hint="try again shortly", retry_after=1)
+                time.sleep(0.01)
             self._published.look_again()
             yield
+
+
+def _locked(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _consistent(data: bytes) -> Manifest:

@@ -5,6 +5,7 @@ Every endpoint of the application stands in the table of deploy/roles-of-the-ser
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 from flask import Flask, g, request
@@ -15,6 +16,7 @@ from transport.problems import Problem
 from transport.tls import Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
+PLACE_SECONDS = 1.0
 _ATTRIBUTE = "_open_to"
 
 
@@ -43,11 +45,12 @@ def callers_of(app: Flask, endpoint: str) -> tuple[frozenset[Caller | Role], Act
     return found
 
 
-def guard(app: Flask, tls: Tls | None, keys: ApiKeys, limit: RateLimit) -> None:
+def guard(app: Flask, tls: Tls | None, keys: ApiKeys, limit: RateLimit, places: BoundedSemaphore) -> None:
     """Have every request refused before its endpoint sees it, and before its body is read, that is not for its caller.
 
     Codes: `not-a-member` and its like where a member's certificate is needed; `unauthorized` and `api-key-expired`
-    without a good key, `forbidden` with one of another role or scope, `rate-limited`.
+    without a good key, `forbidden` with one of another role or scope, `rate-limited`, and `busy` where all `places`
+    that holders of keys may take of the process's threads are taken.
     """
 
     @app.before_request
@@ -64,7 +67,15 @@ def guard(app: Flask, tls: Tls | None, keys: ApiKeys, limit: RateLimit) -> None:
         holder = _holder(keys)
         limit.take(holder.name, 1)
         _require(holder, whom, action)
+        if not places.acquire(timeout=PLACE_SECONDS):
+            raise Problem(503, "busy", "too much at once of what can wait", hint="try again shortly", retry_after=1)
+        g.in_place = True
         g.holder = holder
+
+    @app.teardown_request
+    def leave(_error: BaseException | None) -> None:
+        if g.pop("in_place", False):
+            places.release()
 
 
 def holder() -> Holder:

@@ -425,6 +425,16 @@ def test_the_difference_and_the_signers_are_worked_out_here(bent: Bent) -> None:
     assert "\x1b" not in call(desk, "proposals")
 
 
+def test_who_signs_two_proposals_of_one_serial_is_told(bent: Bent) -> None:
+    board, desk = bent.board, bent.desk
+    one, two = with_limit(board.terms), with_limit(board.terms, 300)
+    for terms in (one, two):
+        board.propose(terms)
+    assert "NOTE" not in approve(desk, id_of(one), "ann")
+    assert f"NOTE     ann has signed {id_of(one)}, too" in approve(desk, id_of(two), "ann")
+    assert "NOTE" not in approve(desk, id_of(two), "bo")
+
+
 def test_what_is_said_to_be_published_must_be_shown(bent: Bent) -> None:
     board, desk = bent.board, bent.desk
     terms = with_limit(board.terms)
@@ -433,6 +443,12 @@ def test_what_is_said_to_be_published_must_be_shown(bent: Bent) -> None:
     old = signed(board.terms, "ann", "bo")
     bent.bend = lambda path, body: body | {"signed": b64(old)} if path.endswith("/manifest") else body
     assert "shows another manifest" in refusal(desk, "publish", id_of(terms))
+
+
+@pytest.mark.parametrize("entries", [None, 7, "x", {}, [7], [{}], [{"id": "x"}], [[]]])
+def test_a_list_of_proposals_that_is_none_is_told(bent: Bent, entries: Any) -> None:  # noqa: ANN401  any JSON
+    bent.bend = lambda _path, _body: {"proposals": entries}
+    assert "no good list" in refusal(bent.desk, "proposals")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"<html>", b"\xff", b"[" * 100_000, b'{"terms": 7}'])

@@ -1,6 +1,7 @@
 """A manifest is changed by a proposal that M admins signed, and by nothing else, however much is sent at once."""
 
 import base64
+import fcntl
 import json
 import threading
 import time
@@ -398,6 +399,17 @@ def test_an_expired_manifest_is_renewed_like_any_other(board: Board) -> None:
     assert published.newest()[1].terms == terms
 
 
+def test_a_service_whose_manifest_has_expired_takes_the_next(tmp_path: Path) -> None:
+    now = int(time.time())
+    board = Board(tmp_path / "service", first_terms(issued_at=now - 100, valid_until=now - 1))
+    assert board.ask("GET", "/readyz").status == 503
+    terms = following(board.terms)
+    assert board.propose(terms).status == 201
+    board.sign(terms, "ann", "bo")
+    assert board.publish(terms).status == 200
+    assert board.ask("GET", "/readyz").status == 200
+
+
 def test_a_withdrawn_proposal_is_not_signed_or_published(board: Board) -> None:
     terms = with_limit(board.terms)
     board.propose(terms)
@@ -520,6 +532,19 @@ def test_of_many_who_publish_rivals_at_once_one_wins(board: Board) -> None:
     assert {code for code, _ in told} == {"published", "conflicting-proposal"}
     assert encode(board.newest().terms) in won
     assert len(list((board.state / "manifests").glob("*.bin"))) == 2
+
+
+def test_a_process_that_holds_the_lock_holds_no_other_up_for_good(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = with_limit(board.terms)
+    monkeypatch.setattr("service.proposals.ALONE_SECONDS", 0.05)
+    with (board.state / "proposals" / ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = board.propose(terms)
+        assert (told.status, told.code, told.headers["Retry-After"]) == (503, "busy", "1")
+        assert board.get("proposals") == {"proposals": []}
+    assert board.propose(terms).status == 201
 
 
 def test_signatures_that_come_at_once_are_all_kept(board: Board) -> None:

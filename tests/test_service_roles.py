@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,32 @@ def test_a_key_asks_no_faster_than_its_rate(tmp_path: Path) -> None:
     assert [answer.status for answer in told] == [200, 429, 429]
     assert (told[1].code, told[1].headers["Retry-After"]) == ("rate-limited", str(told[1].body["retry_after"]))
     assert board.ask("GET", "/v1/admin/rules", key=board.auditor).status == 200
+
+
+def test_holders_of_keys_take_half_of_the_threads_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.roles.PLACE_SECONDS", 0.05)
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    @open_to(Role.AUDITOR)
+    def slow_one() -> str:
+        entered.release()
+        leave.wait(60)
+        return "done"
+
+    board = Board(tmp_path / "service", threads=6)
+    board.app.add_url_rule("/slow", view_func=slow_one)
+    with ThreadPoolExecutor(3) as pool:
+        slow = [pool.submit(board.ask, "GET", "/slow", key=board.auditor) for _ in range(3)]
+        for _ in slow:
+            assert entered.acquire(timeout=60)
+        told = board.ask("GET", "/v1/admin/rules")
+        assert (told.status, told.code) == (503, "busy")
+        assert board.ask("GET", "/healthz", key="").status == 200
+        leave.set()
+        assert [one.result(60).status for one in slow] == [200] * 3
+    for _ in range(9):  # and each is given back, whatever came of it
+        assert board.ask("GET", "/v1/admin/rules").status == 200
+        assert board.ask("GET", f"/v1/admin/proposals/{'0' * 16}").code == "unknown-proposal"
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------

@@ -35,8 +35,9 @@ from insurer_agent.store.vault import Vault
 from protocol.check import shard_of_person
 from protocol.committee import draw_committee
 from protocol.custody import Kept
-from protocol.deposit import PURPOSE, Entry, MadeDeposit, _unpad, holder_slots, make_deposit
+from protocol.deposit import PURPOSE, Entry, MadeDeposit, _unpad, holder_slots, make_deposit, sign_batch
 from protocol.encoding import decode, encode
+from protocol.errors import ProtocolError
 from protocol.manifest import Committee, Manifest
 from protocol.messages import AMENDMENT, ISSUE, DepositBatch, DepositEnvelope, DepositFacts, SignedBatch
 from protocol.party import Party
@@ -392,6 +393,10 @@ class Wire:
         batches = [decode(DepositBatch, decode(SignedBatch, body).batch) for body in self.bodies]
         return [encode(deposit) for batch in batches for deposit in batch.deposits]
 
+    def manifests(self) -> set[bytes]:
+        """Return under which manifests batches were sent."""
+        return {decode(SignedBatch, body).manifest_hash for body in self.bodies}
+
 
 @pytest.fixture
 def wire() -> Iterator[Wire]:
@@ -430,6 +435,41 @@ def test_what_is_sent_again_is_byte_for_byte_what_was_sent_first(database: str, 
         after_restart.database.close()
     assert sorted(Counter(wire.deposits()).values()) == [3] * 5
     assert store.column("attempts") == [3] * 5 + [0]
+
+
+def test_what_was_made_under_an_earlier_manifest_is_sent_unchanged_under_it_and_apart_from_what_is_new(
+    store: Store, wire: Wire
+) -> None:
+    store.put(*[entry(whom) for whom in range(3)])
+    depositor(store, wire).send_due()
+    earlier, under = set(wire.deposits()), wire.manifests()
+    assert under == {Manifest.of(replace(WORLD.manifest.terms, service_url=wire.url)).hash}
+    wire.bodies.clear()
+    store.put(*[entry(whom) for whom in range(10, 13)])
+    store.wait()
+    for item in store.due():  # or what is new would wait for what is not made
+        if item.made is not None:
+            store.outbox.record([Attempt(item, {0: RECEIPT}, made=True)])
+    store.wait()
+    after = depositor(store, wire, serial=9)
+    assert after.send_due() == 6
+    assert len(wire.bodies) >= 2
+    for body in wire.bodies:
+        batch = decode(DepositBatch, decode(SignedBatch, body).batch)
+        sent = {encode(deposit) for deposit in batch.deposits}
+        assert sent <= earlier if batch.manifest_hash in under else not sent & earlier
+    assert wire.manifests() == under | {after._acting.now().manifest.hash}
+    assert earlier < set(wire.deposits())
+
+
+def test_a_batch_is_of_one_manifest(store: Store) -> None:
+    store.put(entry(1))
+    item = store.due()[0]
+    made = store.make(item)
+    other = replace(made, manifest_hash=bytes(32))
+    with pytest.raises(ProtocolError, match="mixed-batch"):
+        sign_batch(PARTY, [made, other], NOW)
+    assert decode(DepositBatch, sign_batch(PARTY, [other], NOW).batch).manifest_hash == bytes(32)
 
 
 def test_a_deposit_does_not_count_before_what_receipts_have_told_and_tells_nothing_older(

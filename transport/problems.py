@@ -48,6 +48,14 @@ HINT_OF_CODE = {
     "rate-limited": "send less at once, or ask the operator for a higher rate",
     "busy": "try again shortly",
     "recheck-not-allowed": "GET /v1/rules of the agent says which rules have a recheck_budget",
+    "bad-manifest": "alliance propose makes terms that are consistent, from what is to change",
+    "other-alliance": "alliance propose starts from the newest manifest of this alliance",
+    "other-epoch": "alliance propose changes rules, addresses and how long a manifest is valid; SPEC.md, 7.2",
+    "other-connections": "put such a manifest in place as a file, at all parties at once; SPEC.md, 7.2",
+    "cap-lowered": "leave the cap as it is",
+    "rule-rewritten": "make it another version of the rule, with a day of its own",
+    "rule-version-order": "give the new version a number above all that the rule has had",
+    "rule-back-dated": "let the new version be in force from today, in UTC+8, or from a day to come",
     "malformed": "both sides must run versions that know this message",
 }
 """What to do about a protocol refusal."""

@@ -23,7 +23,7 @@ def problem_response(problem: Problem) -> Response:
     """Return a problem as problem+json."""
     response = Response(json.dumps(problem.body()), status=problem.status, content_type="application/problem+json")
     if problem.status == 401:  # noqa: PLR2004  RFC 9110, section 11.6.1
-        response.headers["WWW-Authenticate"] = 'Bearer realm="insurer agent"'
+        response.headers["WWW-Authenticate"] = 'Bearer realm="cover lookup"'
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
     return response

@@ -122,14 +122,15 @@ def _propose(args: argparse.Namespace) -> int:
 
 def _proposals(args: argparse.Namespace) -> int:
     from service.admin.differences import harmless
+    from service.admin.review import listed
 
     answer = _remote(args).get("/v1/admin/proposals")
     if args.json:
         print(json.dumps(answer, indent=1))
         return 0
     print("id\tstate\tserial\tsigned\tproposed\tby\tcomment")
-    for one in answer.get("proposals", []):
-        signed = f"{len(one['signed_by'])} of {one['threshold']}"
+    for one in listed(answer):
+        signed = f"{len(one['signed_by'])} of {one.get('threshold')}"
         cells = (one["id"], one["state"], one["serial"], signed, one["proposed_at"], one["proposed_by"], one["comment"])
         print("\t".join(harmless(str(cell)) for cell in cells))
     return 0
@@ -148,11 +149,14 @@ def _approve(args: argparse.Namespace) -> int:
     from protocol.errors import ProtocolError
     from protocol.manifest import bytes_to_sign, verify_signature
 
-    found, pins = _fetched(args), _pins(args)
+    pins, remote = _pins(args), _remote(args)
     public = pins.keys.get(args.admin)
     if public is None:
         raise SettingsError(f"{args.pins} has no admin named {args.admin}")
+    found = _fetched(args)
     _show(found)
+    for other in _rivals(remote, found, args.admin):
+        print(f"NOTE     {args.admin} has signed {other}, too, of the same serial: whichever is published first counts")
     _require_reviewed(found, args.reviewed)
     message = bytes_to_sign(found.data)
     signature = _signed_by_command(args.signer, message) if args.key is None else _signed_by_file(args.key, message)
@@ -161,8 +165,9 @@ def _approve(args: argparse.Namespace) -> int:
     except ProtocolError:
         raise SettingsError(f"that is not the key of {args.admin}: nothing has been sent") from None
     body = {"admin": args.admin, "signature": signature.hex()}
-    answer = _remote(args).post(f"/v1/admin/proposals/{found.id}/signatures", body)
-    print(f"signed; {len(answer['signed_by'])} of {pins.threshold} signatures are there")
+    remote.post(f"/v1/admin/proposals/{found.id}/signatures", body)
+    good = _fetched(args).signed_by
+    print(f"signed; {len(good)} of {pins.threshold} signatures are there")
     return 0
 
 
@@ -247,6 +252,16 @@ def _require_reviewed(found: "Review", reviewed: str | None) -> None:
     sys.stdout.flush()
     if sys.stdin.readline().strip() != "yes":
         raise SettingsError("nothing has been signed")
+
+
+def _rivals(remote: "Remote", found: "Review", admin: str) -> list[str]:
+    """Return the ids of other proposals of that serial which, as the service says, an admin has signed."""
+    from service.admin.review import listed
+    from service.proposals import is_id
+
+    entries = listed(remote.get("/v1/admin/proposals"))
+    signed = [one for one in entries if one["serial"] == found.terms.serial and admin in one["signed_by"]]
+    return [one["id"] for one in signed if is_id(one["id"]) and one["id"] != found.id]
 
 
 def _signed_by_file(file: Path, message: bytes) -> bytes:

@@ -31,6 +31,7 @@ from service.proposals import id_of, is_id
 from transport.problems import Problem
 
 BOGUS = "bogus-answer"
+_TEXTS = ("id", "state", "proposed_at", "proposed_by", "comment")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,20 @@ def review(remote: Remote, proposal_id: str, pins: AdminPins) -> Review:
         comment=_text(answer, "comment"),
         proposed_by=_text(answer, "proposed_by"),
     )
+
+
+def listed(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a list of proposals; refuse (`bogus-answer`) a list that is not one."""
+    entries = answer.get("proposals")
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise Problem(502, BOGUS, "the service's answer has no good list of proposals")
+    return entries
+
+
+def _is_entry(one: object) -> bool:
+    if not isinstance(one, dict) or not all(isinstance(one.get(name), str) for name in _TEXTS):
+        return False
+    return isinstance(one.get("signed_by"), list) and isinstance(one.get("serial"), int)
 
 
 def _signers(answer: dict[str, Any], data: bytes, pins: AdminPins) -> list[str]:
