@@ -375,6 +375,9 @@ def test_what_was_overtaken_meanwhile_is_told_and_not_published(browser: Browser
         console.sign(rival, other, admin)
     with at(browser, console) as visit:
         visit.sign_in(console.admin_key).review(proposal)
+        assert "other proposals of serial 2" in visit.text("#rivals")
+        assert rival in visit.text("#rivals")
+        assert "signed by li-na, zhang-min" in visit.text("#rivals")
         assert console.call(f"/v1/admin/proposals/{rival}/publish", {}).status_code == 200
         visit.page.locator("[data-action=publish]").click()
         visit.page.locator("dialog [data-action=confirm]").click()

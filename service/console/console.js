@@ -132,8 +132,9 @@ const viewOf = async (page, { view, id }) => {
   if (view === "members") return membersShown(page.say, page.overview);
   if (view === "rules") return rulesShown(page.say, await page.service.get("rules"));
   if (!id) return proposalsShown(page.say, await page.service.get("proposals"));
-  const [proposal, manifest] = await Promise.all([page.service.get(`proposals/${id}`), page.service.get("manifest")]);
-  return proposalShown(page, id, proposal, manifest);
+  const paths = [`proposals/${id}`, "manifest", "proposals"];
+  const [proposal, manifest, { proposals }] = await Promise.all(paths.map((path) => page.service.get(path)));
+  return proposalShown(page, id, proposal, manifest, proposals);
 };
 
 // Draws the view that the address names, from fresh data. Of several drawings under way the last one alone is shown.

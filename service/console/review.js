@@ -135,8 +135,19 @@ const stepsShown = (page, proposal, found, may) => {
 const wholeShown = (say, found) => found.terms && make("details", { class: "whole" },
   make("summary", null, say("whole")), termsShown(say, KINDS, found.terms));
 
-// Returns what shows a proposal. Whoever may not write gets no form and no button that does.
-export const proposalShown = async (page, id, proposal, manifest) => {
+// Other proposals of the serial that could be published in this one's place.
+const rivalsShown = (say, proposal, all) => {
+  const rivals = all.filter((one) => one.serial === proposal.serial && one.id !== proposal.id
+    && (one.state === "open" || one.signed_by.length > 0));
+  return proposal.state === "open" && rivals.length > 0 && make("div", { class: "note", id: "rivals" },
+    make("p", null, say("rivals", count(proposal.serial))),
+    make("ul", null, rivals.map((one) => make("li", null,
+      make("a", { href: `#/proposals/${encodeURIComponent(one.id)}` }, visible(one.id)), " ", proposalState(say, one.state), " ",
+      one.signed_by.length > 0 && say("signed-by", one.signed_by.join(", "))))));
+};
+
+// Returns what shows a proposal, of `all`. Whoever may not write gets no form and no button that does.
+export const proposalShown = async (page, id, proposal, manifest, all) => {
   const { say } = page;
   const found = await examine(id, proposal, manifest, page.overview, page.pins);
   const may = (action) => proposal.state === "open" && mayDo(page.overview, action);
@@ -149,6 +160,7 @@ export const proposalShown = async (page, id, proposal, manifest) => {
     make("h2", { tabindex: -1 }, say("proposal"), " ", make("code", null, visible(proposal.id)), " ", proposalState(say, proposal.state)),
     make("p", { class: "comment" }, visible(proposal.comment)),
     alarm(say, found),
+    rivalsShown(say, proposal, all),
     facts("", [
       [say("proposed"), say("by-at", proposal.proposed_by, time(proposal.proposed_at))],
       [say("expires"), time(proposal.expires_at)],

@@ -84,6 +84,8 @@ const WORDS = {
   "withdrawn": ["withdrawn", "已撤回"],
   "back": ["All proposals", "全部提案"],
 
+  "rivals": ["There are other proposals of serial {0}: whichever is published first counts.", "另有序号同为 {0} 的提案：先发布者生效。"],
+  "signed-by": ["signed by {0}", "已签名：{0}"],
   "changes": ["What changes", "变更内容"],
   "changes-none": ["Nothing but serial and dates changes.", "除序号和日期外没有变更。"],
   "rule_added": ["New version of a rule: {0}", "规则新版本：{0}"],
