@@ -50,7 +50,7 @@ const versionRow = (say, version) => ({
     line(visible(version.valid_from)),
     make("strong", { class: "whole-line" }, limitText(say, version.limit)),
     [valueText(say, "measure", version.measure), make("br"), valueText(say, "window_days", version.window_days)],
-    valueText(say, "products", version.products),
+    version.products.map((product) => make("div", null, line(visible(product)))),
     valueText(say, "subject_type", version.subject_type),
     say("budget-of", count(version.budget), count(version.budget_days), count(version.recheck_budget)),
     count(version.min_current),
