@@ -139,19 +139,9 @@ def test_while_a_threshold_changes_every_verdict_is_right_for_the_version_that_i
         verdicts[verdict if verdict != "indeterminate" else answer["reason"]] += 1
     _log.info("%s after %.0f s", verdicts, took)
     assert sum(verdicts.values()) - verdicts["within"] - verdicts["exceeds"] <= FEW, verdicts
-    for had in load.versions().values():
-        assert set(had) == {1, 2}
-
-
-def test_each_requester_goes_over_to_the_new_version_once(alliance: LiveAlliance) -> None:
-    """Its one process acts under one manifest at a time, and never goes back."""
-    with Load(alliance) as load:
-        publish(alliance)
-        wait_until(lambda: load.faults or all(had[2] > FEW for had in load.versions().values()))
-    assert load.faults == []
-    for requester in REQUESTERS:
+    for requester in REQUESTERS:  # each acts under one manifest at a time, and never goes back
         versions = [answer["rule_version"] for asked_by, answer, _ in load.answers if asked_by == requester]
-        assert [version for version, _ in itertools.groupby(versions)] == [2]
+        assert [version for version, _ in itertools.groupby(versions)] == [1, 2]
 
 
 def test_a_deposit_made_under_the_manifest_before_comes_to_all_holders_after_a_change(alliance: LiveAlliance) -> None:

@@ -39,10 +39,11 @@ from protocol.encoding import decode, encode
 from protocol.enrolment import enrol
 from protocol.manifest import Manifest, SignedManifest, Terms, china_day, day_of, verify_manifest
 from service.admin import cli
+from service.admin.local import LocalOptions, _Alliance
 from service.admin.manifests import pins_json
 from service.published import Published
 from transport.certificates import SERVICE
-from transport.settings import write_private
+from transport.settings import SettingsError, load_pins, write_private
 
 MILLION = 100_000_000
 """Yuan, in fen."""
@@ -505,6 +506,29 @@ def test_signing_with_what_is_not_this_admins_key_sends_nothing(bent: Bent, tmp_
     told = refusal(desk, "approve", id_of(terms), "--admin", "stranger", "--key", str(desk.folder / "bo.key"))
     assert "has no admin named stranger" in told
     assert board.get(f"proposals/{id_of(terms)}")["signed_by"] == []
+
+
+def test_a_local_alliance_may_have_admins_of_whom_more_than_half_sign(tmp_path: Path) -> None:
+    policies, state = tmp_path / "policies", tmp_path / "state"
+    policies.mkdir()
+    for number in range(1, 6):
+        (policies / f"insurer-{number:02d}.csv").touch()
+        (state / "members" / f"insurer-{number:02d}").mkdir(parents=True)
+    (state / "service").mkdir()
+    (state / "alliance.json").write_text(json.dumps({"members": 5, "shards": 1, "admins": 3}))
+    alone = LocalOptions(
+        members=5, policies=policies, state=state, port_base=None, shards=1, database=None, capture=False
+    )
+    alliance = _Alliance(replace(alone, admins=3))
+    signed_by_two = alliance._sign(WORLD.manifest.terms)
+    pins = load_pins(state / "service" / "admins.json")
+    assert (sorted(pins.keys), pins.threshold) == (["admin-1", "admin-2", "admin-3"], 2)
+    assert verify_manifest(encode(signed_by_two), pins).terms == WORLD.manifest.terms
+    assert (state / "admin" / "admin-3.key").stat().st_mode & 0o077 == 0
+    with pytest.raises(SettingsError, match="with 3 admins"):
+        _Alliance(alone)
+    with pytest.raises(SettingsError, match="1 to 9"):
+        _Alliance(replace(alone, admins=0))
 
 
 # --- what may be proposed ------------------------------------------------------------------------------------------
