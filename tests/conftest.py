@@ -2,15 +2,17 @@
 
 import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from consoles import chromium
 from embedded_redis import EmbeddedRedis
-from playwright.sync_api import Browser, sync_playwright
 from psycopg import sql
 
 from insurer_agent.embedded_postgres import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +38,9 @@ def database(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")  # no longer: while it is there, nothing else of this thread may use asyncio
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
+    from consoles import chromium  # noqa: PLC0415  the driver is loaded where a browser is driven
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415  as above
+
     with sync_playwright() as playwright, chromium(playwright) as started:
         yield started
