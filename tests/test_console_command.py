@@ -245,6 +245,7 @@ def test_an_admin_signs_and_publishes_in_a_page_of_its_own_over_tls(
 def test_whoever_is_not_the_service_gets_no_key(house: House) -> None:
     context = house.tls(member(1)).server_context()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
         port = listener.getsockname()[1]
         line = Line(f"https://127.0.0.1:{port}", house.root / "ca" / "ca.pem")
         app = make_console(line, PORT, None)
