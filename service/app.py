@@ -20,6 +20,7 @@ from service import admin_rest
 from service.acting import Acting
 from service.api_keys import ApiKeys
 from service.config import Settings, load_keys
+from service.console_page import add_console
 from service.custodians import Custodians
 from service.directory import DataDirectory
 from service.limits import admin_rate
@@ -90,6 +91,7 @@ def make_relay_app(
     _messages(MessageFace(app, None if captured is None else Capture(captured)), acting, relay, directory, tls)
     _documents(app, acting.published, tls)
     _admin(app, settings, acting, directory, tls)
+    add_console(app)
 
     @app.get("/healthz")
     @open_to(Caller.ANYONE)

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -9,6 +10,9 @@ from embedded_redis import EmbeddedRedis
 from psycopg import sql
 
 from insurer_agent.embedded_postgres import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,12 @@ def database(postgres: EmbeddedPostgres) -> Iterator[str]:
     yield postgres.dsn(name)
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")  # no longer: while it is there, nothing else of this thread may use asyncio
+def browser() -> Iterator["Browser"]:
+    from consoles import chromium  # noqa: PLC0415  the driver is loaded where a browser is driven
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415  as above
+
+    with sync_playwright() as playwright, chromium(playwright) as started:
+        yield started

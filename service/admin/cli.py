@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.admin.ca_commands import add_ca_commands
+from service.admin.console_command import add_console_command
 from service.admin.proposal_commands import add_proposal_commands
 from transport.commands import run_command
 from transport.settings import SettingsError, write_private
@@ -201,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     pins.add_argument("admins", nargs="+", metavar="NAME=PUBLIC_KEY")
     _add_manifest_commands(command)
     add_proposal_commands(command)
+    add_console_command(command)
     return parser
 
 

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,11 +28,11 @@ _KEY = re.compile(r"[!-~]{1,200}")
 _OK, _NOT_GOOD = 200, 300
 
 
-class Remote:
-    """The service as an API key's holder sees it. Over TLS 1.3 the alliance's CA must vouch that it is the service."""
+class Line:
+    """A line to the service. Over TLS 1.3 the alliance's CA must vouch that it is the service, before a key is sent."""
 
-    def __init__(self, url: str, api_key_file: Path, ca_file: Path | None) -> None:
-        """Read key and CA; raise `SettingsError` where they or the address cannot be used."""
+    def __init__(self, url: str, ca_file: Path | None) -> None:
+        """Read the CA; raise `SettingsError` where it or the address cannot be used."""
         try:
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port
@@ -48,23 +49,14 @@ class Remote:
             self._context = _context(certificate.public_bytes(Encoding.DER))
         elif not _is_loopback(self._host):
             raise SettingsError("over plain HTTP an API key goes to this machine alone; give the https:// address")
-        self._key = _api_key(api_key_file)
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Return what a GET gives. Raises `Problem` with what the service says, or why there is no answer."""
-        return self._ask("GET", path, None)
-
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return what a POST gives, as `get` does."""
-        return self._ask("POST", path, json.dumps(body).encode())
-
-    def _ask(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+    def exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Send a request; return its answer's status and body. Raises `Problem` (`unreachable`, `other-peer`)."""
         connection = self._connection()
         try:
             connection.connect()
             self._require_service(connection)
-            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body, dict(headers))
             answer = connection.getresponse()
             data = answer.read(MAX_ANSWER + 1)
         except ssl.SSLCertVerificationError as error:
@@ -75,7 +67,7 @@ class Remote:
             connection.close()
         if len(data) > MAX_ANSWER:
             raise _unreachable("its answer is too long")
-        return _answer(answer.status, data)
+        return answer.status, data
 
     def _connection(self) -> http.client.HTTPConnection:
         if self._context is None:
@@ -89,6 +81,27 @@ class Remote:
             certified = None if der is None else self._authority.certified(der)
             if certified is None or certified.holder != SERVICE:
                 raise Problem(502, "other-peer", "the certificate shown there is not that of the lookup service")
+
+
+class Remote:
+    """The service as an API key's holder sees it, over a `Line`."""
+
+    def __init__(self, url: str, api_key_file: Path, ca_file: Path | None) -> None:
+        """Read key and CA; raise `SettingsError` where they or the address cannot be used."""
+        self._line = Line(url, ca_file)
+        self._key = _api_key(api_key_file)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return what a GET gives. Raises `Problem` with what the service says, or why there is no answer."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what a POST gives, as `get` does."""
+        return self._ask("POST", path, json.dumps(body).encode())
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        return _answer(*self._line.exchange(method, path, body, headers))
 
 
 def _context(ca: bytes) -> ssl.SSLContext:
