@@ -18,6 +18,7 @@ from world import COUNT_RULE, RULE, World, make_world, person
 
 import protocol.check
 from insurer_agent.embedded_postgres import EmbeddedPostgres
+from insurer_agent.roles import Role
 from protocol.check import Question, Verdict
 from protocol.encoding import encode
 from protocol.token import Token, verify_unblinder
@@ -85,7 +86,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres) -
 def asking(live: Wired, requester: str) -> Callable[[], dict[str, int]]:
     """Return what asks a check and returns the round trips that it took."""
     live.agents[requester].directory._read_at = math.inf  # what is read now and then is no part of a check
-    key = live.agents[requester].api_keys.make(requester, secrets.token_bytes)
+    key = live.agents[requester].api_keys.make(requester, secrets.token_bytes, roles=[Role.UNDERWRITER])
     body = (
         b'{"subject": {"document_type": "passport", "document_number": "E00000001"},'
         b' "rule": "accident-30d", "proposed_amount": "1000.00"}'

@@ -38,6 +38,7 @@ from insurer_agent.intake.policy import Event
 from insurer_agent.intake.stream_entry import EntryMapping
 from insurer_agent.keys import AgentKeys
 from insurer_agent.policy_stream import PolicyStream
+from insurer_agent.roles import Role
 from insurer_agent.store import redis_idempotency
 from insurer_agent.store.check_jobs import NewItem, Outcome, Part
 from insurer_agent.store.custody import PostgresCustody
@@ -124,7 +125,7 @@ def with_place(there: Wired) -> Any:  # noqa: ANN401  its type is the store's ow
 
 
 def with_api_key(there: Wired) -> str:
-    return there.one.api_keys.make("someone", secrets.token_bytes)
+    return there.one.api_keys.make("someone", secrets.token_bytes, roles=Role)
 
 
 def with_made(there: Wired) -> Any:  # noqa: ANN401  a deposit as the outbox hands it out, and its bytes
@@ -279,7 +280,7 @@ TRANSACTIONS = {
         lambda there, _: there.one.api_keys.holder(with_api_key(there)),
         # A key whose making was told to have failed is made again in its place: nobody has seen it.
         again=lambda there, _: there.one.api_keys.holder(
-            there.one.api_keys.make("someone", secrets.token_bytes, replace=True)
+            there.one.api_keys.make("someone", secrets.token_bytes, roles=Role, replace=True)
         ),
     ),
     "list api keys": Case(lambda there, _: [one.name for one in there.one.api_keys.entries()], with_api_key),

@@ -1,6 +1,7 @@
 """A real agent's TLS port: underwriting systems by API key or client certificate, and who cannot call its inside."""
 
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 from certified import DAY, House, certificate, member, new_key, running, tls_settings, urn
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from live import Answer, call
+from live import Answer, call, wait_until
 from test_tls import is_let_in, stranger
 
 from insurer_agent import cli as agent_cli
 from insurer_agent.embedded_postgres import EmbeddedPostgres
+from insurer_agent.store.api_keys import REMEMBERED_SECONDS
 from transport.certificates import SERVICE
 from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
 from transport.settings import SettingsError
@@ -52,7 +54,8 @@ def rules(house: House, shown: x509.Certificate | None, name: str = "", key: str
 
 
 def api_key(house: House, action: str, *arguments: str) -> int:
-    return agent_cli.main(["api-key", action, *arguments, "--state", str(house.state(HERE))])
+    roles = ["--role", "underwriter"] if action == "make" else []
+    return agent_cli.main(["api-key", action, *arguments, *roles, "--state", str(house.state(HERE))])
 
 
 def register(house: House, name: str, shown: x509.Certificate, *more: str) -> int:
@@ -83,7 +86,7 @@ def test_a_client_certificate_that_is_registered_stands_for_an_api_key(
     assert "or the certificate has another name" in capsys.readouterr().err
     assert api_key(house, "revoke", "policies") == 0
     assert api_key(house, "revoke", "underwriting") == 0
-    assert rules(house, shown, "r5").status == 401
+    wait_until(lambda: rules(house, shown, f"r5-{secrets.token_hex(4)}").status == 401, 2 * REMEMBERED_SECONDS)
     assert "Traceback" not in log.read_text()
 
 
@@ -163,5 +166,8 @@ def test_without_the_insurers_own_ca_no_client_certificate_can_be_registered(
 ) -> None:
     (tmp_path / "config.toml").write_text('member_id = "insurer-01"\nport = 1\n', encoding="utf-8")
     file = str(house.state(HERE) / "own-ca.pem")
-    assert agent_cli.main(["api-key", "make", "x", "--certificate", file, "--state", str(tmp_path)]) == 2
+    assert (
+        agent_cli.main(["api-key", "make", "x", "--role", "auditor", "--certificate", file, "--state", str(tmp_path)])
+        == 2
+    )
     assert "client_ca_file is not set" in capsys.readouterr().err

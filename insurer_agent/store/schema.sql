@@ -13,6 +13,10 @@ CREATE TABLE IF NOT EXISTS api_key (
     created_at   timestamptz NOT NULL DEFAULT now(),
     last_used_at timestamptz  -- to the hour
 );
+-- Keys made before there were roles may what they could, and do not end; a row that names no roles may nothing.
+ALTER TABLE api_key ADD COLUMN IF NOT EXISTS roles text[] NOT NULL DEFAULT '{underwriter,data_operator}';
+ALTER TABLE api_key ALTER COLUMN roles SET DEFAULT '{}';
+ALTER TABLE api_key ADD COLUMN IF NOT EXISTS expires_at timestamptz;
 
 -- Requests that bear an Idempotency-Key. `answer` is null while the request is under way.
 CREATE TABLE IF NOT EXISTS idempotency (
