@@ -23,6 +23,7 @@ from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.locks import Lock
 from insurer_agent.store.outbox import Outbox
+from insurer_agent.store.own_answers import OwnAnswers
 from insurer_agent.store.rechecks import Spool
 from insurer_agent.store.redis_idempotency import PATIENCE, RedisIdempotency
 from insurer_agent.store.register import Register
@@ -59,6 +60,7 @@ class Agent:
     register: Register
     vault: Vault
     outbox: Outbox
+    own_answers: OwnAnswers
     requester: Requester
     batches: Batches
     jobs: CheckJobs
@@ -92,7 +94,8 @@ class Agent:
         keyring = Keyring(database, custody_vault)
         outbox = Outbox(database, vault)
         directory = DirectoryView(party, peers, database, outbox, settings.deposit_seconds)
-        requester = Requester(party, peers, directory, settings.check_seconds, random)
+        own_answers = OwnAnswers(database, Vault(keys.storage, "own answers", random))
+        requester = Requester(party, peers, directory, own_answers, settings.check_seconds, random)
         return cls(
             settings=settings,
             party=party,
@@ -104,6 +107,7 @@ class Agent:
             register=Register(database, vault, party, random),
             vault=vault,
             outbox=outbox,
+            own_answers=own_answers,
             requester=requester,
             batches=Batches(requester, partial(shard_of_person, party), threads=settings.threads),
             jobs=CheckJobs(database, Vault(keys.storage, "check jobs", random)),

@@ -7,9 +7,12 @@ persons as they stand.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from insurer_agent.completeness import DirectoryView
-from protocol.check import Question, Verdict, Void, ask, read_outcome
+from insurer_agent.store.own_answers import Counted, OwnAnswers, OwnLane
+from protocol.budget import latest_today, most_answers, most_answers_whatever_was
+from protocol.check import Question, Verdict, Void, ask, read_outcome, shard_of_person
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
@@ -31,13 +34,33 @@ Lane = tuple[Identity, str, int]
 """A person, a rule's id, and the cover proposed, in fen."""
 
 
+class EndKind(Enum):
+    """How the day is meant on which a spent budget has an answer again."""
+
+    EARLIEST = "earliest"
+    """There is none before, by the agent's own count; others of its group may have been charged later."""
+    EXPECTED = "expected"
+    """The same, if what the agent is asking just now is answered."""
+    LATEST = "latest"
+    """Custodians say that it is spent. By then all of it is there again, unless the group asks meanwhile."""
+
+
+@dataclass(frozen=True)
+class BudgetEnd:
+    """The day, an ordinal, from whose beginning a spent budget has an answer again, and how that is meant."""
+
+    day: int
+    kind: EndKind
+
+
 @dataclass(frozen=True)
 class LaneAnswer:
-    """What is told of one person under one rule."""
+    """What is told of one person under one rule; `until` where the budget is spent."""
 
     rule: Rule
     verdict: Verdict
     reason: Void | None
+    until: BudgetEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +77,18 @@ class Requester:
     """Asks checks for the member's own underwriting, and of those whom it insures."""
 
     def __init__(
-        self, party: Party, peers: Peers, directory: DirectoryView, seconds: float, random: RandomBytes
+        self,
+        party: Party,
+        peers: Peers,
+        directory: DirectoryView,
+        own: OwnAnswers,
+        seconds: float,
+        random: RandomBytes,
     ) -> None:
         self._party = party
         self._peers = peers
         self._directory = directory
+        self._own = own
         self._seconds = seconds
         self._random = random
 
@@ -109,23 +139,68 @@ class Requester:
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
-        pending, request = ask(self._party, questions, now, now + seconds, self._random, occasion=occasion)
-        call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
+        counted = self._own.count(self._random(16), occasion, self._own_lanes(questions, occasion), now)
+        sent = [place for place in range(len(questions)) if place not in counted.stopped]
+        stopped = {place: _stopped(questions[place].rule, counted, place) for place in counted.stopped}
+        if not sent:
+            lanes = tuple(stopped[place] for place in range(len(questions)))
+            return Answer(self._random(16), china_day(now), current, lanes)
+        answered = list[int]()
         try:
-            reply = self._peers.call(call, seconds - (time.monotonic() - began))
-            outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
-            verdicts = read_outcome(pending, outcome, now + time.monotonic() - began)
-        except ProtocolError as error:
-            if throttled and error.code in THROTTLED:
-                raise
-            reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
-            verdicts = [(Verdict.INDETERMINATE, reason)] * len(questions)
-        lanes = (_lane(question.rule, *given, current) for question, given in zip(questions, verdicts, strict=True))
-        return Answer(pending.check_id, pending.as_of, current, tuple(lanes))
+            pending, request = ask(
+                self._party,
+                [questions[place] for place in sent],
+                now,
+                now + seconds,
+                self._random,
+                occasion=occasion,
+            )
+            call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
+            try:
+                reply = self._peers.call(call, seconds - (time.monotonic() - began))
+                outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
+                verdicts = read_outcome(pending, outcome, now + time.monotonic() - began)
+            except ProtocolError as error:
+                if throttled and error.code in THROTTLED:
+                    raise
+                reasons = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}
+                verdicts = [(Verdict.INDETERMINATE, reasons.get(error.code, Void.REFUSED))] * len(sent)
+            answered = [place for place, (_, reason) in zip(sent, verdicts, strict=True) if reason is None]
+        finally:
+            # Who waits for one check is answered first; batches, jobs and rechecks bear the trip.
+            (self._own.note if throttled else self._own.note_soon)(counted, answered)
+        told = {
+            place: _lane(questions[place].rule, *given, current, now)
+            for place, given in zip(sent, verdicts, strict=True)
+        }
+        lanes = tuple((stopped | told)[place] for place in range(len(questions)))
+        return Answer(pending.check_id, pending.as_of, current, lanes)
+
+    def _own_lanes(self, questions: Sequence[Question], occasion: int) -> list[OwnLane]:
+        """Return what the lanes are counted by; each custodian outside the group of this member has its own budget."""
+        manifest, custodians = self._party.manifest, dict[int, int]()
+        lanes = []
+        for question in questions:
+            rule, shard = question.rule, shard_of_person(self._party, question.identity)
+            if shard not in custodians:
+                own = manifest.slot_of_group(shard, self._party.id)
+                custodians[shard] = len(manifest.committee(shard).slots) - (own is not None)
+            budget, outside = rule.recheck_budget if occasion == RECHECK else rule.budget, custodians[shard]
+            most = most_answers(outside, budget), most_answers_whatever_was(outside, budget)
+            lanes.append(OwnLane(question.identity.encode(), rule.id, budget, rule.budget_days, *most))
+        return lanes
 
 
-def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness) -> LaneAnswer:
+def _stopped(rule: Rule, counted: Counted, place: int) -> LaneAnswer:
+    stop = counted.stopped[place]
+    until = BudgetEnd(stop.until, EndKind.EARLIEST if stop.is_certain else EndKind.EXPECTED)
+    return LaneAnswer(rule, Verdict.INDETERMINATE, Void.BUDGET_EXHAUSTED, until)
+
+
+def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness, now: float) -> LaneAnswer:
     """Where too few members' deposits are current a total may be too low: what exceeds does, nothing is within."""
     if verdict is Verdict.WITHIN and current.current < rule.min_current:
         return LaneAnswer(rule, Verdict.INDETERMINATE, Void.INCOMPLETE)
+    if reason is Void.BUDGET_EXHAUSTED:
+        return LaneAnswer(rule, verdict, reason, BudgetEnd(latest_today(now) + rule.budget_days, EndKind.LATEST))
     return LaneAnswer(rule, verdict, reason)

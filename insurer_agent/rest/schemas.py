@@ -5,6 +5,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 
+from insurer_agent.requester import EndKind
 from insurer_agent.roles import DAYS, MAX_DAYS, Role
 from insurer_agent.store.api_keys import ENDING_DAYS, MAX_NAME
 from protocol.check import Void
@@ -111,6 +112,21 @@ class ResultSchema(Schema):
         required=True,
         allow_none=True,
         metadata=_about("Seconds after which to ask again when indeterminate, else null."),
+    )
+    budget_until = fields.Date(
+        required=True,
+        allow_none=True,
+        metadata=_about("The day, UTC+8, from which a spent budget has an answer again; else null.", "2026-12-24"),
+    )
+    budget_until_is = fields.String(
+        required=True,
+        allow_none=True,
+        validate=validate.OneOf([kind.value for kind in EndKind]),
+        metadata=_about(
+            "How that is meant. `earliest`: by the agent's own count there is none before. `expected`: the same, if"
+            " what it asks just now is answered. `latest`: custodians say that the budget is spent, and by then all of"
+            " it is there again, unless the insurer's group asks meanwhile."
+        ),
     )
     window = fields.Nested(WindowSchema, required=True)
 

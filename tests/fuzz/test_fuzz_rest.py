@@ -181,6 +181,7 @@ MAY_GROW = {
     "check_request",
     "check_attempt",
     "budget",
+    "own_answer",
     "policy",
     "policy_row",
     "deposit",
