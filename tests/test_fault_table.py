@@ -295,7 +295,7 @@ TRANSACTIONS = {
     "find api key": Case(lambda there, key: there.one.api_keys.holder(key), with_api_key),
     # What was asked
     "count own answers": Case(lambda there, _: own_counted(there).stopped),
-    "note own answers": Case(lambda there, one: there.one.own_answers.note(one, [0]), own_counted),
+    "note own answers": Case(lambda there, one: there.one.own_answers.put(one, [0]), own_counted),
     "forget own answers": Case(
         lambda there, _: there.one.own_answers.forget_old(DAY.toordinal() + 9),
         lambda there: (own_counted(there), put(there, "UPDATE own_answer SET day = '2001-01-01'")),

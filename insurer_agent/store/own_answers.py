@@ -128,17 +128,18 @@ class OwnAnswers:
         return Counted(claim, occasion, day, keys, stopped)
 
     def note(self, counted: Counted, answered: Iterable[int]) -> None:
-        """Note what came of a check: the places of its lanes that were answered. The others are given back.
-
-        A failure is logged alone, as the answers are right all the same.
-        """
+        """Do as `put`; a failure is logged alone, as the answers are right all the same."""
         try:
-            self._write(self._notes_of(counted, answered))
+            self.put(counted, answered)
         except Problem as problem:
             log.warning("what came of a check is not counted: %s", problem.code)
 
+    def put(self, counted: Counted, answered: Iterable[int]) -> None:
+        """Note what came of a check: the places of its lanes that were answered. The others are given back."""
+        self._write(self._notes_of(counted, answered))
+
     def note_soon(self, counted: Counted, answered: Iterable[int]) -> None:
-        """Do the same within about a second, after the answer has left."""
+        """Do as `note` within about a second, when the answer has left."""
         with self._lock:
             self._notes += self._notes_of(counted, answered)
             if self._thread is None:
