@@ -6,7 +6,7 @@ persons as they stand.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from insurer_agent.completeness import DirectoryView
@@ -170,7 +170,7 @@ class Requester:
             # Who waits for one check is answered first; batches, jobs and rechecks bear the trip.
             (self._own.note if throttled else self._own.note_soon)(counted, answered)
         told = {
-            place: _lane(questions[place].rule, *given, current, now)
+            place: _until(_lane(questions[place].rule, *given, current), now)
             for place, given in zip(sent, verdicts, strict=True)
         }
         lanes = tuple((stopped | told)[place] for place in range(len(questions)))
@@ -197,10 +197,15 @@ def _stopped(rule: Rule, counted: Counted, place: int) -> LaneAnswer:
     return LaneAnswer(rule, Verdict.INDETERMINATE, Void.BUDGET_EXHAUSTED, until)
 
 
-def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness, now: float) -> LaneAnswer:
+def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness) -> LaneAnswer:
     """Where too few members' deposits are current a total may be too low: what exceeds does, nothing is within."""
     if verdict is Verdict.WITHIN and current.current < rule.min_current:
         return LaneAnswer(rule, Verdict.INDETERMINATE, Void.INCOMPLETE)
-    if reason is Void.BUDGET_EXHAUSTED:
-        return LaneAnswer(rule, verdict, reason, BudgetEnd(latest_today(now) + rule.budget_days, EndKind.LATEST))
     return LaneAnswer(rule, verdict, reason)
+
+
+def _until(lane: LaneAnswer, now: float) -> LaneAnswer:
+    """Return a lane with the latest end of a budget that custodians say is spent."""
+    if lane.reason is not Void.BUDGET_EXHAUSTED:
+        return lane
+    return replace(lane, until=BudgetEnd(latest_today(now) + lane.rule.budget_days, EndKind.LATEST))

@@ -1,6 +1,5 @@
 """The agent's own admin's face: API keys are made, listed and revoked."""
 
-import datetime as dt
 import secrets
 
 from flask import Flask, Response, jsonify
@@ -27,13 +26,11 @@ def serve(app: Flask, agent: Agent) -> None:
     def make_api_key() -> Response:
         asked = _REQUEST.load(read_json())
         roles = [Role(name) for name in asked["roles"]]
-        made = agent.api_keys.make(
+        key, ends = agent.api_keys.make_ending(
             asked["name"], secrets.token_bytes, roles=roles, days=asked["days"], replace=asked["replace"]
         )
-        ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=asked["days"])
-        response = jsonify(
-            _MADE.dump({"name": asked["name"], "roles": asked["roles"], "expires_at": ends, "api_key": made})
-        )
+        made = {"name": asked["name"], "roles": asked["roles"], "expires_at": ends, "api_key": key}
+        response = jsonify(_MADE.dump(made))
         response.status_code = 201
         response.headers["Cache-Control"] = "no-store"
         return response

@@ -76,9 +76,14 @@ class ApiKeys:
         Refuses a name that has a key, unless that is to end (`name-in-use`), or that is none (`bad-name`), no roles
         (`no-roles`), and days out of range (`bad-days`).
         """
+        return self.make_ending(name, random, roles=roles, days=days, replace=replace)[0]
+
+    def make_ending(
+        self, name: str, random: RandomBytes, *, roles: Iterable[Role], days: int = DAYS, replace: bool = False
+    ) -> tuple[str, dt.datetime]:
+        """Do as `make`; return when the key ends, too."""
         key = PREFIX + random(32).hex()
-        self._put(name, _hash(key), roles, days, replace=replace)
-        return key
+        return key, self._put(name, _hash(key), roles, days, replace=replace)
 
     def register(
         self,
@@ -104,7 +109,7 @@ class ApiKeys:
         *,
         until: dt.datetime | None = None,
         replace: bool,
-    ) -> None:
+    ) -> dt.datetime:
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             detail = f"a name has 1 to {MAX_NAME} printable characters"
             raise Problem(422, "bad-name", detail, hint="name the system that has the key")
@@ -115,20 +120,24 @@ class ApiKeys:
             raise Problem(422, "no-roles", "a key without a role may nothing", hint=f"give it one of {_names(Role)}")
         in_order = [role.value for role in Role if role in granted]
 
-        def transaction(connection: Rows) -> None:
+        def transaction(connection: Rows) -> dt.datetime:
             if replace:
                 connection.execute("DELETE FROM api_key WHERE name = %s", (name,))
             made = connection.execute(
                 "INSERT INTO api_key (name, hash, roles, expires_at)"
-                " VALUES (%s, %s, %s, least(now() + make_interval(days => %s), %s)) ON CONFLICT DO NOTHING",
+                " VALUES (%s, %s, %s, least(now() + make_interval(days => %s), %s)) ON CONFLICT DO NOTHING"
+                " RETURNING expires_at",
                 (name, digest, in_order, days, until),
-            ).rowcount
-            if made == 0:
+            ).fetchone()
+            if made is None:
                 detail = f"there is an API key named {name}, or the certificate has another name"
                 raise Problem(409, "name-in-use", detail, hint="revoke it, or take another name")
+            ends: dt.datetime = made[0]
+            return ends
 
-        self._database.run("make api key", transaction)
+        ends = self._database.run("make api key", transaction)
         self._remembered.forget()
+        return ends
 
     def entries(self) -> list[ApiKeyEntry]:
         """Return all keys there are, those that have ended too, by name."""
