@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request
 
+import psycopg
 import pytest
 from certified import DAY, House, certificate, member, new_key, running, tls_settings, urn
 from cryptography import x509
@@ -88,6 +89,29 @@ def test_a_client_certificate_that_is_registered_stands_for_an_api_key(
     assert api_key(house, "revoke", "underwriting") == 0
     wait_until(lambda: rules(house, shown, f"r5-{secrets.token_hex(4)}").status == 401, 2 * REMEMBERED_SECONDS)
     assert "Traceback" not in log.read_text()
+
+
+def test_a_client_certificate_has_roles_and_counts_no_longer_than_it_is_good(
+    house: House, log: Path, postgres: EmbeddedPostgres
+) -> None:
+    shown = of_own_ca("by-certificate")
+    assert register(house, "by-certificate", shown, "--days", "1095") == 0
+    context = stranger(house, "roles-1", shown, KEY)
+    assert call(Request(house.url(HERE) + "/v1/rules"), context).status == 200
+    for method, path in (("GET", "/v1/status"), ("POST", "/v1/policies"), ("GET", "/v1/api-keys")):
+        answer = call(Request(house.url(HERE) + path, method=method), context)
+        assert (answer.status, answer.body["code"]) == (403, "forbidden-role")
+    query = "SELECT expires_at FROM api_key WHERE name = 'by-certificate'"
+    with psycopg.connect(postgres.dsn("tls_agent")) as connection:
+        assert connection.execute(query).fetchone() == (shown.not_valid_after_utc,)
+        connection.execute("UPDATE api_key SET expires_at = now() WHERE name = 'by-certificate'")
+
+    def code() -> str | None:
+        body = call(Request(house.url(HERE) + "/v1/rules"), context).body
+        return body.get("code") if isinstance(body, dict) else None
+
+    wait_until(lambda: code() == "api-key-expired", 2 * REMEMBERED_SECONDS)
+    assert log.exists()
 
 
 def test_an_api_key_is_as_good_over_tls_whatever_certificate_comes_with_it(
