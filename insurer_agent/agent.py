@@ -1,12 +1,12 @@
 """One agent put together: settings, keys, manifest, database, and the three roles over them."""
 
-import hashlib
 import secrets
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from insurer_agent.acting import Acting, Source
 from insurer_agent.batch import Batches
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.config import Settings
@@ -18,10 +18,10 @@ from insurer_agent.requester import Requester
 from insurer_agent.store.api_keys import ApiKeys
 from insurer_agent.store.check_jobs import CheckJobs
 from insurer_agent.store.custody import PostgresCustody
-from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.database import Database
 from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
 from insurer_agent.store.keyring import Keyring
-from insurer_agent.store.locks import Lock
+from insurer_agent.store.manifests import Manifests
 from insurer_agent.store.outbox import Outbox
 from insurer_agent.store.own_answers import OwnAnswers
 from insurer_agent.store.rechecks import Spool
@@ -30,11 +30,9 @@ from insurer_agent.store.register import Register
 from insurer_agent.store.server import find_dsn
 from insurer_agent.store.snapshots import Snapshot
 from insurer_agent.store.vault import Vault
-from protocol import kdf
 from protocol.check import shard_of_person
-from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.manifest import Manifest, open_manifest
+from protocol.manifest import Manifest
 from protocol.party import Party
 from transport.certificates import Holder
 from transport.peers import Peers
@@ -51,7 +49,7 @@ class Agent:
     """What a process of an agent works with."""
 
     settings: Settings
-    party: Party
+    acting: Acting
     tls: Tls | None
     database: Database
     api_keys: ApiKeys
@@ -67,6 +65,11 @@ class Agent:
     directory: DirectoryView
     depositor: Depositor
     custodian: Custodian
+
+    @property
+    def party(self) -> Party:
+        """The member under the newest manifest; an operation takes it once."""
+        return self.acting.now()
 
     def snapshot(self, name: str) -> Snapshot:
         """Return the snapshots of a name, for the register."""
@@ -93,12 +96,13 @@ class Agent:
         custody = PostgresCustody(database, custody_vault, manifest.terms.tick_seconds, manifest.terms.epoch)
         keyring = Keyring(database, custody_vault)
         outbox = Outbox(database, vault)
-        directory = DirectoryView(party, peers, database, outbox, settings.deposit_seconds)
+        acting = Acting(party, Source(open_manifests(settings, keys, database), peers))
+        directory = DirectoryView(acting, peers, database, outbox, settings.deposit_seconds)
         own_answers = OwnAnswers(database, Vault(keys.storage, "own answers", random))
-        requester = Requester(party, peers, directory, own_answers, settings.check_seconds, random)
+        requester = Requester(acting, peers, directory, own_answers, settings.check_seconds, random)
         return cls(
             settings=settings,
-            party=party,
+            acting=acting,
             tls=tls,
             database=database,
             api_keys=ApiKeys(database),
@@ -112,7 +116,7 @@ class Agent:
             batches=Batches(requester, partial(shard_of_person, party), threads=settings.threads),
             jobs=CheckJobs(database, Vault(keys.storage, "check jobs", random)),
             directory=directory,
-            depositor=Depositor(party, peers, outbox, settings.deposit_seconds, random),
+            depositor=Depositor(acting, peers, outbox, settings.deposit_seconds, random),
             custodian=Custodian(party, custody, keyring, peers, random, threads=settings.threads),
         )
 
@@ -125,30 +129,22 @@ def _idempotency(settings: Settings, manifest: Manifest, database: Database, vau
     return RedisIdempotency(link, place, vault, secrets.token_bytes)
 
 
+def open_manifests(settings: Settings, keys: AgentKeys, database: Database) -> Manifests:
+    """Return the manifests that the agent has taken; raise `SettingsError` if the admins' keys cannot be read."""
+    return Manifests(database, load_pins(settings.admins), partial(_require_fit, settings, keys))
+
+
 def load_manifest(settings: Settings, keys: AgentKeys, database: Database) -> Manifest:
-    """Open the manifest file and remember its serial, so that an older or a forked one is refused from then on."""
+    """Return the manifest to begin with: that of the file, or a newer one that the agent has taken since.
+
+    Raises `SettingsError` where the file's is older than, or a fork of, what was taken, or cannot follow it.
+    """
     try:
         data = settings.manifest.read_bytes()
     except OSError as error:
         raise SettingsError(f"the manifest {settings.manifest} cannot be read: {error.strerror}") from None
-    pins = load_pins(settings.admins)
-
-    def transaction(connection: Rows) -> Manifest:
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (Lock.MANIFEST,))
-        row = connection.execute("SELECT value FROM setting WHERE name = 'manifest'").fetchone()
-        serial, seen = (int.from_bytes(row[0][:8], "big"), bytes(row[0][8:])) if row else (0, None)
-        manifest = open_manifest(data, pins, time.time(), serial, seen)
-        _require_fit(settings, keys, manifest)
-        _require_epoch(connection, manifest)
-        connection.execute(
-            "INSERT INTO setting (name, value) VALUES ('manifest', %s)"
-            " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value",
-            (manifest.terms.serial.to_bytes(8, "big") + manifest.hash,),
-        )
-        return manifest
-
     try:
-        return database.run("load manifest", transaction)
+        return open_manifests(settings, keys, database).load(data, time.time())
     except ProtocolError as error:
         raise SettingsError(f"the manifest {settings.manifest} is refused ({error.code}): {error.hint}") from None
 
@@ -161,18 +157,3 @@ def _require_fit(settings: Settings, keys: AgentKeys, manifest: Manifest) -> Non
         )
     require_agreed(settings.tls, manifest)
     Party(settings.member_id, keys.member, manifest)
-
-
-def _require_epoch(connection: Rows, manifest: Manifest) -> None:
-    """Bind the database to what its rows are found by: under another epoch, key, salt, committee, ownership or length
-    of ticks they would be missed, by all custodians alike, and persons look new.
-    """
-    terms = manifest.terms
-    numbers = terms.epoch.to_bytes(4, "big") + terms.tick_seconds.to_bytes(2, "big")
-    owners = (part.encode() for member in terms.members for part in (member.id, member.group))
-    committees = (encode(committee) for committee in terms.committees)
-    epoch = hashlib.sha256(kdf.join(numbers, terms.blinding_key, terms.salt_check, *committees, *owners)).digest()
-    connection.execute("INSERT INTO setting (name, value) VALUES ('epoch', %s) ON CONFLICT DO NOTHING", (epoch,))
-    row = connection.execute("SELECT value FROM setting WHERE name = 'epoch'").fetchone()
-    if row is None or bytes(row[0]) != epoch:
-        raise ProtocolError("other-epoch", "the database is of other keys, committees, owners or ticks; SPEC.md, 7")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from insurer_agent.acting import FOLLOW_SECONDS
 from insurer_agent.agent import Agent
 from insurer_agent.check_jobs import JobRunner
 from insurer_agent.completeness import PUBLISH_SECONDS
@@ -40,12 +41,18 @@ def start(agent: Agent) -> None:
     """Start the threads; they end with their process."""
     # Watermarks go out at regular times, which tell nothing: so not between deposits.
     works = ((_deposits, Lock.DEPOSITS), (_watermarks, Lock.WATERMARKS), (_check_jobs, Lock.CHECK_JOBS))
+    follow(agent)
     for work, lock in works:
         threading.Thread(target=_run, args=(agent, work, lock), name=work.__name__, daemon=True).start()
     if agent.tls is not None:
         # In every process: an agent's machines share their database, not their state directories.
         args = (agent, agent.tls, Peers(agent.tls))
         threading.Thread(target=_revocations, args=args, name=_revocations.__name__, daemon=True).start()
+
+
+def follow(agent: Agent) -> None:
+    """Start the thread that takes up newer manifests, in every process: each acts under its own."""
+    threading.Thread(target=_manifests, args=(agent,), name=_manifests.__name__, daemon=True).start()
 
 
 Held = Callable[[], bool]
@@ -61,6 +68,18 @@ def _run(agent: Agent, work: Callable[[Agent, Held], None], lock: Lock) -> None:
         except Exception as error:  # noqa: BLE001  the threads must outlive any fault, the database's above all
             log.warning("background work failed, trying again: %s", fault(error))
         time.sleep(_RETRY_SECONDS)
+
+
+def _manifests(agent: Agent) -> None:
+    while True:
+        try:
+            agent.acting.follow()
+        except ProtocolError as error:
+            if error.code not in ("unreachable", "timeout"):  # as all others who call the service say
+                log.warning("no newer manifest was had of the service: %s", error.code)
+        except Exception as error:  # noqa: BLE001  as in `_run`
+            log.warning("no newer manifest was taken: %s", fault(error))
+        time.sleep(FOLLOW_SECONDS)
 
 
 def _revocations(agent: Agent, tls: Tls, peers: Peers) -> None:
@@ -115,7 +134,7 @@ def _deposits(agent: Agent, held: Held) -> None:
 
 def _upkeep(agent: Agent) -> bool:
     """Return whether all committee keys are where they belong."""
-    missing = agent.custodian.exchange_keys()
+    missing = agent.custodian.under(agent.party).exchange_keys()
     agent.custodian.forget_old(time.time())
     agent.idempotency.forget_old()
     agent.jobs.forget_old()

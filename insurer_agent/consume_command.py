@@ -59,9 +59,8 @@ def _consume(args: argparse.Namespace) -> int:
     import signal
     import threading
 
-    from insurer_agent import stream_consumer
+    from insurer_agent import background, stream_consumer
     from insurer_agent.agent import Agent
-    from insurer_agent.intake.stream_entry import EntryMapping
     from insurer_agent.policy_stream import PolicyStream
 
     url = os.environ.get(args.redis_url_env)
@@ -74,14 +73,14 @@ def _consume(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    agent = Agent.open(Path(args.state), connections=2)
+    agent = Agent.open(Path(args.state), connections=3)
     try:
-        terms = agent.party.manifest.terms
+        background.follow(agent)
         stream_consumer.Consumer(
             stream,
             agent.database,
             agent.register,
-            EntryMapping(products=frozenset(terms.products), maximum=terms.deposit_cap),
+            stream_consumer.NewestMapping(agent.acting),
             lock=stream_consumer.lock_of(args.stream, args.group),
             pace=stream_consumer.Pace(batch=args.batch, claim=args.claim_after, patience=args.patience),
             stop=stop,

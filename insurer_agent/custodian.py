@@ -7,6 +7,8 @@ answer leaves.
 import hmac
 import logging
 import time
+from copy import copy
+from typing import Self
 
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
@@ -60,6 +62,14 @@ class Custodian:
         self._random = random
         self._recheck_places = Places(threads)
         self._batch_places = Places(threads, FOR_BATCHES)
+
+    def under(self, party: Party) -> Self:
+        """Return this custodian acting under another manifest, with the same store and the same places."""
+        if party is self._party:
+            return self
+        other = copy(self)
+        other._party = party  # noqa: SLF001  its own
+        return other
 
     # --- checks
 

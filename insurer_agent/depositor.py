@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from itertools import groupby
 
+from insurer_agent.acting import Acting
 from insurer_agent.store.outbox import Attempt, Lacking, Outbox, Outgoing, counts_still
 from protocol.custody import Kept
 from protocol.deposit import REFUSED, MadeDeposit, is_complete, is_made, make_deposit, read_receipts, sign_batch
@@ -28,8 +29,8 @@ FINAL = frozenset({REFUSED, "deposit-abandoned", "deposit-reused"})
 class Depositor:
     """Sends what is due, and again what is not receipted by all holders."""
 
-    def __init__(self, party: Party, peers: Peers, outbox: Outbox, seconds: float, random: RandomBytes) -> None:
-        self._party = party
+    def __init__(self, acting: Acting, peers: Peers, outbox: Outbox, seconds: float, random: RandomBytes) -> None:
+        self._acting = acting
         self._peers = peers
         self._outbox = outbox
         self._seconds = seconds
@@ -38,24 +39,25 @@ class Depositor:
 
     def send_due(self) -> int:
         """Send one round of what is due, and what holders that can be reached still lack; return how many were sent."""
-        lacking, due = self._outbox.lacking(self._party.manifest), self._outbox.due(ROUND)
-        self._send(due)
-        return len(due) + sum(map(self._repeat, lacking))
+        party = self._acting.now()
+        lacking, due = self._outbox.lacking(party.manifest), self._outbox.due(ROUND)
+        self._send(party, due)
+        return len(due) + sum(self._repeat(party, one) for one in lacking)
 
-    def _repeat(self, lacking: Lacking) -> int:
+    def _repeat(self, party: Party, lacking: Lacking) -> int:
         """Send again what counts already to whom it is lacking at: a batch to try, all where a receipt comes."""
         if not self._holds.allow(lacking, time.monotonic()):
             return 0
         due = self._outbox.repeats(lacking, BATCH if self._holds.doubt(lacking) else ROUND)
-        attempts = self._send(due)
+        attempts = self._send(party, due)
         reached = {slot for attempt in attempts for slot, kept in attempt.states.items() if kept.tick is not None}
         evened = any(attempt.complete for attempt in attempts)
         self._holds.note(lacking, reached, time.monotonic(), evened=evened)
         return len(due)
 
-    def _send(self, due: list[Outgoing]) -> list[Attempt]:
+    def _send(self, party: Party, due: list[Outgoing]) -> list[Attempt]:
         now, fresh = time.time(), {}
-        not_before = self._not_before(now)
+        not_before = self._not_before(party, now)
         for item in due:
             if item.made is None and item.entry is not None:
                 if not counts_still(item.entry, now):  # it has waited until no rule's window reaches its day
@@ -63,7 +65,7 @@ class Depositor:
                     continue
                 try:
                     fresh[item.seq] = make_deposit(
-                        self._party, item.entry, item.deposit_id, self._random, not_before=not_before
+                        party, item.entry, item.deposit_id, self._random, not_before=not_before
                     )
                 except ProtocolError as error:
                     log.warning("a deposit of shard %d cannot be made: %s", item.shard, error.code)
@@ -75,28 +77,28 @@ class Depositor:
         for counts in (False, True):  # what counts already needs no range check
             sent = [(item, made) for item, made in ready if made is not None and item.counts is counts]
             for batch in batches(sent, self._random):
-                attempts += self._send_batch(batch, repeat=counts)
+                attempts += self._send_batch(party, batch, repeat=counts)
         return attempts
 
     def anything_due(self) -> bool:
         """Tell whether a round would send anything."""
-        now = time.monotonic()
+        now, manifest = time.monotonic(), self._acting.now().manifest
         return bool(self._outbox.due(1)) or any(
-            self._holds.allow(lacking, now) for lacking in self._outbox.lacking(self._party.manifest)
+            self._holds.allow(lacking, now) for lacking in self._outbox.lacking(manifest)
         )
 
-    def _not_before(self, now: float) -> int:
+    def _not_before(self, party: Party, now: float) -> int:
         """Return the tick before which a deposit made at `now` must not count: after all that has been made.
 
         Not lower than what no check may be as of any more, so holders do not see since when nothing was deposited.
         """
-        floor = tick_at(now - MAX_AS_OF_AGE, self._party.manifest.terms.tick_seconds)
+        floor = tick_at(now - MAX_AS_OF_AGE, party.manifest.terms.tick_seconds)
         return max(floor, self._outbox.highest_tick())
 
-    def _send_batch(self, batch: list[tuple[Outgoing, MadeDeposit]], *, repeat: bool) -> list[Attempt]:
+    def _send_batch(self, party: Party, batch: list[tuple[Outgoing, MadeDeposit]], *, repeat: bool) -> list[Attempt]:
         made = [deposit for _, deposit in batch]
-        signed = sign_batch(self._party, made, time.time(), repeat=repeat)
-        manifest = self._party.manifest
+        signed = sign_batch(party, made, time.time(), repeat=repeat)
+        manifest = party.manifest
         call = Call(manifest.terms.service_url, "/v1/deposits", encode(signed), {"Content-Type": CONTENT_TYPE})
         try:
             reply = self._peers.call(call, self._seconds)
@@ -111,7 +113,7 @@ class Depositor:
         current = tick_at(time.time(), manifest.terms.tick_seconds) + 1  # clocks may differ by a tick
         attempts = []
         for (item, deposit), outcome in zip(batch, outcomes, strict=True):
-            told = read_receipts(self._party, deposit, outcome)
+            told = read_receipts(party, deposit, outcome)
             # Such a receipt counts once its time has come. Else it would not enter the first tick of a correction.
             states = {slot: kept for slot, kept in told.items() if kept.tick is None or kept.tick <= current}
             if len(states) < len(told):
@@ -170,15 +172,15 @@ class _Holds:
 def batches(
     ready: list[tuple[Outgoing, MadeDeposit]], random: RandomBytes
 ) -> Iterable[list[tuple[Outgoing, MadeDeposit]]]:
-    """Group by shard and excluded slot, which a batch has in common, and cut to random sizes.
+    """Group by shard, excluded slot and manifest, which a batch has in common, and cut to random sizes.
 
     Two deposits of one person never share a batch, as the later waits for the earlier. Were batches as large as can
     be, one that follows by itself would tell the service that its person was in the one before. So a coin decides, each
     time, whether as many go as can or any number of them: often enough whole, as a batch costs all holders something.
     """
 
-    def place(entry: tuple[Outgoing, MadeDeposit]) -> tuple[int, int]:
-        return (entry[1].shard, entry[1].excluded)
+    def place(entry: tuple[Outgoing, MadeDeposit]) -> tuple[int, int, bytes]:
+        return (entry[1].shard, entry[1].excluded, entry[1].manifest_hash)
 
     for _, group in groupby(sorted(ready, key=place), key=place):
         items = list(group)

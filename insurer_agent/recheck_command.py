@@ -42,6 +42,7 @@ def add_recheck_command(command: Callable[..., argparse.ArgumentParser]) -> None
 
 
 def _recheck(args: argparse.Namespace) -> int:
+    from insurer_agent import background
     from insurer_agent.agent import Agent
     from insurer_agent.config import Settings
     from insurer_agent.store.server import database_server
@@ -53,8 +54,9 @@ def _recheck(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     with database_server(Settings.load(args.state)):
-        agent = Agent.open(args.state, connections=3)
+        agent = Agent.open(args.state, connections=4)
         try:
+            background.follow(agent)  # a run may take all night
             return _run(agent, args)
         except VaultError as error:
             raise SettingsError(str(error)) from None

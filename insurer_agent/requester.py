@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from insurer_agent.acting import Acting
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.store.own_answers import Counted, OwnAnswers, OwnLane
 from protocol.budget import latest_today, most_answers, most_answers_whatever_was
@@ -78,14 +79,14 @@ class Requester:
 
     def __init__(
         self,
-        party: Party,
+        acting: Acting,
         peers: Peers,
         directory: DirectoryView,
         own: OwnAnswers,
         seconds: float,
         random: RandomBytes,
     ) -> None:
-        self._party = party
+        self._acting = acting
         self._peers = peers
         self._directory = directory
         self._own = own
@@ -94,9 +95,9 @@ class Requester:
 
     def rules(self) -> list[Rule]:
         """Return the version in force today of every rule."""
-        today = china_day(time.time())
-        names = sorted({rule.id for rule in self._party.manifest.terms.rules if rule.valid_from <= today})
-        return [self._party.manifest.current_rule(name, today) for name in names]
+        today, manifest = china_day(time.time()), self._acting.now().manifest
+        names = sorted({rule.id for rule in manifest.terms.rules if rule.valid_from <= today})
+        return [manifest.current_rule(name, today) for name in names]
 
     def check(self, subject: Identity, rule_ids: Sequence[str], proposed: int) -> Answer:
         """Ask under each rule whether the subject's total with `proposed` fen more exceeds the rule's limit.
@@ -117,8 +118,8 @@ class Requester:
 
     def unasked(self, lanes: Sequence[Lane], reason: Void) -> Answer:
         """Return the answer of a check that could not even be sent."""
-        today = china_day(time.time())
-        rules = (self._party.manifest.current_rule(rule_id, today) for _, rule_id, _ in lanes)
+        today, manifest = china_day(time.time()), self._acting.now().manifest
+        rules = (manifest.current_rule(rule_id, today) for _, rule_id, _ in lanes)
         void = tuple(LaneAnswer(rule, Verdict.INDETERMINATE, reason) for rule in rules)
         return Answer(self._random(16), today, self._directory.now(), void)
 
@@ -132,14 +133,15 @@ class Requester:
         return self._ask(asked, RECHECK, RECHECK_SECONDS, throttled=True)
 
     def _ask(self, asked: Sequence[Lane], occasion: int, seconds: float, *, throttled: bool) -> Answer:
-        manifest, now, began = self._party.manifest, time.time(), time.monotonic()
+        party, now, began = self._acting.now(), time.time(), time.monotonic()
+        manifest = party.manifest
         questions = [
             Question(subject, manifest.current_rule(rule_id, china_day(now)), proposed)
             for subject, rule_id, proposed in asked
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
-        counted = self._own.count(self._random(16), occasion, self._own_lanes(questions, occasion), now)
+        counted = self._own.count(self._random(16), occasion, _own_lanes(party, questions, occasion), now)
         sent = [place for place in range(len(questions)) if place not in counted.stopped]
         stopped = {place: _stopped(questions[place].rule, counted, place) for place in counted.stopped}
         if not sent:
@@ -148,7 +150,7 @@ class Requester:
         answered = list[int]()
         try:
             pending, request = ask(
-                self._party,
+                party,
                 [questions[place] for place in sent],
                 now,
                 now + seconds,
@@ -176,19 +178,20 @@ class Requester:
         lanes = tuple((stopped | told)[place] for place in range(len(questions)))
         return Answer(pending.check_id, pending.as_of, current, lanes)
 
-    def _own_lanes(self, questions: Sequence[Question], occasion: int) -> list[OwnLane]:
-        """Return what the lanes are counted by; each custodian outside the group of this member has its own budget."""
-        manifest, custodians = self._party.manifest, dict[int, int]()
-        lanes = []
-        for question in questions:
-            rule, shard = question.rule, shard_of_person(self._party, question.identity)
-            if shard not in custodians:
-                own = manifest.slot_of_group(shard, self._party.id)
-                custodians[shard] = len(manifest.committee(shard).slots) - (own is not None)
-            budget, outside = rule.recheck_budget if occasion == RECHECK else rule.budget, custodians[shard]
-            most = most_answers(outside, budget), most_answers_whatever_was(outside, budget)
-            lanes.append(OwnLane(question.identity.encode(), rule.id, budget, rule.budget_days, *most))
-        return lanes
+
+def _own_lanes(party: Party, questions: Sequence[Question], occasion: int) -> list[OwnLane]:
+    """Return what the lanes are counted by; each custodian outside the group of this member has its own budget."""
+    manifest, custodians = party.manifest, dict[int, int]()
+    lanes = []
+    for question in questions:
+        rule, shard = question.rule, shard_of_person(party, question.identity)
+        if shard not in custodians:
+            own = manifest.slot_of_group(shard, party.id)
+            custodians[shard] = len(manifest.committee(shard).slots) - (own is not None)
+        budget, outside = rule.recheck_budget if occasion == RECHECK else rule.budget, custodians[shard]
+        most = most_answers(outside, budget), most_answers_whatever_was(outside, budget)
+        lanes.append(OwnLane(question.identity.encode(), rule.id, budget, rule.budget_days, *most))
+    return lanes
 
 
 def _stopped(rule: Rule, counted: Counted, place: int) -> LaneAnswer:

@@ -15,17 +15,19 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+from insurer_agent.acting import Acting
 from insurer_agent.importer import Applies
 from insurer_agent.intake.errors import IntakeError
-from insurer_agent.intake.policy import Event, RejectedRow
+from insurer_agent.intake.policy import Event, PolicyRow, RejectedRow
 from insurer_agent.intake.stream_entry import EntryMapping
 from insurer_agent.policy_stream import FIRST, DeadLetter, PolicyStream, StreamEntry, gone_letter
 from insurer_agent.store.database import Database
 from insurer_agent.store.register import POLICY_UNKNOWN, Applied, PolicyEvent
+from protocol.manifest import Manifest
 from transport.redis_link import redis_fault
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,25 @@ class _Tally:
     told_at: float
     told: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+
+
+class NewestMapping(EntryMapping):
+    """Reads entries by the products and the largest amount of the newest manifest: a consumer runs for months."""
+
+    def __init__(self, acting: Acting) -> None:
+        self._acting = acting
+        self._take_up(acting.now().manifest)
+
+    def _take_up(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        super().__init__(products=frozenset(manifest.terms.products), maximum=manifest.terms.deposit_cap)
+
+    def policy(self, fields: Sequence[bytes]) -> PolicyRow | RejectedRow:
+        """See `EntryMapping.policy`."""
+        manifest = self._acting.now().manifest
+        if manifest is not self._manifest:
+            self._take_up(manifest)
+        return super().policy(fields)
 
 
 class Consumer:

@@ -93,11 +93,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class MadeDeposit:
-    """A deposit ready to be sent, and sent again unchanged, with where it goes."""
+    """A deposit ready to be sent, and sent again unchanged, with where it goes and the manifest it was made under."""
 
     shard: int
     excluded: int
     deposit: Deposit
+    manifest_hash: bytes
 
 
 # --- step 1: the depositor -----------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def make_deposit(
         padded = _pad(encode(body), len(slots))
         envelopes.append(party.channel(custodian).seal(PURPOSE, deposit_id, padded, random(32)))
     deposit = Deposit(deposit_id=deposit_id, blinded=token.blinded, envelopes=tuple(envelopes))
-    return MadeDeposit(shard, excluded, deposit)
+    return MadeDeposit(shard, excluded, deposit, manifest.hash)
 
 
 def _pad(body: bytes, slots: int) -> bytes:
@@ -189,20 +190,20 @@ def _unpad(padded: bytes) -> bytes:
 
 
 def sign_batch(party: Party, made: Sequence[MadeDeposit], now: float, *, repeat: bool = False) -> SignedBatch:
-    """Return the request for deposits of one shard and excluded slot, signed at `now`.
+    """Return the request for deposits of one shard, excluded slot and manifest, signed at `now`.
 
     `repeat`: all of them count already and some holder lacks them.
     """
-    places = {(item.shard, item.excluded) for item in made}
+    places = {(item.shard, item.excluded, item.manifest_hash) for item in made}
     if len(places) != 1:
-        raise ProtocolError("mixed-batch", "a batch has one shard and one excluded slot")
-    ((shard, excluded),) = places
+        raise ProtocolError("mixed-batch", "a batch has one shard, one excluded slot and one manifest")
+    ((shard, excluded, manifest_hash),) = places
     batch = encode(
         DepositBatch(
             depositor=party.id,
             shard=shard,
             excluded=excluded,
-            manifest_hash=party.manifest.hash,
+            manifest_hash=manifest_hash,
             issued_at=int(now),
             made=int(repeat),
             deposits=tuple(item.deposit for item in made),

@@ -7,9 +7,11 @@ codec of `protocol.encoding` rather than as JSON, so that what is signed has one
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated
 
 from protocol import signing
@@ -24,6 +26,9 @@ PERSONS_A_SHARD = 10_000
 MAX_WINDOW_DAYS = 366
 SUM_INSURED = "sum_insured"
 POLICY_COUNT = "policy_count"
+PERSON = "person"
+SUBJECT_TYPES = frozenset({PERSON})
+"""Of whom a rule's totals are. One so far; an unknown one is refused, as nobody would sum it as it is meant."""
 DAY = UInt(32, least=1, most=date.max.toordinal())
 FLAG = UInt(8, most=1)
 _PURPOSE = "manifest"
@@ -40,10 +45,12 @@ class Member:
     sealing_key: Annotated[bytes, Fixed(32)]
 
 
-@message("rule", version=1)
+@message("rule", version=2)
 class Rule:
     """A threshold: is the sum over `products` in the last `window_days` days, with the proposal, above `limit`?
 
+    The sum is that of one subject of the `subject_type`. A rule is not changed: another version of it comes with a day
+    of its own, `valid_from`, and what a version says stands for good (`require_succession`).
     `limit` is in fen for `sum_insured`, in policies for `policy_count`. A requester's group gets `budget` answers for
     one person in `budget_days` days from each custodian, and `recheck_budget` more by rechecks (0: there are none).
     Days are proleptic Gregorian ordinals. Where fewer than `min_current` members' deposits are current
@@ -53,6 +60,7 @@ class Rule:
     id: Annotated[str, NAME]
     version: Annotated[int, UInt(32, least=1)]
     products: Annotated[tuple[str, ...], Seq(NAME, least=1, most=64)]
+    subject_type: Annotated[str, NAME]
     window_days: Annotated[int, UInt(16, least=1, most=MAX_WINDOW_DAYS)]
     measure: Annotated[str, NAME]
     limit: Annotated[int, UInt(48)]
@@ -142,16 +150,24 @@ class AdminPins:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Terms that were found consistent, with their hash and the look-ups that the protocol needs."""
+    """Terms that were found consistent, with their hash and the look-ups that the protocol needs.
+
+    `valid_until` is the terms', but for an earlier manifest that stands beside a newer one (`under`).
+    """
 
     terms: Terms
     hash: bytes = field(repr=False)
+    valid_until: int
 
     @classmethod
     def of(cls, terms: Terms) -> "Manifest":
         """Check the terms for consistency and take their hash; refuse (`bad-manifest`) contradictions."""
         _check(terms)
-        return cls(terms, hashlib.sha256(encode(terms)).digest())
+        return cls(terms, hashlib.sha256(encode(terms)).digest(), terms.valid_until)
+
+    def under(self, newest: "Manifest") -> "Manifest":
+        """Return this earlier manifest, good as long as the newest is: deposits made under it are taken till then."""
+        return replace(self, valid_until=newest.valid_until)
 
     @cached_property
     def members(self) -> dict[str, Member]:
@@ -208,7 +224,11 @@ class Manifest:
         """Refuse a message made under another manifest, and any once this one has expired."""
         if manifest_hash != self.hash:
             raise ProtocolError("other-manifest", "the message was made under another manifest; fetch the newest")
-        if now >= self.terms.valid_until:
+        self.require_unexpired(now)
+
+    def require_unexpired(self, now: float) -> None:
+        """Refuse (`manifest-expired`) a manifest that has expired."""
+        if now >= self.valid_until:
             raise ProtocolError("manifest-expired", "the manifest has expired; the alliance must sign a new one")
 
 
@@ -217,13 +237,10 @@ def sign_terms(terms: Terms, admin: str, private: Secret) -> AdminSignature:
     return AdminSignature(admin=admin, signature=signing.sign(private, _PURPOSE, encode(terms)))
 
 
-def open_manifest(
-    data: bytes, pins: AdminPins, now: float, newest_serial: int = 0, newest_hash: bytes | None = None
-) -> Manifest:
-    """Decode, verify and check a signed manifest.
+def verify_manifest(data: bytes, pins: AdminPins) -> Manifest:
+    """Decode, verify and check a signed manifest, whatever its age: one that was in force once.
 
-    Refuses one that is malformed, signed by fewer than the threshold of pinned admins, expired, older than
-    `newest_serial`, or of that serial with another hash (a fork).
+    Refuses one that is malformed, inconsistent, or signed by fewer than the threshold of pinned admins.
     """
     signed = decode(SignedManifest, data)
     good: set[bytes] = set()
@@ -234,13 +251,90 @@ def open_manifest(
             good.add(key)
     if len(good) < pins.threshold:
         raise ProtocolError("under-signed", "fewer pinned admins have signed the manifest than are needed")
-    manifest = Manifest.of(decode(Terms, signed.terms))
+    return Manifest.of(decode(Terms, signed.terms))
+
+
+def open_manifest(
+    data: bytes, pins: AdminPins, now: float, newest_serial: int = 0, newest_hash: bytes | None = None
+) -> Manifest:
+    """Decode, verify and check a signed manifest that is to be acted on.
+
+    Refuses what `verify_manifest` refuses, and one that has expired, is older than `newest_serial`, or of that serial
+    with another hash (a fork).
+    """
+    manifest = verify_manifest(data, pins)
     if manifest.terms.serial < newest_serial:
         raise ProtocolError("manifest-older", "a newer manifest has been seen; rollback is refused")
     if manifest.terms.serial == newest_serial and newest_hash not in (None, manifest.hash):
         raise ProtocolError("manifest-forked", "another manifest of the same serial has been seen")
-    manifest.require_current(manifest.hash, now)
+    manifest.require_unexpired(now)
     return manifest
+
+
+def require_succession(previous: Terms, terms: Terms, earlier: Iterable[Terms] = ()) -> None:
+    """Refuse terms that cannot follow the `previous` ones; `earlier` are those before these, as far as they are known.
+
+    The codes: `other-alliance`; `manifest-older`; `other-epoch`, where stored rows would be missed or not opened;
+    `cap-lowered`, after which deposits above it could not be corrected; `rule-rewritten`; `rule-version-order`, for a
+    new version that is not above all that its rule has had; `rule-back-dated`, for one that would have been in force
+    before its manifest was issued. Where manifests between the two are not known the latter asks for the day when the
+    previous one was issued.
+    """
+    if terms.alliance != previous.alliance:
+        raise ProtocolError("other-alliance", "the manifest is another alliance's")
+    if terms.serial <= previous.serial or terms.issued_at < previous.issued_at:
+        hint = "the manifest has no higher serial than the one before, or was issued earlier"
+        raise ProtocolError("manifest-older", hint)
+    if _lasting(terms) != _lasting(previous):
+        hint = "keys, epoch, committees, members' owners and length of ticks stay as in the manifest before"
+        raise ProtocolError("other-epoch", hint)
+    if terms.deposit_cap < previous.deposit_cap:
+        raise ProtocolError("cap-lowered", "the cap of deposits is not lower than in the manifest before")
+    _require_rules_follow(previous, terms, earlier)
+
+
+def _require_rules_follow(previous: Terms, terms: Terms, earlier: Iterable[Terms]) -> None:
+    known = {(rule.id, rule.version): rule for one in (*earlier, previous) for rule in one.rules}
+    highest: dict[str, int] = {}
+    for rule_id, version in known:
+        highest[rule_id] = max(version, highest.get(rule_id, 0))
+    before = {(rule.id, rule.version) for rule in previous.rules}
+    direct = terms.serial == previous.serial + 1
+    first_day = china_day(terms.issued_at if direct else previous.issued_at)
+    for rule in terms.rules:
+        place = (rule.id, rule.version)
+        if known.get(place, rule) != rule:
+            raise ProtocolError("rule-rewritten", f"{rule.id} version {rule.version} said something else before")
+        if place in before:
+            continue
+        if rule.version <= highest.get(rule.id, 0):
+            hint = f"{rule.id} has had a version {highest[rule.id]}; a new one is above it"
+            raise ProtocolError("rule-version-order", hint)
+        if rule.valid_from < first_day:
+            hint = f"{rule.id} version {rule.version} is new, and in force from the day of its manifest at the earliest"
+            raise ProtocolError("rule-back-dated", hint)
+
+
+def require_same_connections(previous: Terms, terms: Terms) -> None:
+    """Refuse (`other-connections`) terms that parties cannot take up while they run: with another CA, other keys of a
+    member or the service, plain HTTP in place of TLS, or without the floor of persons a shard. Such a manifest is put
+    in place by all parties at once, as a file.
+    """
+
+    def of(terms: Terms) -> tuple[object, ...]:
+        keys = tuple((member.signing_key, member.sealing_key) for member in terms.members)
+        return terms.tls_authority, terms.plain_http, terms.service_signing_key, terms.local, keys
+
+    if of(terms) != of(previous):
+        hint = "another CA, other keys or ways to connect are put in place by all parties at once, as a file"
+        raise ProtocolError("other-connections", hint)
+
+
+def _lasting(terms: Terms) -> tuple[object, ...]:
+    """Return what the databases of agents are bound to."""
+    members = [(member.id, member.group) for member in terms.members]
+    bound = (terms.epoch, terms.blinding_key, terms.salt_check, terms.shards, terms.tick_seconds)
+    return (*bound, terms.committees, members)
 
 
 _ADDRESS = re.compile(
@@ -305,6 +399,12 @@ def _check(terms: Terms) -> None:
         require(len(set(rule.products)) == len(rule.products), "a rule names a product twice")
         require(rule.min_current <= len(groups), "a rule needs more current members than there are")
         require(rule.measure in (SUM_INSURED, POLICY_COUNT), "a rule has an unknown measure")
+        require(rule.subject_type in SUBJECT_TYPES, "a rule is of an unknown type of subject")
+    ordered = sorted(terms.rules, key=lambda rule: (rule.id, rule.version))
+    require(
+        all(one.id != then.id or one.valid_from <= then.valid_from for one, then in pairwise(ordered)),
+        "a later version of a rule is in force before an earlier one",
+    )
     largest = max((rule.limit for rule in terms.rules), default=0)
     require(
         len(groups) * terms.deposit_cap + largest < HALF_RING // 2,

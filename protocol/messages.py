@@ -8,7 +8,22 @@ from protocol import signing
 from protocol.channel import MAC_BYTES
 from protocol.committee_keys import KeyName
 from protocol.comparison import MAX_LANES, TAG_BYTES, Part
-from protocol.encoding import HASH, ID, NAME, POINT, Blob, Fixed, Maybe, Nested, Seq, Text, UInt, first_field, message
+from protocol.encoding import (
+    HASH,
+    ID,
+    NAME,
+    POINT,
+    Blob,
+    Fixed,
+    Maybe,
+    Nested,
+    Seq,
+    Text,
+    UInt,
+    decode,
+    first_field,
+    message,
+)
 from protocol.errors import ProtocolError
 from protocol.manifest import DAY, FLAG
 from protocol.sharing import CHOSEN, MAX_SLOTS, RING_BITS
@@ -281,6 +296,11 @@ class SignedBatch:
         """Whose batch it says it is; nothing else of it is decoded, which takes time."""
         name: str = first_field(DepositBatch, self.batch)
         return name
+
+    @property
+    def manifest_hash(self) -> bytes:
+        """The manifest that it says it was made under; all of it is decoded."""
+        return decode(DepositBatch, self.batch).manifest_hash
 
 
 @message("evaluated deposit", version=1)

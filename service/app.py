@@ -1,5 +1,6 @@
 """The service's HTTP face: what agents call."""
 
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -11,17 +12,20 @@ from werkzeug.wrappers import Request
 
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.manifest import AdminPins, Manifest, open_manifest
-from protocol.messages import CheckRequest, SignedBatch, SignedRelay
+from protocol.messages import BatchOutcome, CheckOutcome, CheckRequest, SignedBatch, SignedRelay
 from protocol.party import ServiceParty
 from protocol.progress import SignedReport
+from service.acting import Acting
 from service.config import Settings, load_keys
 from service.custodians import Custodians
 from service.directory import DataDirectory
+from service.published import MANIFESTS, Published
 from service.relay import Relay
 from transport import internal, web
 from transport.capture import Capture
 from transport.certificates import REVOCATIONS_PATH
+from transport.http_answers import NOT_MODIFIED
+from transport.manifests import BY_HASH_PATH, NEWEST_PATH
 from transport.message_face import Answer, MessageFace, answer_of, read_message
 from transport.peers import Peers
 from transport.server import MAX_BODY
@@ -29,30 +33,31 @@ from transport.settings import SettingsError, load_pins
 from transport.tls import Tls, require_agreed
 
 M = TypeVar("M")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def open_service(state: Path) -> tuple[Settings, ServiceParty, bytes]:
-    """Read and check everything; return settings, party and the signed manifest's bytes."""
+def open_service(state: Path) -> tuple[Settings, Acting]:
+    """Read and check everything; return the settings, and the service acting under the newest manifest."""
     settings = Settings.load(state)
     keys = load_keys(state)
-    pins: AdminPins = load_pins(settings.admins)
+    pins = load_pins(settings.admins)
     try:
-        data = settings.manifest.read_bytes()
-        manifest: Manifest = open_manifest(data, pins, time.time())
-        require_agreed(settings.tls, manifest)
-        return settings, ServiceParty(keys, manifest), data
+        acting = Acting(keys, Published(settings.state / MANIFESTS, pins, settings.manifest))
+        require_agreed(settings.tls, acting.now().manifest)
     except OSError as error:
         raise SettingsError(f"the manifest {settings.manifest} cannot be read: {error.strerror}") from None
     except ProtocolError as error:
         raise SettingsError(f"the manifest {settings.manifest} is refused ({error.code}): {error.hint}") from None
+    return settings, acting
 
 
 def make_app(state: Path, tls: Tls | None = None) -> Flask:
     """Return the WSGI application of the service; without `tls` it speaks plain HTTP, if the manifest has it so."""
-    settings, party, manifest = open_service(state)
+    settings, acting = open_service(state)
+    party = acting.now()
     directory = open_directory(settings, party)
     relay = Relay(party, Custodians(party, Peers(tls), directory), settings, secrets.token_bytes)
-    return make_relay_app(settings, party, manifest, relay, directory, tls)
+    return make_relay_app(settings, acting, relay, directory, tls)
 
 
 def open_directory(settings: Settings, party: ServiceParty) -> DataDirectory:
@@ -62,22 +67,22 @@ def open_directory(settings: Settings, party: ServiceParty) -> DataDirectory:
 
 def make_relay_app(
     settings: Settings,
-    party: ServiceParty,
-    manifest: bytes,
+    acting: Acting,
     relay: Relay,
     directory: DataDirectory,
     tls: Tls | None = None,
 ) -> Flask:
-    """Return the WSGI application over a relay; `manifest` is the signed manifest's bytes."""
+    """Return the WSGI application over a relay, which acts under each request's manifest."""
     app = Flask("service")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     web.register(app)
 
+    party = acting.now()
     if tls is None and not party.manifest.terms.plain_http:
         raise SettingsError("the manifest has all parties speak TLS")
     captured = settings.capture if party.manifest.terms.local else None
-    _messages(MessageFace(app, None if captured is None else Capture(captured)), party, relay, directory, tls)
-    _documents(app, manifest, tls)
+    _messages(MessageFace(app, None if captured is None else Capture(captured)), acting, relay, directory, tls)
+    _documents(app, acting.published, tls)
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -85,13 +90,13 @@ def make_relay_app(
 
     @app.get("/readyz")
     def readyz() -> Response:
-        party.manifest.require_current(party.manifest.hash, time.time())
+        acting.now().manifest.require_unexpired(time.time())
         return jsonify({"status": "ready"})
 
     return app
 
 
-def _messages(face: MessageFace, party: ServiceParty, relay: Relay, directory: DataDirectory, tls: Tls | None) -> None:
+def _messages(face: MessageFace, acting: Acting, relay: Relay, directory: DataDirectory, tls: Tls | None) -> None:
     def serve(path: str, kind: type[M], answer: Callable[[M], object], sender: Callable[[M], str]) -> None:
         """Answer messages; over TLS those alone that the very member that each says it is of sends."""
 
@@ -104,23 +109,42 @@ def _messages(face: MessageFace, party: ServiceParty, relay: Relay, directory: D
 
         def plain(request: Request) -> Answer:
             body = encode(answer(read_message(request, kind)))
-            signature = internal.sign_answer(party.keys.signing, path, request.get_data(), body)
+            signature = internal.sign_answer(acting.now().keys.signing, path, request.get_data(), body)
             return body, [(internal.SIGNATURE_HEADER, signature)]
 
         face.add(path, plain if tls is None else over_tls)
 
-    serve("/v1/checks", CheckRequest, relay.check, lambda message: message.signed.statement.requester)
-    serve("/v1/deposits", SignedBatch, relay.deposit, lambda message: message.depositor)
-    serve("/v1/relay", SignedRelay, relay.relay, lambda message: message.relay.sender)
+    def check(asked: CheckRequest) -> CheckOutcome:
+        return relay.under(acting.of_check(asked.signed.statement.manifest_hash)).check(asked)
+
+    def deposit(signed: SignedBatch) -> BatchOutcome:
+        return relay.under(acting.of_deposit(signed.manifest_hash)).deposit(signed)
+
+    serve("/v1/checks", CheckRequest, check, lambda message: message.signed.statement.requester)
+    serve("/v1/deposits", SignedBatch, deposit, lambda message: message.depositor)
+    serve("/v1/relay", SignedRelay, lambda one: relay.under(acting.now()).relay(one), lambda one: one.relay.sender)
     serve("/v1/watermarks", SignedReport, directory.exchange, lambda message: message.report.member)
 
 
-def _documents(app: Flask, manifest: bytes, tls: Tls | None) -> None:
-    @app.get("/v1/manifest")
-    def signed_manifest() -> Response:
+def _documents(app: Flask, published: Published, tls: Tls | None) -> None:
+    @app.get(NEWEST_PATH)
+    def newest_manifest() -> Response:
         if tls is not None:
             tls.require_member(request.environ)
-        return Response(manifest, content_type=internal.CONTENT_TYPE)
+        data, manifest = published.newest()
+        etag = f'"{manifest.hash.hex()}"'
+        if request.headers.get("If-None-Match") == etag:  # as agents write it; all else gets the whole
+            return Response(status=NOT_MODIFIED, headers={"ETag": etag})
+        return Response(data, content_type=internal.CONTENT_TYPE, headers={"ETag": etag})
+
+    @app.get(BY_HASH_PATH + "<manifest_hash>")
+    def manifest_by_hash(manifest_hash: str) -> Response:
+        if tls is not None:
+            tls.require_member(request.environ)
+        data = published.by_hash(bytes.fromhex(manifest_hash)) if _HASH.fullmatch(manifest_hash) else None
+        if data is None:
+            raise ProtocolError("unknown-manifest", "the service has published no manifest of that hash")
+        return Response(data, content_type=internal.CONTENT_TYPE)
 
     @app.get(REVOCATIONS_PATH)
     def revocations() -> Response:

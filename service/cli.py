@@ -31,8 +31,8 @@ def _serve(args: argparse.Namespace) -> int:
     from transport.server import serve
     from transport.tls import open_tls, warn_if_plain
 
-    settings, party, _ = open_service(args.state)
-    tls = open_tls(settings.tls, party.manifest, SERVICE)
+    settings, acting = open_service(args.state)
+    tls = open_tls(settings.tls, acting.now().manifest, SERVICE)
     warn_if_plain(tls)
     if settings.redis is not None:
         warn_unless_redis_answers(settings.redis)

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping
+from copy import copy
 from enum import Enum
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
@@ -35,6 +36,12 @@ class Custodians:
         self._peers = peers
         self._directory = directory
         self._until: dict[tuple[str, int, Trouble], float] = {}
+
+    def under(self, service: ServiceParty) -> Self:
+        """Return this line with the addresses of another manifest and the same memory."""
+        other = copy(self)
+        other._service = service  # noqa: SLF001  its own
+        return other
 
     def call(
         self, shard: int, path: str, messages: Mapping[int, object], answer: type[M], seconds: float

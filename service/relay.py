@@ -6,8 +6,9 @@ It sees blinded persons and sealed envelopes, and returns tags that it cannot re
 import logging
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from protocol import signing
 from protocol.check import Evaluation, Void, accept_request, call_for, conclude, void_outcome
@@ -82,6 +83,14 @@ class Relay:
         self._checks, self._rechecks, self._deposits = rate_limits(service.manifest.terms.alliance, settings)
         self._recheck_places = Places(settings.threads)
         self._batch_places = Places(settings.threads, FOR_BATCHES)
+
+    def under(self, service: ServiceParty) -> Self:
+        """Return this relay acting under another manifest, with the same memory, rates and places."""
+        if service is self._service:
+            return self
+        other = copy(self)
+        other._service, other._custodians = service, self._custodians.under(service)  # noqa: SLF001  its own
+        return other
 
     # --- a check
 

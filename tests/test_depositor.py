@@ -12,6 +12,7 @@ from test_store_outbox import Store, entry
 from world import NOW, TODAY, World, make_world, person
 
 import insurer_agent.depositor
+from insurer_agent.acting import Acting
 from insurer_agent.depositor import BATCH, Depositor
 from insurer_agent.store.outbox import SPARE_DAYS, Backlog
 from protocol.check import shard_of_person
@@ -130,7 +131,7 @@ def store(database: str) -> Iterator[Store]:
 
 
 def depositor(alliance: Alliance, store: Store) -> Depositor:
-    return Depositor(alliance.world.party(1), Peers(), store.outbox, 10.0, alliance.world.random)
+    return Depositor(Acting(alliance.world.party(1)), Peers(), store.outbox, 10.0, alliance.world.random)
 
 
 def test_a_receipt_of_a_tick_to_come_counts_when_it_has_come_and_no_correction_may_count_before_it(

@@ -28,10 +28,10 @@ from live import wait_until
 from opened import open_custody
 from test_store_custody import A_DAY, admission, commit_of, judged, plain
 from test_store_custody import proposed as a_proposed
-from wired import MEMBERS, Wired, wired_alliance
+from wired import ADMIN, MEMBERS, Wired, wired_alliance
 from wires import Fault, Wire, is_post, redis_answered, says_ok
 
-from insurer_agent.agent import load_manifest
+from insurer_agent.agent import load_manifest, open_manifests
 from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.policy import Event
@@ -43,6 +43,7 @@ from insurer_agent.store import redis_idempotency
 from insurer_agent.store.check_jobs import NewItem, Outcome, Part
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
+from insurer_agent.store.manifests import Manifests
 from insurer_agent.store.outbox import Attempt, Backlog, Lacking
 from insurer_agent.store.own_answers import Counted, OwnLane
 from insurer_agent.store.rechecks import FIRST, OpenLane, Spool
@@ -53,15 +54,17 @@ from protocol.check import Verdict
 from protocol.committee_keys import CommitteeKey, holders, key_sets
 from protocol.custody import PENDING_SECONDS, Kept, RangeAttempt, Reading
 from protocol.deposit import make_deposit
+from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
-from protocol.manifest import china_day
+from protocol.manifest import Manifest, SignedManifest, china_day, sign_terms, verify_manifest
 from protocol.messages import UNDERWRITING
 from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
 from transport import internal
 from transport.problems import Problem
 from transport.redis_link import RedisLink
+from transport.settings import load_pins
 
 ROOT = Path(__file__).parent.parent
 AGENT = ("insurer_agent", "transport")
@@ -261,6 +264,29 @@ def loaded(there: Wired) -> object:
     return load_manifest(there.one.settings, keys, there.database).terms.serial
 
 
+def manifests(there: Wired) -> Manifests:
+    return open_manifests(there.one.settings, AgentKeys.load(there.one.settings.state), there.database)
+
+
+def verified(there: Wired, data: bytes) -> Manifest:
+    return verify_manifest(data, load_pins(there.one.settings.admins))
+
+
+def another(there: Wired, serials: int) -> bytes:
+    """Return a manifest that follows that of the file, or that it follows; the latter alone is known."""
+    put(there, "DELETE FROM manifest")
+    loaded(there)
+    terms = there.one.party.manifest.terms
+    terms = replace(terms, serial=terms.serial + serials, issued_at=terms.issued_at + serials)
+    signature = sign_terms(terms, "admin", ADMIN)
+    return encode(SignedManifest(terms=encode(terms), signatures=(signature,)))
+
+
+def newest(there: Wired) -> object:
+    found = manifests(there).newest()
+    return found and found.terms.serial
+
+
 AT = Reading(shard=0, epoch=1, tick=10, persons=((a_proposed(1).index, 1),))
 
 TRANSACTIONS = {
@@ -394,8 +420,18 @@ TRANSACTIONS = {
         lambda there: put(there, "DELETE FROM setting WHERE name = 'directory'"),
     ),
     "read directory": Case(lambda there, _: reread(there), lambda there: there.one.directory.exchange()),
-    "load manifest": Case(
-        lambda there, _: loaded(there), lambda there: put(there, "DELETE FROM setting WHERE name = 'manifest'")
+    "load manifest": Case(lambda there, _: loaded(there), lambda there: put(there, "DELETE FROM manifest")),
+    "take manifest": Case(
+        lambda there, data: manifests(there).take(data, time.time()).terms.serial, lambda there: another(there, +1)
+    ),
+    "keep an earlier manifest": Case(
+        lambda there, data: manifests(there).keep_earlier(data, verified(there, data).hash).terms.serial,
+        lambda there: another(there, -1),
+    ),
+    "newest manifest": Case(lambda there, _: newest(there), lambda there: another(there, +1)),
+    "manifest by hash": Case(
+        lambda there, _: manifests(there).by_hash(there.one.party.manifest.hash) is not None,
+        lambda there: another(there, +1),
     ),
     "migrate": Case(lambda there, _: there.empty.migrate(), without_tables),
     "check durability": Case(lambda there, _: there.empty.migrate(), without_tables),

@@ -201,3 +201,18 @@ def test_a_peer_that_drips_its_answer_does_not_outlast_the_deadline(peers: Peers
 
 def test_other_schemes_are_refused(peers: Peers) -> None:
     assert peers.call(to("file:///etc/passwd"), 1) == Unreachable(timed_out=False)
+
+
+def test_what_has_not_changed_has_no_body_and_states_no_length(peers: Peers, server: Server) -> None:
+    connections = []
+
+    def handle(connection: socket.socket) -> None:
+        connections.append(connection)
+        while read_request(connection):
+            connection.sendall(b'HTTP/1.1 304 NOT MODIFIED\r\nETag: "x"\r\n\r\n')
+
+    with server(handle) as url:
+        replies = [peers.call(Call(url, "/x", b"", {"If-None-Match": '"x"'}, method="GET"), 5) for _ in range(3)]
+        peers.close()
+    assert [(reply.status, reply.body) for reply in replies if isinstance(reply, Reply)] == [(304, b"")] * 3
+    assert len(connections) == 1

@@ -18,6 +18,7 @@ from strategies import deterministic
 from world import NOW, TODAY, make_world, person
 
 from insurer_agent import depositor as depositor_module
+from insurer_agent.acting import Acting
 from insurer_agent.depositor import Depositor
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.outbox import (
@@ -34,8 +35,9 @@ from insurer_agent.store.vault import Vault
 from protocol.check import shard_of_person
 from protocol.committee import draw_committee
 from protocol.custody import Kept
-from protocol.deposit import PURPOSE, Entry, MadeDeposit, _unpad, holder_slots, make_deposit
+from protocol.deposit import PURPOSE, Entry, MadeDeposit, _unpad, holder_slots, make_deposit, sign_batch
 from protocol.encoding import decode, encode
+from protocol.errors import ProtocolError
 from protocol.manifest import Committee, Manifest
 from protocol.messages import AMENDMENT, ISSUE, DepositBatch, DepositEnvelope, DepositFacts, SignedBatch
 from protocol.party import Party
@@ -391,6 +393,10 @@ class Wire:
         batches = [decode(DepositBatch, decode(SignedBatch, body).batch) for body in self.bodies]
         return [encode(deposit) for batch in batches for deposit in batch.deposits]
 
+    def manifests(self) -> set[bytes]:
+        """Return under which manifests batches were sent."""
+        return {decode(SignedBatch, body).manifest_hash for body in self.bodies}
+
 
 @pytest.fixture
 def wire() -> Iterator[Wire]:
@@ -415,7 +421,7 @@ def wire() -> Iterator[Wire]:
 
 def depositor(store: Store, wire: Wire, **changes: Any) -> Depositor:  # noqa: ANN401  of several types
     manifest = Manifest.of(replace(WORLD.manifest.terms, service_url=wire.url, **changes))
-    return Depositor(Party(PARTY.id, PARTY.keys, manifest), Peers(), store.outbox, 10.0, secrets.token_bytes)
+    return Depositor(Acting(Party(PARTY.id, PARTY.keys, manifest)), Peers(), store.outbox, 10.0, secrets.token_bytes)
 
 
 def test_what_is_sent_again_is_byte_for_byte_what_was_sent_first(database: str, store: Store, wire: Wire) -> None:
@@ -429,6 +435,41 @@ def test_what_is_sent_again_is_byte_for_byte_what_was_sent_first(database: str, 
         after_restart.database.close()
     assert sorted(Counter(wire.deposits()).values()) == [3] * 5
     assert store.column("attempts") == [3] * 5 + [0]
+
+
+def test_what_was_made_under_an_earlier_manifest_is_sent_unchanged_under_it_and_apart_from_what_is_new(
+    store: Store, wire: Wire
+) -> None:
+    store.put(*[entry(whom) for whom in range(3)])
+    depositor(store, wire).send_due()
+    earlier, under = set(wire.deposits()), wire.manifests()
+    assert under == {Manifest.of(replace(WORLD.manifest.terms, service_url=wire.url)).hash}
+    wire.bodies.clear()
+    store.put(*[entry(whom) for whom in range(10, 13)])
+    store.wait()
+    for item in store.due():  # or what is new would wait for what is not made
+        if item.made is not None:
+            store.outbox.record([Attempt(item, {0: RECEIPT}, made=True)])
+    store.wait()
+    after = depositor(store, wire, serial=9)
+    assert after.send_due() == 6
+    assert len(wire.bodies) >= 2
+    for body in wire.bodies:
+        batch = decode(DepositBatch, decode(SignedBatch, body).batch)
+        sent = {encode(deposit) for deposit in batch.deposits}
+        assert sent <= earlier if batch.manifest_hash in under else not sent & earlier
+    assert wire.manifests() == under | {after._acting.now().manifest.hash}
+    assert earlier < set(wire.deposits())
+
+
+def test_a_batch_is_of_one_manifest(store: Store) -> None:
+    store.put(entry(1))
+    item = store.due()[0]
+    made = store.make(item)
+    other = replace(made, manifest_hash=bytes(32))
+    with pytest.raises(ProtocolError, match="mixed-batch"):
+        sign_batch(PARTY, [made, other], NOW)
+    assert decode(DepositBatch, sign_batch(PARTY, [other], NOW).batch).manifest_hash == bytes(32)
 
 
 def test_a_deposit_does_not_count_before_what_receipts_have_told_and_tells_nothing_older(
@@ -462,8 +503,8 @@ def test_two_senders_that_take_a_deposit_at_once_send_the_same_bytes(store: Stor
     store.put(entry(1))
     one, two = depositor(store, wire), depositor(store, wire)
     of_one, of_two = store.due(), store.due()
-    one._send(of_one)
-    two._send(of_two)
+    one._send(one._acting.now(), of_one)
+    two._send(two._acting.now(), of_two)
     assert len(wire.deposits()) == 2
     assert len(set(wire.deposits())) == 1
 
@@ -473,7 +514,8 @@ def test_a_sender_that_comes_after_all_have_receipted_sends_nothing(store: Store
     late, item = store.due(), store.due()[0]
     store.make(item)
     store.record(item, made=True, complete=True)
-    depositor(store, wire)._send(late)
+    late_one = depositor(store, wire)
+    late_one._send(late_one._acting.now(), late)
     assert store.column("made") == [None]
     assert wire.deposits() == []
 
@@ -482,8 +524,9 @@ def test_bytes_whose_storing_fails_are_not_sent(store: Store, wire: Wire) -> Non
     store.put(entry(1))
     due = store.due()
     store.database.run("break", lambda at: at.execute("ALTER TABLE deposit ADD CHECK (made IS NULL)"))
+    sender = depositor(store, wire)
     with pytest.raises(psycopg.Error):
-        depositor(store, wire)._send(due)
+        sender._send(sender._acting.now(), due)
     assert wire.bodies == []
 
 

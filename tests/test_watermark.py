@@ -13,6 +13,7 @@ from strategies import deterministic
 from test_store_outbox import SET_ASIDE_AFTER, Store, entry, refuse
 from world import NOW, RULE, make_world, name
 
+from insurer_agent.acting import Acting
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.requester import _lane
 from protocol.check import Verdict, Void
@@ -214,7 +215,7 @@ def test_sessions_of_others_in_the_database_do_not_hold_the_watermark(database: 
 
 def test_what_a_member_was_told_outlives_its_process_and_damage_counts_as_nothing(store: Store) -> None:
     def view() -> DirectoryView:
-        return DirectoryView(WORLD.party(1), Peers(), store.database, store.outbox, 1.0)
+        return DirectoryView(Acting(WORLD.party(1)), Peers(), store.database, store.outbox, 1.0)
 
     assert view().now() == Completeness(MEMBERS, 0, None)
     with pytest.raises(ProtocolError):  # there is no service

@@ -35,6 +35,9 @@ from protocol.secret import Secret
 from service.app import make_app as make_service_app
 from service.config import save_keys
 
+ADMIN = Secret(bytes(range(32)))
+"""The key of the one admin."""
+FIRST_SERIAL = 2
 MEMBERS = 6
 Past = psycopg.Connection[tuple[Any, ...]]
 SEALED = frozenset(
@@ -124,7 +127,7 @@ class Wired:
         """Empty the first member's database but for what it needs to work."""
         with self.aside.transaction():
             for table in _tables(self.aside):
-                if table not in ("setting", "committee_key"):
+                if table not in ("setting", "committee_key", "manifest"):
                     self.aside.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
 
     def state(self) -> dict[str, list[str]]:
@@ -198,14 +201,19 @@ def _make_states(
     root: Path, server: EmbeddedPostgres, wires: dict[str, Wire], to_postgres: Wire, shards: int
 ) -> dict[str, Path]:
     """Write what each party has in its state directory, as a local alliance lays them out."""
-    world, admin, now = make_world(MEMBERS, shards=shards), Secret(bytes(range(32))), int(time.time())
+    world, admin, now = make_world(MEMBERS, shards=shards), ADMIN, int(time.time())
 
     def url(name: str) -> str:
         return f"http://127.0.0.1:{wires[name].port}"
 
     members = tuple(replace(member, url=url(member.id)) for member in world.manifest.terms.members)
     terms = replace(
-        world.manifest.terms, members=members, service_url=url("service"), issued_at=now - 10, valid_until=now + 86_400
+        world.manifest.terms,
+        serial=FIRST_SERIAL,
+        members=members,
+        service_url=url("service"),
+        issued_at=now - 10,
+        valid_until=now + 86_400,
     )
     signed = encode(SignedManifest(terms=encode(terms), signatures=(sign_terms(terms, "admin", admin),)))
     pins = json.dumps({"threshold": 1, "keys": {"admin": signing.public_key(admin).hex()}})

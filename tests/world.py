@@ -15,7 +15,7 @@ from protocol.deposit import Entry, MadeDeposit, run_deposit
 from protocol.garbling import ActiveLabels, Evaluator, Table
 from protocol.group import Scalar
 from protocol.identity import DocumentType, Identity, salt_check
-from protocol.manifest import Committee, Manifest, Member, Rule, Terms, china_day
+from protocol.manifest import PERSON, Committee, Manifest, Member, Rule, Terms, china_day
 from protocol.messages import ISSUE
 from protocol.party import MemberKeys, Party, ServiceKeys, ServiceParty, random_scalar
 from protocol.secret import Secret
@@ -32,6 +32,7 @@ RULE = Rule(
     id="accident-30d",
     version=1,
     products=("accident",),
+    subject_type=PERSON,
     window_days=30,
     measure="sum_insured",
     limit=LIMIT,

@@ -13,6 +13,7 @@ MAX_ANSWER = 64 << 20
 _MAX_HEAD = 32 << 10
 _READ_BYTES = 64 << 10
 _SUCCESS = 200
+NOT_MODIFIED = 304
 _LENGTH = re.compile(r"[0-9]{1,9}")
 
 
@@ -84,10 +85,11 @@ class HttpAnswer:
 
     def on_headers_complete(self) -> None:
         """Judge the head."""
-        length = self.headers.get("content-length", "")
+        status = self._parser.get_status_code()
+        length = self.headers.get("content-length", "0" if status == NOT_MODIFIED else "")  # which has no body
         if not _LENGTH.fullmatch(length) or int(length) > MAX_ANSWER:
             raise BadAnswerError("the answer does not state a length that can be")
-        self.status = self._parser.get_status_code()
+        self.status = status
         self.stays = self._parser.should_keep_alive() and self.status >= _SUCCESS
 
     def on_body(self, body: bytes) -> None:

@@ -18,6 +18,7 @@ STATUS_OF_CODE = {
     "certificate-revoked": 403,
     "certificate-expired": 403,
     "no-revocations": 404,
+    "unknown-manifest": 404,
     "not-custodian": 404,
     "other-manifest": 409,
     "manifest-expired": 503,
@@ -31,8 +32,8 @@ STATUS_OF_CODE = {
 
 HINT_OF_CODE = {
     "unknown-rule": "GET /v1/rules of the agent lists the rules in force",
-    "manifest-expired": "have the alliance's admins sign a manifest that is valid, and put it in place",
-    "other-manifest": "put the alliance's newest manifest in place",
+    "manifest-expired": "have the alliance's admins publish the next manifest",
+    "other-manifest": "agents take up the newest manifest by themselves; see their logs if they do not",
     "stale": "set this machine's clock and the other's by a time server",
     "bad-signature": "calls are signed by a party of the manifest; check its keys and addresses",
     "unknown-member": "the manifest lists the members; compare it with this member's id",
@@ -42,6 +43,7 @@ HINT_OF_CODE = {
     "certificate-revoked": "ask the alliance's admins why, and for a new certificate",
     "certificate-expired": "have the alliance's admins renew the certificate; set the clocks of both machines",
     "no-revocations": "the service's operator puts the admins' crl.pem into its state directory",
+    "unknown-manifest": "GET /v1/manifest of the service is the newest",
     "not-custodian": "the manifest lists each shard's custodians",
     "rate-limited": "send less at once, or ask the operator for a higher rate",
     "busy": "try again shortly",

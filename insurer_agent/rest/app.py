@@ -9,7 +9,7 @@ from werkzeug.wrappers import Request
 
 from insurer_agent.agent import Agent
 from insurer_agent.rest import access, api_keys, batches, checks, jobs, pages, policies
-from protocol.messages import CheckCall, CommitCall, PrepareCall, Relayed
+from protocol.messages import CheckAnswer, CheckCall, CommitCall, PrepareAnswer, PrepareCall, Relayed
 from transport import internal, web
 from transport.capture import Capture
 from transport.message_face import Answer, MessageFace, answer_of, read_message
@@ -47,10 +47,18 @@ def _internal(face: MessageFace, agent: Agent) -> None:
 
         face.add(path, handle)
 
-    serve(internal.CHECK, CheckCall, agent.custodian.check)
-    serve(internal.PREPARE, PrepareCall, agent.custodian.prepare)
-    serve(internal.COMMIT, CommitCall, agent.custodian.commit)
-    serve(internal.COMMITTEE_KEY, Relayed, agent.custodian.receive_key)
+    custodian, acting = agent.custodian, agent.acting
+
+    def check(call: CheckCall) -> CheckAnswer:
+        return custodian.under(acting.of_check(call.signed.statement.manifest_hash)).check(call)
+
+    def prepare(call: PrepareCall) -> PrepareAnswer:
+        return custodian.under(acting.of_deposit(call.manifest_hash)).prepare(call)
+
+    serve(internal.CHECK, CheckCall, check)
+    serve(internal.PREPARE, PrepareCall, prepare)
+    serve(internal.COMMIT, CommitCall, lambda call: custodian.under(acting.now()).commit(call))
+    serve(internal.COMMITTEE_KEY, Relayed, lambda call: custodian.under(acting.now()).receive_key(call))
 
 
 def _health(app: Flask, agent: Agent) -> None:

@@ -1,6 +1,7 @@
 """The underwriter's face: checks, the rules in force, and how far the agent's own deposits are."""
 
 import datetime as dt
+import time
 from threading import BoundedSemaphore
 from typing import Any
 
@@ -11,8 +12,15 @@ from insurer_agent.intake.amounts import format_amount
 from insurer_agent.rest.access import ANY, CHECKS, STATUS, allow
 from insurer_agent.rest.answers import CHINA, body_of, completeness_of, is_final
 from insurer_agent.rest.requests import Reply, amount_of, answer, place_in, subject_of
-from insurer_agent.rest.schemas import CheckRequestSchema, CompletenessSchema, EndingKeySchema, RuleSchema
-from protocol.manifest import SUM_INSURED, Rule, day_of
+from insurer_agent.rest.schemas import (
+    CheckRequestSchema,
+    CompletenessSchema,
+    EndingKeySchema,
+    ManifestSchema,
+    RuleSchema,
+)
+from protocol.manifest import SUM_INSURED, Manifest, Rule, day_of
+from transport.manifests import Age
 
 _REQUEST = CheckRequestSchema()
 
@@ -49,9 +57,19 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
                 "deposits_incomplete": backlog.incomplete,
                 "deposits_set_aside": backlog.set_aside,
                 "completeness": CompletenessSchema().dump(completeness_of(agent.directory.now())),
+                "manifest": ManifestSchema().dump(_manifest(agent.party.manifest)),
                 "api_keys_ending": EndingKeySchema(many=True).dump(agent.api_keys.ending(dt.datetime.now(CHINA))),
             }
         )
+
+
+def _manifest(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "serial": manifest.terms.serial,
+        "hash": manifest.hash.hex(),
+        "valid_until": dt.datetime.fromtimestamp(manifest.terms.valid_until, CHINA),
+        "state": Age.of(manifest, time.time()).value,
+    }
 
 
 def _rule(rule: Rule) -> Any:  # noqa: ANN401  JSON
@@ -61,6 +79,7 @@ def _rule(rule: Rule) -> Any:  # noqa: ANN401  JSON
             "id": rule.id,
             "version": rule.version,
             "products": list(rule.products),
+            "subject_type": rule.subject_type,
             "window_days": rule.window_days,
             "measure": rule.measure,
             "limit": limit,

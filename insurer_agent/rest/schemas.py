@@ -251,6 +251,7 @@ class RuleSchema(Schema):
     id = fields.String(required=True)
     version = fields.Integer(required=True)
     products = fields.List(fields.String(), required=True)
+    subject_type = fields.String(required=True, metadata=_about("Whose total it is: a person's.", "person"))
     window_days = fields.Integer(required=True)
     measure = fields.String(required=True)
     limit = fields.String(required=True)
@@ -336,8 +337,27 @@ class MadeApiKeySchema(_KeySchema):
     roles = fields.List(fields.String(validate=_ROLES), required=True)
 
 
+class ManifestSchema(Schema):
+    """The manifest that the agent acts under."""
+
+    serial = fields.Integer(required=True, metadata=_about("Grows with every manifest.", 2))
+    hash = fields.String(required=True, metadata=_about("SHA-256 of what the admins signed, in hex.", "5f" * 32))
+    valid_until = fields.AwareDateTime(
+        required=True, format="iso", metadata=_about("No check and no deposit is taken from then on.")
+    )
+    state = fields.String(
+        required=True,
+        validate=validate.OneOf(["good", "ending", "expired"]),
+        metadata=_about(
+            "`ending` from 14 days before `valid_until`: no newer one has come, or one is withheld.", "good"
+        ),
+    )
+
+
 class StatusSchema(Schema):
-    """How many of the agent's own deposits are on their way, and which API keys should be replaced."""
+    """How many of the agent's own deposits are on their way, how complete all members' are, the manifest, and which API
+    keys should be replaced.
+    """
 
     deposits_unmade = fields.Integer(required=True, metadata=_about("Not counted in checks yet."))
     deposits_incomplete = fields.Integer(required=True, metadata=_about("Counted, but a holder lacks them still."))
@@ -346,6 +366,7 @@ class StatusSchema(Schema):
         metadata=_about("Unmade, and refused again and again or damaged: their persons' totals lack them."),
     )
     completeness = fields.Nested(CompletenessSchema, required=True)
+    manifest = fields.Nested(ManifestSchema, required=True)
     api_keys_ending = fields.List(
         fields.Nested(EndingKeySchema),
         required=True,

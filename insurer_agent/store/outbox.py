@@ -57,7 +57,7 @@ SELECT shard, excluded, had FROM found WHERE shard >= 0"""
 """From one combination to the next in the index `deposit_behind`: few, however many deposits wait for a holder."""
 
 
-_OUTGOING = "seq, deposit_id, shard, excluded, entry, made, attempts, receipts, made_at IS NOT NULL"
+_OUTGOING = "seq, deposit_id, shard, excluded, entry, made, manifest, attempts, receipts, made_at IS NOT NULL"
 
 
 _RECORD = """
@@ -263,7 +263,7 @@ class Outbox:
             name, lambda connection: connection.execute(query.encode(), values).fetchall(), one_statement=True
         )
         found, damaged = [], []
-        for seq, deposit_id, shard, excluded, entry, made, attempts, receipts, counts in rows:
+        for seq, deposit_id, shard, excluded, entry, made, manifest, attempts, receipts, counts in rows:
             try:
                 found.append(
                     Outgoing(
@@ -272,7 +272,7 @@ class Outbox:
                         shard,
                         excluded,
                         None if entry is None else _entry(decode(_StoredEntry, self._vault.open(deposit_id, entry))),
-                        None if made is None else self._opened(shard, excluded, deposit_id, made),
+                        None if made is None else self._opened(shard, excluded, deposit_id, made, manifest),
                         attempts,
                         {int(slot): tick for slot, tick in receipts.items() if tick is not None},
                         counts,
@@ -321,9 +321,14 @@ class Outbox:
             stored = {}
             for seq, item in made.items():
                 row = connection.execute(
-                    "UPDATE deposit SET made = coalesce(made, %s), entry = NULL WHERE seq = %s AND completed_at IS NULL"
-                    " RETURNING deposit_id, made",
-                    (self._vault.seal(_made_place(item.deposit.deposit_id), encode(item.deposit)), seq),
+                    "UPDATE deposit SET manifest = CASE WHEN made IS NULL THEN %s ELSE manifest END,"
+                    " made = coalesce(made, %s), entry = NULL WHERE seq = %s AND completed_at IS NULL"
+                    " RETURNING deposit_id, made, manifest",
+                    (
+                        item.manifest_hash,
+                        self._vault.seal(_made_place(item.deposit.deposit_id), encode(item.deposit)),
+                        seq,
+                    ),
                 ).fetchone()
                 if row is not None and row[1] is not None:
                     stored[seq] = self._opened(item.shard, item.excluded, *row)
@@ -331,8 +336,9 @@ class Outbox:
 
         return self._database.run("store made deposits", transaction) if made else {}
 
-    def _opened(self, shard: int, excluded: int, deposit_id: bytes, sealed: bytes) -> MadeDeposit:
-        return MadeDeposit(shard, excluded, decode(Deposit, self._vault.open(_made_place(deposit_id), sealed)))
+    def _opened(self, shard: int, excluded: int, deposit_id: bytes, sealed: bytes, manifest_hash: bytes) -> MadeDeposit:
+        deposit = decode(Deposit, self._vault.open(_made_place(deposit_id), sealed))
+        return MadeDeposit(shard, excluded, deposit, bytes(manifest_hash))
 
     def record(self, attempts: Sequence[Attempt]) -> None:
         """Record what came of a batch, in one transaction: receipts, whether made and complete, or when to repeat."""

@@ -7,6 +7,15 @@ CREATE TABLE IF NOT EXISTS setting (
     value bytea NOT NULL
 );
 
+-- The manifests that this agent has taken: the newest is that of all its processes, earlier ones serve deposits that were
+-- made under them. Signed by the alliance's admins, and verified whenever they are read.
+CREATE TABLE IF NOT EXISTS manifest (
+    serial   numeric(20) PRIMARY KEY,
+    hash     bytea NOT NULL UNIQUE,
+    signed   bytea NOT NULL,
+    taken_at timestamptz NOT NULL DEFAULT now()
+);
+
 CREATE TABLE IF NOT EXISTS api_key (
     name         text PRIMARY KEY,
     hash         bytea NOT NULL UNIQUE,
@@ -180,6 +189,7 @@ CREATE TABLE IF NOT EXISTS deposit (
     made_at         timestamptz,
     completed_at    timestamptz
 );
+ALTER TABLE deposit ADD COLUMN IF NOT EXISTS manifest bytea;  -- hash of the one that `made` was made under
 CREATE INDEX IF NOT EXISTS deposit_due ON deposit (next_attempt_at, seq) WHERE completed_at IS NULL AND made_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_behind ON deposit
     (shard, excluded, jsonb_path_query_array(receipts, '$.keyvalue() ? (@.value != null).key'), next_attempt_at)

@@ -35,10 +35,11 @@ from service.admin.authority import CertificateAuthority, read_request
 from service.admin.manifests import add_signature, build_terms, pins_json, unsigned
 from service.admin.processes import Processes, ProcessFailedError, run_all
 from service.admin.rules import read_rules
+from service.published import MANIFESTS, Published
 from transport.certificates import SERVICE as SERVICE_HOLDER
 from transport.certificates import Holder, read_certificate, spki_hash
 from transport.redis_link import connection_pool
-from transport.settings import SettingsError, write_private
+from transport.settings import SettingsError, load_pins, write_private
 from transport.tls_files import CA_FILE, CERTIFICATE_FILE, CRL_FILE, REQUEST_FILE
 
 AGENT = "insurer_agent.cli"
@@ -213,7 +214,9 @@ class _Alliance:
         file = self._state / "service" / "manifest.bin"
         if file.exists():
             say("bringing an alliance back")
-            return self._renewed(decode(SignedManifest, file.read_bytes()))
+            pins = load_pins(file.with_name("admins.json"))
+            newest, _ = Published(file.with_name(MANIFESTS), pins, file).newest()  # which agents have, too
+            return self._renewed(decode(SignedManifest, newest))
         for half_made in ("members", "service", "admin", "ca"):  # an earlier start was stopped while it made keys
             shutil.rmtree(self._state / half_made, ignore_errors=True)
         say(f"making keys for the service and {len(self._ids)} members")

@@ -13,6 +13,7 @@ from protocol.encoding import decode, encode
 from protocol.enrolment import read_enrolment
 from protocol.errors import ProtocolError
 from protocol.manifest import (
+    PERSON,
     SUM_INSURED,
     Committee,
     Manifest,
@@ -39,6 +40,7 @@ def default_rules(today: int) -> tuple[Rule, ...]:
             id="accident-30d",
             version=1,
             products=("accident",),
+            subject_type=PERSON,
             window_days=30,
             measure=SUM_INSURED,
             limit=5_000_000_000,

@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
-from protocol.manifest import MAX_WINDOW_DAYS, POLICY_COUNT, SUM_INSURED, Rule
+from protocol.manifest import MAX_WINDOW_DAYS, PERSON, POLICY_COUNT, SUBJECT_TYPES, SUM_INSURED, Rule
 from protocol.sharing import HALF_RING
 from transport.settings import SettingsError
 
@@ -28,6 +28,7 @@ class _RuleSchema(Schema):
     id = fields.String(required=True, validate=validate.Regexp(r"^[a-z0-9][a-z0-9-]{0,63}$"))
     version = fields.Integer(required=True, strict=True, validate=validate.Range(1))
     products = fields.List(fields.String(), required=True, validate=validate.Length(1, 64))
+    subject_type = fields.String(load_default=PERSON, validate=validate.OneOf(sorted(SUBJECT_TYPES)))
     window_days = fields.Integer(required=True, strict=True, validate=validate.Range(1, MAX_WINDOW_DAYS))
     measure = fields.String(required=True, validate=validate.OneOf([SUM_INSURED, POLICY_COUNT]))
     limit = fields.Decimal(required=True, validate=validate.Range(0), places=None)

@@ -123,11 +123,12 @@ MakeRelay = Callable[[ServiceParty, Custodians, ServiceSettings, RandomBytes], R
 def service_replaced(alliance: LiveAlliance, make_relay: MakeRelay[R]) -> Iterator[R]:
     """Replace the real service by a malicious one with its keys and its address; bring the real one back."""
     state = alliance.state / "service"
-    settings, party, manifest = open_service(state)
+    settings, acting = open_service(state)
+    party = acting.now()
     settings, peers = replace(settings, capture=None), Peers()
     directory = open_directory(settings, party)
     relay = make_relay(party, Custodians(party, peers, directory), settings, secrets.token_bytes)
-    app = make_relay_app(settings, party, manifest, relay, directory)
+    app = make_relay_app(settings, acting, relay, directory)
     end(state)
     try:
         with serving(app, service_url(alliance)):

@@ -261,7 +261,7 @@ def test_a_batch_tells_that_its_deposits_are_of_different_persons_and_no_more(wo
 
 
 def test_batches_of_different_persons_are_cut_at_random() -> None:
-    made = MadeDeposit(0, 1, Deposit(deposit_id=bytes(16), blinded=bytes(32), envelopes=()))
+    made = MadeDeposit(0, 1, Deposit(deposit_id=bytes(16), blinded=bytes(32), envelopes=()), bytes(32))
     ready = [(Outgoing(seq, bytes(16), 0, 1, None, made, 0), made) for seq in range(300)]
     random = seeded("cuts")
     cuts = [[len(batch) for batch in batches(ready[:count], random)] for count in (2, 300) for _ in range(60)]
