@@ -220,6 +220,15 @@ def test_an_alliance_is_set_up_by_hand_with_two_of_three_admins(
     assert shown["terms"]["rules"][0]["limit"] == 5_000_000_000
     assert encode(decode(SignedManifest, manifest.read_bytes())) == manifest.read_bytes()
 
+    second = [str(tmp_path / "second.bin") if part == str(manifest) else part for part in create]
+    second += ["20000", "--previous", str(manifest), "--serial"]
+    assert admin_cli.main([*second, "1"]) == 2
+    assert "no higher serial" in capsys.readouterr().err
+    rules = Path(__file__).parent.parent / "deploy" / "rules.toml"  # another accident-30d version 1
+    assert admin_cli.main([*second, "2", "--rules", str(rules)]) == 2
+    assert "accident-30d version 1 said something else before" in capsys.readouterr().err
+    assert admin_cli.main([*second, "2"]) == 0
+
 
 def test_plain_http_takes_the_manifest_and_ones_own_settings(
     tmp_path: Path,

@@ -22,6 +22,7 @@ from protocol.manifest import (
     Terms,
     china_day,
     day_of,
+    require_succession,
     sign_terms,
 )
 from protocol.secret import Secret
@@ -69,7 +70,7 @@ def build_terms(
     previous: Terms | None = None,
     book: RuleBook | None = None,
 ) -> Terms:
-    """Return consistent terms; refuse (`bad-manifest`) contradictions.
+    """Return consistent terms; refuse (`bad-manifest`) contradictions, and what cannot follow the `previous` ones.
 
     Committees are drawn by rendezvous hashing, or kept as they are in the `previous` terms: agents refuse others, and
     another length of ticks. `tls_authority` names the alliance's CA; with None all parties speak plain HTTP. Products
@@ -119,6 +120,8 @@ def build_terms(
         ),
     )
     Manifest.of(terms)
+    if previous is not None:
+        require_succession(previous, terms)
     return terms
 
 
