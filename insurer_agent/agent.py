@@ -23,6 +23,7 @@ from insurer_agent.store.idempotency import Idempotency, PostgresIdempotency
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.manifests import Manifests
 from insurer_agent.store.outbox import Outbox
+from insurer_agent.store.own_answers import OwnAnswers
 from insurer_agent.store.rechecks import Spool
 from insurer_agent.store.redis_idempotency import PATIENCE, RedisIdempotency
 from insurer_agent.store.register import Register
@@ -57,6 +58,7 @@ class Agent:
     register: Register
     vault: Vault
     outbox: Outbox
+    own_answers: OwnAnswers
     requester: Requester
     batches: Batches
     jobs: CheckJobs
@@ -96,7 +98,8 @@ class Agent:
         outbox = Outbox(database, vault)
         acting = Acting(party, Source(open_manifests(settings, keys, database), peers))
         directory = DirectoryView(acting, peers, database, outbox, settings.deposit_seconds)
-        requester = Requester(acting, peers, directory, settings.check_seconds, random)
+        own_answers = OwnAnswers(database, Vault(keys.storage, "own answers", random))
+        requester = Requester(acting, peers, directory, own_answers, settings.check_seconds, random)
         return cls(
             settings=settings,
             acting=acting,
@@ -108,6 +111,7 @@ class Agent:
             register=Register(database, vault, party, random),
             vault=vault,
             outbox=outbox,
+            own_answers=own_answers,
             requester=requester,
             batches=Batches(requester, partial(shard_of_person, party), threads=settings.threads),
             jobs=CheckJobs(database, Vault(keys.storage, "check jobs", random)),

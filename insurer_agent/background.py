@@ -17,6 +17,7 @@ from insurer_agent.completeness import PUBLISH_SECONDS
 from insurer_agent.recheck import Pace
 from insurer_agent.store.locks import Lock
 from protocol.errors import ProtocolError
+from protocol.manifest import china_day
 from transport.certificates import REVOCATIONS_PATH
 from transport.internal import body_of
 from transport.peers import Call, Peers
@@ -137,6 +138,8 @@ def _upkeep(agent: Agent) -> bool:
     agent.custodian.forget_old(time.time())
     agent.idempotency.forget_old()
     agent.jobs.forget_old()
+    longest = max((rule.budget_days for rule in agent.party.manifest.terms.rules), default=0)
+    agent.own_answers.forget_old(china_day(time.time()) - longest - 1)
     return missing == 0
 
 

@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from insurer_agent.consume_command import add_consume_command
 from insurer_agent.import_command import add_import_command
 from insurer_agent.recheck_command import add_recheck_command
+from insurer_agent.roles import DAYS, MAX_DAYS, Role
 from transport.commands import command_maker, run_command
 from transport.settings import SettingsError, write_private
 from transport.tls_files import add_tls_commands
@@ -150,12 +152,16 @@ def _make_api_key(args: argparse.Namespace) -> int:
     if args.certificate is not None:
         return _register_certificate(args)
     with _api_keys(args.state) as keys:
-        key = keys.make(args.name, secrets.token_bytes, replace=args.replace)
+        key = keys.make(args.name, secrets.token_bytes, roles=_roles(args), days=args.days, replace=args.replace)
     if args.file is None:
         print(key)
     else:
         write_private(args.file, key.encode() + b"\n")
     return 0
+
+
+def _roles(args: argparse.Namespace) -> list[Role]:
+    return [Role(name) for name in args.role]
 
 
 def _register_certificate(args: argparse.Namespace) -> int:
@@ -172,7 +178,14 @@ def _register_certificate(args: argparse.Namespace) -> int:
     if is_issued_by(certificate, read_certificate(settings.tls.ca_file)):
         raise SettingsError(f"{args.certificate} is of the alliance's CA, which is for members and the service alone")
     with _api_keys(args.state) as keys:
-        keys.register(args.name, certificate.public_bytes(Encoding.DER), replace=args.replace)
+        keys.register(
+            args.name,
+            certificate.public_bytes(Encoding.DER),
+            roles=_roles(args),
+            days=args.days,
+            until=certificate.not_valid_after_utc,
+            replace=args.replace,
+        )
     print(f"SHA-256 {certificate.fingerprint(SHA256()).hex()}")
     return 0
 
@@ -180,10 +193,16 @@ def _register_certificate(args: argparse.Namespace) -> int:
 def _list_api_keys(args: argparse.Namespace) -> int:
     with _api_keys(args.state) as keys:
         entries = keys.entries()
-    print("made\tlast used\tname")
+    now = datetime.now(UTC)
+    print("made\tlast used\tends\troles\tname")
     for entry in entries:
         used = "never" if entry.last_used_at is None else f"{entry.last_used_at:%Y-%m-%dT%H:00%z}"
-        print(f"{entry.created_at:%Y-%m-%dT%H:%M%z}\t{used}\t{entry.name}")
+        ends = "never" if entry.expires_at is None else f"{entry.expires_at:%Y-%m-%dT%H:%M%z}"
+        ended = " (ended)" if entry.expires_at is not None and entry.expires_at <= now else ""
+        roles = ",".join(role.value for role in entry.roles)
+        print(f"{entry.created_at:%Y-%m-%dT%H:%M%z}\t{used}\t{ends}{ended}\t{roles}\t{entry.name}")
+    if any(entry.expires_at is None for entry in entries):
+        print("keys that never end were made before keys had roles and an end: replace them", file=sys.stderr)
     return 0
 
 
@@ -237,14 +256,23 @@ def _add_api_key_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     action = command_maker(actions, "the agent's")
     make = action("make", _make_api_key, "Make a key under a name that has none, and print it, once.")
     make.add_argument("name")
+    roles = [role.value for role in Role]
+    make.add_argument("--role", required=True, action="append", choices=roles, help="what it may do; may be repeated")
+    make.add_argument("--days", type=int, default=DAYS, help=f"for how long it is good ({DAYS}; at most {MAX_DAYS})")
     make.add_argument("--replace", action="store_true", help="end the key that the name has")
     where = make.add_mutually_exclusive_group()
     where.add_argument("--file", type=Path, help="write the key to this file instead, readable by its owner alone")
     where.add_argument(
         "--certificate", type=Path, help="make no key: have this client certificate, of client_ca_file, be good as one"
     )
-    action("list", _list_api_keys, "List the keys' names, when they were made and, to the hour, last used.")
-    revoke = action("revoke", _revoke_api_key, "End a key: the next request that bears it is refused.")
+    action(
+        "list",
+        _list_api_keys,
+        "List the keys' names, roles, when they were made, end and, to the hour, were last used.",
+    )
+    revoke = action(
+        "revoke", _revoke_api_key, "End a key: requests that bear it are refused, within five seconds everywhere."
+    )
     revoke.add_argument("name")
 
 

@@ -6,17 +6,20 @@ persons as they stand.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from insurer_agent.acting import Acting
 from insurer_agent.completeness import DirectoryView
-from protocol.check import Question, Verdict, Void, ask, read_outcome
+from insurer_agent.store.own_answers import Counted, OwnAnswers, OwnLane
+from protocol.budget import latest_today, most_answers, most_answers_whatever_was
+from protocol.check import Question, Verdict, Void, ask, read_outcome, shard_of_person
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
 from protocol.manifest import Rule, china_day
 from protocol.messages import RECHECK, UNDERWRITING, CheckOutcome
-from protocol.party import RandomBytes
+from protocol.party import Party, RandomBytes
 from protocol.watermark import Completeness
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
@@ -32,13 +35,33 @@ Lane = tuple[Identity, str, int]
 """A person, a rule's id, and the cover proposed, in fen."""
 
 
+class EndKind(Enum):
+    """How the day is meant on which a spent budget has an answer again."""
+
+    EARLIEST = "earliest"
+    """There is none before, by the agent's own count; others of its group may have been charged later."""
+    EXPECTED = "expected"
+    """The same, if what the agent is asking just now is answered."""
+    LATEST = "latest"
+    """Custodians say that it is spent. By then all of it is there again, unless the group asks meanwhile."""
+
+
+@dataclass(frozen=True)
+class BudgetEnd:
+    """The day, an ordinal, from whose beginning a spent budget has an answer again, and how that is meant."""
+
+    day: int
+    kind: EndKind
+
+
 @dataclass(frozen=True)
 class LaneAnswer:
-    """What is told of one person under one rule."""
+    """What is told of one person under one rule; `until` where the budget is spent."""
 
     rule: Rule
     verdict: Verdict
     reason: Void | None
+    until: BudgetEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +78,18 @@ class Requester:
     """Asks checks for the member's own underwriting, and of those whom it insures."""
 
     def __init__(
-        self, acting: Acting, peers: Peers, directory: DirectoryView, seconds: float, random: RandomBytes
+        self,
+        acting: Acting,
+        peers: Peers,
+        directory: DirectoryView,
+        own: OwnAnswers,
+        seconds: float,
+        random: RandomBytes,
     ) -> None:
         self._acting = acting
         self._peers = peers
         self._directory = directory
+        self._own = own
         self._seconds = seconds
         self._random = random
 
@@ -111,19 +141,63 @@ class Requester:
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
-        pending, request = ask(party, questions, now, now + seconds, self._random, occasion=occasion)
-        call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
+        counted = self._own.count(self._random(16), occasion, _own_lanes(party, questions, occasion), now)
+        sent = [place for place in range(len(questions)) if place not in counted.stopped]
+        stopped = {place: _stopped(questions[place].rule, counted, place) for place in counted.stopped}
+        if not sent:
+            lanes = tuple(stopped[place] for place in range(len(questions)))
+            return Answer(self._random(16), china_day(now), current, lanes)
+        answered = list[int]()
         try:
-            reply = self._peers.call(call, seconds - (time.monotonic() - began))
-            outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
-            verdicts = read_outcome(pending, outcome, now + time.monotonic() - began)
-        except ProtocolError as error:
-            if throttled and error.code in THROTTLED:
-                raise
-            reason = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}.get(error.code, Void.REFUSED)
-            verdicts = [(Verdict.INDETERMINATE, reason)] * len(questions)
-        lanes = (_lane(question.rule, *given, current) for question, given in zip(questions, verdicts, strict=True))
-        return Answer(pending.check_id, pending.as_of, current, tuple(lanes))
+            pending, request = ask(
+                party,
+                [questions[place] for place in sent],
+                now,
+                now + seconds,
+                self._random,
+                occasion=occasion,
+            )
+            call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
+            try:
+                reply = self._peers.call(call, seconds - (time.monotonic() - began))
+                outcome = service_message_of(CheckOutcome, call, reply, manifest.terms.service_signing_key)
+                verdicts = read_outcome(pending, outcome, now + time.monotonic() - began)
+            except ProtocolError as error:
+                if throttled and error.code in THROTTLED:
+                    raise
+                reasons = {"timeout": Void.TIMEOUT, "unreachable": Void.SERVICE_UNAVAILABLE}
+                verdicts = [(Verdict.INDETERMINATE, reasons.get(error.code, Void.REFUSED))] * len(sent)
+            answered = [place for place, (_, reason) in zip(sent, verdicts, strict=True) if reason is None]
+        finally:
+            # Who waits for one check is answered first; batches, jobs and rechecks bear the trip.
+            (self._own.note if throttled else self._own.note_soon)(counted, answered)
+        told = {
+            place: _until(_lane(questions[place].rule, *given, current), now)
+            for place, given in zip(sent, verdicts, strict=True)
+        }
+        lanes = tuple((stopped | told)[place] for place in range(len(questions)))
+        return Answer(pending.check_id, pending.as_of, current, lanes)
+
+
+def _own_lanes(party: Party, questions: Sequence[Question], occasion: int) -> list[OwnLane]:
+    """Return what the lanes are counted by; each custodian outside the group of this member has its own budget."""
+    manifest, custodians = party.manifest, dict[int, int]()
+    lanes = []
+    for question in questions:
+        rule, shard = question.rule, shard_of_person(party, question.identity)
+        if shard not in custodians:
+            own = manifest.slot_of_group(shard, party.id)
+            custodians[shard] = len(manifest.committee(shard).slots) - (own is not None)
+        budget, outside = rule.recheck_budget if occasion == RECHECK else rule.budget, custodians[shard]
+        most = most_answers(outside, budget), most_answers_whatever_was(outside, budget)
+        lanes.append(OwnLane(question.identity.encode(), rule.id, budget, rule.budget_days, *most))
+    return lanes
+
+
+def _stopped(rule: Rule, counted: Counted, place: int) -> LaneAnswer:
+    stop = counted.stopped[place]
+    until = BudgetEnd(stop.until, EndKind.EARLIEST if stop.is_certain else EndKind.EXPECTED)
+    return LaneAnswer(rule, Verdict.INDETERMINATE, Void.BUDGET_EXHAUSTED, until)
 
 
 def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness) -> LaneAnswer:
@@ -131,3 +205,10 @@ def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completene
     if verdict is Verdict.WITHIN and current.current < rule.min_current:
         return LaneAnswer(rule, Verdict.INDETERMINATE, Void.INCOMPLETE)
     return LaneAnswer(rule, verdict, reason)
+
+
+def _until(lane: LaneAnswer, now: float) -> LaneAnswer:
+    """Return a lane with the latest end of a budget that custodians say is spent."""
+    if lane.reason is not Void.BUDGET_EXHAUSTED:
+        return lane
+    return replace(lane, until=BudgetEnd(latest_today(now) + lane.rule.budget_days, EndKind.LATEST))

@@ -26,6 +26,7 @@ from in_memory import Alliance
 from processes import process_clock
 
 from insurer_agent.embedded_postgres import EmbeddedPostgres
+from insurer_agent.roles import Role
 from insurer_agent.store.api_keys import ApiKeys
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database, Rows
@@ -83,7 +84,7 @@ def check_steps(root: Path, count: int) -> dict[str, dict[str, float]]:
     with EmbeddedPostgres(root / "steps") as server, _databases(server) as databases:
         checks = Checks(1, Alliance(read_rules(RULES_FILE), databases.custody))
         keys = ApiKeys(databases.new("keys"))
-        key = keys.make("bench", secrets.token_bytes)
+        key = keys.make("bench", secrets.token_bytes, roles=Role)
         found = {}
         for kind, clock in (("alone", time.perf_counter), ("core", databases.clock)):
             profile(checks, 10)

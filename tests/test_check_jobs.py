@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from live import Answer
 from strategies import deterministic
 from test_alliance import spellings_of_amount, spellings_of_text
-from underwriting import House, check, somebody, underwriting_house, yuan
+from underwriting import BOTH, House, check, somebody, underwriting_house, yuan
 from world import COUNT_RULE, LIMIT, RULE
 
 import insurer_agent.check_jobs
@@ -266,7 +266,7 @@ def test_an_api_key_has_so_many_open_jobs(house: House, monkeypatch: pytest.Monk
     first, _ = (hand_in(house, [check(somebody())]) for _ in range(2))
     refused = house.request("POST", "/v1/checks/jobs", {"checks": [check(somebody())]})
     assert (refused.status, refused.body["code"], refused.body["retry_after"]) == (429, "too-many-jobs", 60)
-    other = replace(house, key=house.agent.api_keys.make("claims", secrets.token_bytes, replace=True))
+    other = replace(house, key=house.agent.api_keys.make("claims", secrets.token_bytes, roles=BOTH, replace=True))
     hand_in(other, [check(somebody())])
     run(house)
     assert progress(house, first)["state"] == "done"
@@ -284,7 +284,7 @@ def test_an_api_key_has_so_many_jobs_done_or_not(house: House, monkeypatch: pyte
 
 def test_a_job_is_the_api_keys_that_handed_it_in(house: House) -> None:
     job_id = hand_in(house, [None])
-    other = replace(house, key=house.agent.api_keys.make("claims", secrets.token_bytes, replace=True))
+    other = replace(house, key=house.agent.api_keys.make("claims", secrets.token_bytes, roles=BOTH, replace=True))
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/result")):
         for asking, unknown in ((other, job_id), (house, "0" * 32), (house, job_id.upper()), (house, "x")):
             refused = asking.request(method, f"/v1/checks/jobs/{unknown}{path}")

@@ -18,6 +18,8 @@ from world import COUNT_RULE, RULE, World, make_world, person
 
 import protocol.check
 from insurer_agent.embedded_postgres import EmbeddedPostgres
+from insurer_agent.roles import Role
+from insurer_agent.store import api_keys, own_answers
 from protocol.check import Question, Verdict
 from protocol.encoding import encode
 from protocol.token import Token, verify_unblinder
@@ -83,10 +85,12 @@ def live(tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres) -
         yield there
 
 
-def asking(live: Wired, requester: str) -> Callable[[], dict[str, int]]:
+def asking(live: Wired, requester: str, patch: pytest.MonkeyPatch) -> Callable[[], dict[str, int]]:
     """Return what asks a check and returns the round trips that it took."""
     live.agents[requester].directory._read_at = math.inf  # what is read now and then is no part of a check
-    key = live.agents[requester].api_keys.make(requester, secrets.token_bytes)
+    patch.setattr(api_keys, "REMEMBERED_SECONDS", math.inf)  # nor is a key
+    patch.setattr(own_answers, "_LINGER_SECONDS", 30.0)  # nor what is noted of many checks at once
+    key = live.agents[requester].api_keys.make(requester, secrets.token_bytes, roles=[Role.UNDERWRITER])
     body = (
         b'{"subject": {"document_type": "passport", "document_number": "E00000001"},'
         b' "rule": "accident-30d", "proposed_amount": "1000.00"}'
@@ -109,10 +113,10 @@ def asking(live: Wired, requester: str) -> Callable[[], dict[str, int]]:
     return trips
 
 
-def test_a_check_takes_the_round_trips_that_are_allowed(live: Wired) -> None:
+def test_a_check_takes_the_round_trips_that_are_allowed(live: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
     # The first member's database is behind a wire: once the member asks, once it is a custodian of another's check.
-    as_requester = asking(live, "insurer-01")()
-    trips = asking(live, "insurer-02")
+    as_requester = asking(live, "insurer-01", monkeypatch)()
+    trips = asking(live, "insurer-02", monkeypatch)
     as_custodian = next(found for found in iter(trips, None) if found["insurer-01"])
     custodians = sum(count for name, count in as_requester.items() if name.startswith("insurer-")) - 1
     found = {

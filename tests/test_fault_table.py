@@ -38,12 +38,14 @@ from insurer_agent.intake.policy import Event
 from insurer_agent.intake.stream_entry import EntryMapping
 from insurer_agent.keys import AgentKeys
 from insurer_agent.policy_stream import PolicyStream
+from insurer_agent.roles import Role
 from insurer_agent.store import redis_idempotency
 from insurer_agent.store.check_jobs import NewItem, Outcome, Part
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.manifests import Manifests
 from insurer_agent.store.outbox import Attempt, Backlog, Lacking
+from insurer_agent.store.own_answers import Counted, OwnLane
 from insurer_agent.store.rechecks import FIRST, OpenLane, Spool
 from insurer_agent.store.redis_idempotency import RedisIdempotency
 from insurer_agent.store.register import PolicyEvent, PolicyName
@@ -56,6 +58,7 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import Manifest, SignedManifest, china_day, sign_terms, verify_manifest
+from protocol.messages import UNDERWRITING
 from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
 from transport import internal
@@ -127,7 +130,12 @@ def with_place(there: Wired) -> Any:  # noqa: ANN401  its type is the store's ow
 
 
 def with_api_key(there: Wired) -> str:
-    return there.one.api_keys.make("someone", secrets.token_bytes)
+    return there.one.api_keys.make("someone", secrets.token_bytes, roles=Role)
+
+
+def own_counted(there: Wired) -> Counted:
+    lane = OwnLane(b"someone", "a rule", 4, 30, 5, 6)
+    return there.one.own_answers.count(bytes(16), UNDERWRITING, [lane, lane], AT_DAY)
 
 
 def with_made(there: Wired) -> Any:  # noqa: ANN401  a deposit as the outbox hands it out, and its bytes
@@ -305,12 +313,19 @@ TRANSACTIONS = {
         lambda there, _: there.one.api_keys.holder(with_api_key(there)),
         # A key whose making was told to have failed is made again in its place: nobody has seen it.
         again=lambda there, _: there.one.api_keys.holder(
-            there.one.api_keys.make("someone", secrets.token_bytes, replace=True)
+            there.one.api_keys.make("someone", secrets.token_bytes, roles=Role, replace=True)
         ),
     ),
     "list api keys": Case(lambda there, _: [one.name for one in there.one.api_keys.entries()], with_api_key),
     "revoke api key": Case(lambda there, _: there.one.api_keys.revoke("someone"), with_api_key),
     "find api key": Case(lambda there, key: there.one.api_keys.holder(key), with_api_key),
+    # What was asked
+    "count own answers": Case(lambda there, _: own_counted(there).stopped),
+    "note own answers": Case(lambda there, one: there.one.own_answers.put(one, [0]), own_counted),
+    "forget own answers": Case(
+        lambda there, _: there.one.own_answers.forget_old(DAY.toordinal() + 9),
+        lambda there: (own_counted(there), put(there, "UPDATE own_answer SET day = '2001-01-01'")),
+    ),
     # The outbox
     "due deposits": Case(lambda there, _: len(there.one.outbox.due(10)), applied),
     "set damaged deposits aside": Case(

@@ -29,7 +29,8 @@ from insurer_agent.agent import load_manifest
 from insurer_agent.config import Settings
 from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.keys import AgentKeys
-from insurer_agent.store.api_keys import PREFIX, ApiKeys
+from insurer_agent.roles import Role
+from insurer_agent.store.api_keys import PREFIX, ApiKeys, Holder
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import MAX_TRIES, Database, Rows
 from insurer_agent.store.keyring import Keyring
@@ -300,13 +301,20 @@ def place(connection: Rows) -> tuple[int, int | None, int]:
 # --- API keys ------------------------------------------------------------------------------------------------------
 
 
+FIRST, SECOND = (Holder(name, frozenset(Role)) for name in ("underwriting", "claims"))
+
+
+def made(keys: ApiKeys, name: str, *, replace: bool = False) -> str:
+    return keys.make(name, secrets.token_bytes, roles=Role, replace=replace)
+
+
 def test_an_api_key_is_found_by_its_value_alone(store: Database) -> None:
     keys = ApiKeys(store)
-    key = keys.make("underwriting", secrets.token_bytes)
-    other = keys.make("claims", secrets.token_bytes)
+    key = made(keys, "underwriting")
+    other = made(keys, "claims")
     assert key.startswith(PREFIX)
     assert len(key) == len(PREFIX) + 64
-    assert (keys.holder(key), keys.holder(other)) == ("underwriting", "claims")
+    assert (keys.holder(key), keys.holder(other)) == (FIRST, SECOND)
     strangers = ["", PREFIX, "underwriting", key[:-1], key + "0", key.upper(), " " + key, key.removeprefix(PREFIX)]
     strangers += [PREFIX + bytes(32).hex(), "\x00", "\u4fdd\u9669", "%", "' OR '1'='1"]
     assert [keys.holder(stranger) for stranger in strangers] == [None] * len(strangers)
@@ -317,39 +325,45 @@ def test_an_api_key_is_found_by_its_value_alone(store: Database) -> None:
 
 def test_a_name_has_one_key_and_a_new_one_ends_it_only_when_told(store: Database) -> None:
     keys = ApiKeys(store)
-    old, other = keys.make("underwriting", secrets.token_bytes), keys.make("claims", secrets.token_bytes)
+    old, other = (
+        made(keys, "underwriting"),
+        made(keys, "claims"),
+    )
     with pytest.raises(Problem, match="name-in-use"):
-        keys.make("underwriting", secrets.token_bytes)
-    assert keys.holder(old) == "underwriting"
-    new = keys.make("underwriting", secrets.token_bytes, replace=True)
-    assert [keys.holder(key) for key in (old, new, other)] == [None, "underwriting", "claims"]
+        made(keys, "underwriting")
+    assert keys.holder(old) == FIRST
+    new = made(keys, "underwriting", replace=True)
+    assert [keys.holder(key) for key in (old, new, other)] == [None, FIRST, SECOND]
     assert one(store, "SELECT count(*) FROM api_key") == 2
 
 
 def test_a_revoked_key_opens_nothing_and_the_list_says_which_are_used(store: Database) -> None:
     keys = ApiKeys(store)
-    used, unused = keys.make("underwriting", secrets.token_bytes), keys.make("claims", secrets.token_bytes)
-    assert keys.holder(used) == "underwriting"
+    used, unused = (
+        made(keys, "underwriting"),
+        made(keys, "claims"),
+    )
+    assert keys.holder(used) == FIRST
     listed = {entry.name: entry.last_used_at is not None for entry in keys.entries()}
     assert listed == {"claims": False, "underwriting": True}
     keys.revoke("underwriting")
-    assert (keys.holder(used), keys.holder(unused)) == (None, "claims")
+    assert (keys.holder(used), keys.holder(unused)) == (None, SECOND)
     assert [entry.name for entry in keys.entries()] == ["claims"]
     with pytest.raises(Problem, match="unknown-name"):
         keys.revoke("underwriting")
 
 
 def test_an_api_key_stands_nowhere_in_the_database(store: Database) -> None:
-    made = []
+    drawn = []
 
     def random(count: int) -> bytes:
-        made.append(secrets.token_bytes(count))
-        return made[-1]
+        drawn.append(secrets.token_bytes(count))
+        return drawn[-1]
 
-    key = ApiKeys(store).make("underwriting", random)
+    key = ApiKeys(store).make("underwriting", random, roles=Role)
     had = dumped(store)
     assert b"underwriting" in had
-    for secret in (key.encode(), key.removeprefix(PREFIX).encode(), made[0]):
+    for secret in (key.encode(), key.removeprefix(PREFIX).encode(), drawn[0]):
         assert [spelling for spelling in (secret, secret[::-1], secret.hex().encode()) if spelling in had] == []
 
 
@@ -363,11 +377,11 @@ def tables(store: Database) -> set[str]:
 
 def test_migrating_again_keeps_what_there_is(database: str, store: Database) -> None:
     before = tables(store)
-    key = ApiKeys(store).make("underwriting", secrets.token_bytes)
+    key = made(ApiKeys(store), "underwriting")
     store.migrate()
     with opened(database) as again:
         assert tables(again) == before
-        assert ApiKeys(again).holder(key) == "underwriting"
+        assert ApiKeys(again).holder(key) == FIRST
 
 
 def test_many_processes_may_migrate_an_empty_database_at_once(database: str) -> None:

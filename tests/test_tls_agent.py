@@ -1,20 +1,23 @@
 """A real agent's TLS port: underwriting systems by API key or client certificate, and who cannot call its inside."""
 
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import Request
 
+import psycopg
 import pytest
 from certified import DAY, House, certificate, member, new_key, running, tls_settings, urn
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from live import Answer, call
+from live import Answer, call, wait_until
 from test_tls import is_let_in, stranger
 
 from insurer_agent import cli as agent_cli
 from insurer_agent.embedded_postgres import EmbeddedPostgres
+from insurer_agent.store.api_keys import REMEMBERED_SECONDS
 from transport.certificates import SERVICE
 from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
 from transport.settings import SettingsError
@@ -52,7 +55,8 @@ def rules(house: House, shown: x509.Certificate | None, name: str = "", key: str
 
 
 def api_key(house: House, action: str, *arguments: str) -> int:
-    return agent_cli.main(["api-key", action, *arguments, "--state", str(house.state(HERE))])
+    roles = ["--role", "underwriter"] if action == "make" else []
+    return agent_cli.main(["api-key", action, *arguments, *roles, "--state", str(house.state(HERE))])
 
 
 def register(house: House, name: str, shown: x509.Certificate, *more: str) -> int:
@@ -83,8 +87,31 @@ def test_a_client_certificate_that_is_registered_stands_for_an_api_key(
     assert "or the certificate has another name" in capsys.readouterr().err
     assert api_key(house, "revoke", "policies") == 0
     assert api_key(house, "revoke", "underwriting") == 0
-    assert rules(house, shown, "r5").status == 401
+    wait_until(lambda: rules(house, shown, f"r5-{secrets.token_hex(4)}").status == 401, 2 * REMEMBERED_SECONDS)
     assert "Traceback" not in log.read_text()
+
+
+def test_a_client_certificate_has_roles_and_counts_no_longer_than_it_is_good(
+    house: House, log: Path, postgres: EmbeddedPostgres
+) -> None:
+    shown = of_own_ca("by-certificate")
+    assert register(house, "by-certificate", shown, "--days", "1095") == 0
+    context = stranger(house, "roles-1", shown, KEY)
+    assert call(Request(house.url(HERE) + "/v1/rules"), context).status == 200
+    for method, path in (("GET", "/v1/status"), ("POST", "/v1/policies"), ("GET", "/v1/api-keys")):
+        answer = call(Request(house.url(HERE) + path, method=method), context)
+        assert (answer.status, answer.body["code"]) == (403, "forbidden-role")
+    query = "SELECT expires_at FROM api_key WHERE name = 'by-certificate'"
+    with psycopg.connect(postgres.dsn("tls_agent")) as connection:
+        assert connection.execute(query).fetchone() == (shown.not_valid_after_utc,)
+        connection.execute("UPDATE api_key SET expires_at = now() WHERE name = 'by-certificate'")
+
+    def code() -> str | None:
+        body = call(Request(house.url(HERE) + "/v1/rules"), context).body
+        return body.get("code") if isinstance(body, dict) else None
+
+    wait_until(lambda: code() == "api-key-expired", 2 * REMEMBERED_SECONDS)
+    assert log.exists()
 
 
 def test_an_api_key_is_as_good_over_tls_whatever_certificate_comes_with_it(
@@ -163,5 +190,8 @@ def test_without_the_insurers_own_ca_no_client_certificate_can_be_registered(
 ) -> None:
     (tmp_path / "config.toml").write_text('member_id = "insurer-01"\nport = 1\n', encoding="utf-8")
     file = str(house.state(HERE) / "own-ca.pem")
-    assert agent_cli.main(["api-key", "make", "x", "--certificate", file, "--state", str(tmp_path)]) == 2
+    assert (
+        agent_cli.main(["api-key", "make", "x", "--role", "auditor", "--certificate", file, "--state", str(tmp_path)])
+        == 2
+    )
     assert "client_ca_file is not set" in capsys.readouterr().err

@@ -19,12 +19,15 @@ from world import RULE
 from insurer_agent.agent import Agent
 from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.intake.policy import Event
+from insurer_agent.roles import Role
 from insurer_agent.store.register import PolicyEvent
 from protocol.identity import DocumentType, Identity
 from protocol.manifest import china_day
 from protocol.stamps import as_of_tick, tick_at
 
 SHARDS = 2
+BOTH = (Role.UNDERWRITER, Role.DATA_OPERATOR)
+"""The roles of a system that asks checks and hands in policies."""
 PEOPLE = iter(range(1, 100_000))
 DAY = dt.date.fromordinal(china_day(time.time()))
 
@@ -79,7 +82,7 @@ def underwriting_house(root: Path, server: EmbeddedPostgres) -> Iterator[House]:
     """Have the alliance for the block, ready to be asked."""
     with pytest.MonkeyPatch.context() as patch, wired_alliance(root, server, patch, shards=SHARDS) as there:
         wait_until(lambda: there.exchange_keys() == 0, 10)
-        yield House(there, there.one.api_keys.make("underwriting", secrets.token_bytes))
+        yield House(there, there.one.api_keys.make("underwriting", secrets.token_bytes, roles=BOTH))
 
 
 def somebody() -> str:

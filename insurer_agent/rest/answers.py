@@ -3,7 +3,7 @@
 import datetime as dt
 from typing import Any
 
-from insurer_agent.requester import Answer, LaneAnswer
+from insurer_agent.requester import Answer, BudgetEnd, EndKind, LaneAnswer
 from insurer_agent.rest.schemas import CheckAnswerSchema, ChecksAnswerSchema
 from protocol.check import Verdict, Void
 from protocol.manifest import day_of
@@ -18,7 +18,7 @@ RETRY_SECONDS = {
     Void.REFUSED: 60,
     Void.INCOMPLETE: 60,
 }
-"""After how long another answer is likely. A spent budget is not in it: it can end at midnight at the earliest."""
+"""After how long another answer is likely. A spent budget is not in it: a day says when that ends."""
 _ONE, _SEVERAL = CheckAnswerSchema(), ChecksAnswerSchema()
 
 
@@ -55,6 +55,8 @@ def _result(lane: LaneAnswer, as_of: int, now: dt.datetime) -> dict[str, Any]:
         "verdict": lane.verdict.value,
         "exceeds_limit": {Verdict.EXCEEDS: True, Verdict.WITHIN: False, Verdict.INDETERMINATE: None}[lane.verdict],
         "reason": None if lane.reason is None else lane.reason.value,
+        "budget_until": None if lane.until is None else dt.date.fromordinal(lane.until.day),
+        "budget_until_is": None if lane.until is None else lane.until.kind.value,
         "window": {"first": day_of(lane.rule.window_start(as_of)), "last": day_of(as_of)},
     } | _advice(lane, now)
 
@@ -66,7 +68,17 @@ def _advice(lane: LaneAnswer, now: dt.datetime) -> dict[str, Any]:
     if lane.verdict is Verdict.EXCEEDS:
         return {"advice": "refer", "retry_after": None}
     if lane.reason is Void.BUDGET_EXHAUSTED:
-        midnight = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-        return {"advice": "refer", "retry_after": int((midnight - now).total_seconds()) + 1}
+        return {"advice": "refer", "retry_after": _seconds_to_a_budget(lane.until, now)}
     assert lane.reason is not None
     return {"advice": "retry", "retry_after": RETRY_SECONDS[lane.reason]}
+
+
+def _seconds_to_a_budget(until: BudgetEnd | None, now: dt.datetime) -> int:
+    """Return after how many seconds a spent budget may have an answer again, which is at a midnight.
+
+    Where the own count does not say, it can be the next one, as days leave the budget's period one by one.
+    """
+    day = (now + dt.timedelta(days=1)).date()
+    if until is not None and until.kind is EndKind.EARLIEST:
+        day = max(day, dt.date.fromordinal(until.day))
+    return int((dt.datetime.combine(day, dt.time(), CHINA) - now).total_seconds()) + 1

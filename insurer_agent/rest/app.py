@@ -8,7 +8,7 @@ from flask import Flask, Response, jsonify
 from werkzeug.wrappers import Request
 
 from insurer_agent.agent import Agent
-from insurer_agent.rest import batches, checks, jobs, pages, policies
+from insurer_agent.rest import access, api_keys, batches, checks, jobs, pages, policies
 from protocol.messages import CheckAnswer, CheckCall, CommitCall, PrepareAnswer, PrepareCall, Relayed
 from transport import internal, web
 from transport.capture import Capture
@@ -24,14 +24,16 @@ def make_app(agent: Agent) -> Flask:
     app = Flask("insurer_agent", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     web.register(app)
+    access.guard(app, agent)
     # Checks wait for other agents, whose checks wait for this one's answers: half of the threads stay free for those.
     places = BoundedSemaphore(agent.settings.threads // 2)
     checks.serve(app, agent, places)
     batches.serve(app, agent, places)
     jobs.serve(app, agent)
     policies.serve(app, agent)
-    pages.serve(app)
+    api_keys.serve(app, agent)
     _health(app, agent)
+    pages.serve(app)
     captured = agent.settings.capture if agent.party.manifest.terms.local else None
     _internal(MessageFace(app, None if captured is None else Capture(captured)), agent)
     return app

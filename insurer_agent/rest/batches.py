@@ -8,6 +8,7 @@ from flask import Flask, Response
 
 from insurer_agent.agent import Agent
 from insurer_agent.requester import Answer
+from insurer_agent.rest.access import CHECKS, allow
 from insurer_agent.rest.answers import CHINA, completeness_of, is_final
 from insurer_agent.rest.items import Asked, Refused, read_items
 from insurer_agent.rest.requests import Reply, answer_read, place_in, read_json
@@ -39,6 +40,7 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
         return Reply(_body(agent, items, answers), final=all(map(is_final, given)))
 
     @app.post("/v1/checks/batch")
+    @allow(*CHECKS)
     def batch() -> Response:
         return answer_read(agent, agent.limits.checks, read, ask, bears_repeating=True)
 

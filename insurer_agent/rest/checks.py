@@ -9,9 +9,16 @@ from flask import Flask, Response, jsonify
 
 from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import format_amount
+from insurer_agent.rest.access import ANY, CHECKS, STATUS, allow
 from insurer_agent.rest.answers import CHINA, body_of, completeness_of, is_final
-from insurer_agent.rest.requests import Reply, amount_of, answer, place_in, require_api_key, subject_of
-from insurer_agent.rest.schemas import CheckRequestSchema, CompletenessSchema, ManifestSchema, RuleSchema
+from insurer_agent.rest.requests import Reply, amount_of, answer, place_in, subject_of
+from insurer_agent.rest.schemas import (
+    CheckRequestSchema,
+    CompletenessSchema,
+    EndingKeySchema,
+    ManifestSchema,
+    RuleSchema,
+)
 from protocol.manifest import SUM_INSURED, Manifest, Rule, day_of
 from transport.manifests import Age
 
@@ -31,17 +38,18 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
         return Reply(body, final=is_final(given))
 
     @app.post("/v1/checks")
+    @allow(*CHECKS)
     def check() -> Response:
         return answer(agent, agent.limits.checks, _REQUEST, ask, bears_repeating=True)
 
     @app.get("/v1/rules")
+    @allow(*ANY)
     def rules() -> Response:
-        require_api_key(agent)
         return jsonify({"rules": [_rule(rule) for rule in agent.requester.rules()]})
 
     @app.get("/v1/status")
+    @allow(*STATUS)
     def status() -> Response:
-        require_api_key(agent)
         backlog = agent.outbox.backlog()
         return jsonify(
             {
@@ -50,6 +58,7 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
                 "deposits_set_aside": backlog.set_aside,
                 "completeness": CompletenessSchema().dump(completeness_of(agent.directory.now())),
                 "manifest": ManifestSchema().dump(_manifest(agent.party.manifest)),
+                "api_keys_ending": EndingKeySchema(many=True).dump(agent.api_keys.ending(dt.datetime.now(CHINA))),
             }
         )
 

@@ -16,7 +16,7 @@ COLUMNS = ("document_type", "document_number", "rule", "proposed_amount")
 OPTIONAL = "reference"
 ANSWER_COLUMNS = (
     *("index", "reference", "rule", "rule_version", "verdict", "advice", "reason", "window_from", "window_to"),
-    *("checked_at", "check_id", "members", "current", "problem", "detail"),
+    *("checked_at", "check_id", "members", "current", "problem", "detail", "budget_until", "budget_until_is"),
 )
 CSV, JSON_LINES = "text/csv", "application/x-ndjson"
 FORMATS = {"csv": CSV, "jsonl": JSON_LINES}

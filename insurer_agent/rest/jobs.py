@@ -9,11 +9,12 @@ from typing import Any
 from flask import Flask, Response, jsonify, request
 
 from insurer_agent.agent import Agent
+from insurer_agent.rest.access import CHECKS, allow, caller
 from insurer_agent.rest.answers import CHINA
 from insurer_agent.rest.batches import checks_of
 from insurer_agent.rest.items import PROBLEMS, Asked, Refused, read_items, refusal
 from insurer_agent.rest.job_files import CSV, FORMATS, csv_lines, json_lines, read_csv
-from insurer_agent.rest.requests import Reply, answer_read, read_json, require_api_key
+from insurer_agent.rest.requests import Reply, answer_read, read_json
 from insurer_agent.rest.schemas import MAX_JOB, JobSchema
 from insurer_agent.store.check_jobs import Job, NewItem, Outcome
 from protocol.check import Verdict, shard_of_person
@@ -40,9 +41,9 @@ def serve(app: Flask, agent: Agent) -> None:
     limit = agent.limits.checks
 
     def counted() -> str:
-        api_key = require_api_key(agent)
-        limit.take(api_key)
-        return api_key
+        mark = caller().mark
+        limit.take(mark)
+        return mark
 
     def make(asked: _Asked) -> Reply:
         job_id = secrets.token_bytes(_ID_BYTES)
@@ -50,22 +51,26 @@ def serve(app: Flask, agent: Agent) -> None:
         return Reply(_body(_found(agent, job_id, asked.api_key)), 202)
 
     @app.post("/v1/checks/jobs")
+    @allow(*CHECKS)
     def make_job() -> Response:
         response = answer_read(agent, limit, _read, make)
         response.headers["Location"] = f"/v1/checks/jobs/{response.get_json()['job_id']}"
         return response
 
     @app.get("/v1/checks/jobs/<job_id>")
+    @allow(*CHECKS)
     def find_job(job_id: str) -> Response:
         return jsonify(_body(_found(agent, _id_of(job_id), counted())))
 
     @app.delete("/v1/checks/jobs/<job_id>")
+    @allow(*CHECKS)
     def remove_job(job_id: str) -> Response:
         if not agent.jobs.remove(_id_of(job_id), counted()):
             raise _unknown()
         return Response(status=204)
 
     @app.get("/v1/checks/jobs/<job_id>/result")
+    @allow(*CHECKS)
     def job_result(job_id: str) -> Response:
         job = _found(agent, _id_of(job_id), counted())
         wanted = request.args.get("format", "csv" if job.as_csv else "jsonl")

@@ -1,6 +1,7 @@
 """The OpenAPI document of the REST interface, made from the marshmallow schemas."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,12 +12,14 @@ from marshmallow import Schema
 from insurer_agent.rest import schemas
 from insurer_agent.rest.job_files import COLUMNS, CSV, FORMATS, OPTIONAL
 from insurer_agent.rest.requests import IDEMPOTENCY_KEY, KEPT, MAX_KEY_CHARACTERS, REPLAYED
+from insurer_agent.roles import Role
 
 PROBLEM = "application/problem+json"
 _PROBLEMS = {
     400: "The body is not JSON, or a header is malformed.",
-    401: "No good API key, and no registered client certificate.",
-    404: "No such rule, policy or job.",
+    401: "No good API key, and no registered client certificate; or it has ended, `api-key-expired`.",
+    403: "The key has none of the roles that may do this, `forbidden-role`.",
+    404: "No such rule, policy, job or API key.",
     409: "It does not fit what is known, the job is not done, or the first request under the key is still under way.",
     413: "The body is too large.",
     415: "The body is not declared as JSON, or as CSV where that is taken.",
@@ -25,6 +28,7 @@ _PROBLEMS = {
     503: "It cannot be answered now. Sending it again is safe.",
 }
 _RETRIED = (409, 429, 503)
+_OF_BODIES = (400, 409, 413, 415, 422, 429)
 _RETRY_AFTER = {
     "description": "Seconds after which to send it again, where that is known.",
     "schema": {"type": "string", "pattern": "^[0-9]+$"},
@@ -45,7 +49,15 @@ _JOB_ID = {
     "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     "example": "5f" * 16,
 }
-_PARAMETERS = {"{number}": _NUMBER, "{job_id}": _JOB_ID}
+_KEY_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "The name that the key has.",
+    "schema": {"type": "string", "minLength": 1},
+    "example": "core-system",
+}
+_PARAMETERS = {"{number}": _NUMBER, "{job_id}": _JOB_ID, "{name}": _KEY_NAME}
 _FORMAT = {
     "name": "format",
     "in": "query",
@@ -62,8 +74,20 @@ _IDEMPOTENCY = {
 }
 
 
-def document() -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document."""
+_REPEATED = {
+    REPLAYED: {"description": "True where this is the answer to an earlier request.", "schema": {"const": "true"}},
+    KEPT: {
+        "description": "False where this is not kept: a repeat under the Idempotency-Key is done anew.",
+        "schema": {"const": "false"},
+    },
+}
+
+
+def document(access: Mapping[tuple[str, str], Collection[Role] | None] | None = None) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document. `access` has, by method and address as Flask writes it, the roles that may ask:
+    each operation says its own, in words and as `x-roles`.
+    """
+    roles = {(method.lower(), _address(rule)): found for (method, rule), found in (access or {}).items()}
     spec = APISpec(
         title="Insurer agent",
         version=version("cover-lookup"),
@@ -82,6 +106,10 @@ def document() -> dict[str, Any]:
         spec.components.response(_problem(status), told)
     spec.components.schema("ItemProblem", schema=schemas.ItemProblemSchema)
     for path, operations in _paths().items():
+        for method, operation in operations.items():
+            found = [role.value for role in Role if role in (roles.get((method, path)) or ())]
+            if found:
+                operation |= {"x-roles": found, "description": f"For an API key with the role {' or '.join(found)}."}
         named = [parameter for name, parameter in _PARAMETERS.items() if name in path]
         spec.path(path, parameters=named, operations=operations)
     result: dict[str, Any] = spec.to_dict()
@@ -148,6 +176,13 @@ def _paths() -> dict[str, dict[str, Any]]:
                 "Cancel a policy", {200: schemas.PolicyAnswerSchema}, schemas.CancellationSchema, problems=(404, 409)
             ),
         },
+        "/v1/api-keys": {
+            "get": _operation("List the API keys' names, roles and ends", {200: schemas.ApiKeysSchema}),
+            "post": _operation(
+                "Make an API key", {201: schemas.MadeApiKeySchema}, schemas.ApiKeyRequestSchema, once=True
+            ),
+        },
+        "/v1/api-keys/{name}": {"delete": _operation("Revoke an API key", {204: None}, problems=(404,))},
         "/healthz": {"get": _operation("Tell that the agent runs", {200: schemas.HealthSchema}, open_to_all=True)},
         "/readyz": {"get": _operation("Tell whether it can answer", {200: schemas.HealthSchema}, open_to_all=True)},
     }
@@ -163,8 +198,12 @@ def _operation(
     parameters: Sequence[dict[str, Any]] = (),
     file: bool = False,
     open_to_all: bool = False,
+    once: bool = False,
 ) -> dict[str, Any]:
-    """Return an operation; its body may also be CSV, which is `text`, and its answer a `file` in place of JSON."""
+    """Return an operation; its body may also be CSV, which is `text`, and its answer a `file` in place of JSON.
+
+    What is to be done `once` is under no Idempotency-Key.
+    """
     responses: dict[str, Any] = {}
     for status, schema in answers.items():
         responses[str(status)] = {"description": "The answer."}
@@ -172,18 +211,10 @@ def _operation(
             responses[str(status)]["content"] = {"application/json": {"schema": schema}}
         if file:
             responses[str(status)]["content"] = {kind: {"schema": {"type": "string"}} for kind in FORMATS.values()}
-        if body is not None:
-            replayed = {
-                "description": "True where this is the answer to an earlier request.",
-                "schema": {"const": "true"},
-            }
-            kept = {
-                "description": "False where this is not kept: a repeat under the Idempotency-Key is done anew.",
-                "schema": {"const": "false"},
-            }
-            responses[str(status)]["headers"] = {REPLAYED: replayed, KEPT: kept}
-    always = (503,) if open_to_all else (401, 503)
-    for status in (*problems, *always, *((400, 409, 413, 415, 422, 429) if body is not None else ())):
+        if body is not None and not once:
+            responses[str(status)]["headers"] = _REPEATED
+    always = (503,) if open_to_all else (401, 403, 503)
+    for status in (*problems, *always, *(_OF_BODIES if body is not None else ())):
         responses[str(status)] = _problem(status)
     operation: dict[str, Any] = {"summary": summary, "responses": responses}
     if parameters:
@@ -191,12 +222,15 @@ def _operation(
     if open_to_all:
         operation["security"] = []
     if body is not None:
-        content: dict[str, Any] = {"application/json": {"schema": body}}
-        if text is not None:
-            content[CSV] = text
+        content: dict[str, Any] = {"application/json": {"schema": body}} | ({} if text is None else {CSV: text})
         operation["requestBody"] = {"required": True, "content": content}
-        operation["parameters"] = [_IDEMPOTENCY]
+        operation |= {} if once else {"parameters": [_IDEMPOTENCY]}
     return operation
+
+
+def _address(rule: str) -> str:
+    """Return an address of Flask's as OpenAPI writes it."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
 
 
 def _problem(status: int) -> str:

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from flask import Flask, Response
 
+from insurer_agent.rest.access import table
 from insurer_agent.rest.openapi import document
 
 _TYPES = {"index.html": "text/html", "try.js": "text/javascript", "try.css": "text/css"}
@@ -20,8 +21,8 @@ _HEADERS = {
 
 
 def serve(app: Flask) -> None:
-    """Add the description and the page."""
-    described = json.dumps(document()) + "\n"  # in the order in which it is written
+    """Add the description, of the endpoints that there are by now, and the page."""
+    described = json.dumps(document(table(app))) + "\n"  # in the order in which it is written
     folder = files("insurer_agent.rest") / "docs"
     content = {name: (folder / name).read_bytes() for name in _TYPES}
 

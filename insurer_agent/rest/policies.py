@@ -15,7 +15,8 @@ from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import format_amount
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.intake.policy import Event, normalise_policy_number
-from insurer_agent.rest.requests import Reply, amount_of, answer, require_api_key, subject_of
+from insurer_agent.rest.access import POLICIES, allow, caller
+from insurer_agent.rest.requests import Reply, amount_of, answer, subject_of
 from insurer_agent.rest.schemas import (
     AmendmentSchema,
     CancellationSchema,
@@ -44,6 +45,7 @@ def serve(app: Flask, agent: Agent) -> None:
     limit = agent.limits.policies
 
     @app.post("/v1/policies")
+    @allow(*POLICIES)
     def issue_policy() -> Response:
         response = answer(agent, limit, _POLICY, partial(_issue, agent))
         body = response.get_json()
@@ -52,8 +54,9 @@ def serve(app: Flask, agent: Agent) -> None:
 
     # A policy number may have slashes in it, which WSGI servers hand on unescaped.
     @app.get("/v1/policies/<path:number>")
+    @allow(*POLICIES)
     def find_policies(number: str) -> Response:
-        limit.take(require_api_key(agent))
+        limit.take(caller().mark)
         states = agent.register.find(PolicyName(_number(number)))
         if not states:
             raise _refusal(IntakeError(POLICY_UNKNOWN, "no such policy was issued"))
@@ -61,10 +64,12 @@ def serve(app: Flask, agent: Agent) -> None:
         return jsonify({"policies": PolicyStateSchema(many=True).dump(bodies)})
 
     @app.put("/v1/policies/<path:number>")
+    @allow(*POLICIES)
     def amend_policy(number: str) -> Response:
         return answer(agent, limit, _AMENDMENT, partial(_correct, agent, number, Event.AMEND))
 
     @app.post("/v1/policies/<path:number>/cancellation")
+    @allow(*POLICIES)
     def cancel_policy(number: str) -> Response:
         return answer(agent, limit, _CANCELLATION, partial(_correct, agent, number, Event.CANCEL))
 

@@ -1,6 +1,5 @@
-"""What every REST endpoint does first: whose key it is, what the body says, and whether it was asked before."""
+"""What REST endpoints do first: how much the caller asks, what the body says, and whether it was asked before."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from insurer_agent.intake.amounts import parse_amount
 from insurer_agent.intake.documents import normalise
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.limits import RequestLimit
+from insurer_agent.rest.access import caller
 from insurer_agent.store.idempotency import IdempotencyAwayError, Place, StoredAnswer
 from protocol.identity import Identity
 from transport.json_text import parse_json
@@ -40,26 +40,6 @@ class Reply:
     body: dict[str, Any]
     status: int = 200
     final: bool = True
-
-
-def require_api_key(agent: Agent) -> str:
-    """Return the API key that the request bears; refuse (`unauthorized`) a request without a good one.
-
-    Without one, a client certificate of the insurer's own CA that is registered stands for a key.
-    """
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    key = key.strip()
-    if scheme.lower() == "bearer" and agent.api_keys.holder(key) is not None:
-        return key
-    certificate = None if agent.tls is None or scheme else agent.tls.outsider(request.environ)
-    if certificate is not None and agent.api_keys.holder_of_certificate(certificate) is not None:
-        return f"certificate {hashlib.sha256(certificate).hexdigest()}"  # no API key reads so
-    raise Problem(
-        401,
-        "unauthorized",
-        "an API key of this agent is needed, or a registered client certificate",
-        hint="send Authorization: Bearer <API key>",
-    )
 
 
 def answer(
@@ -96,7 +76,7 @@ def answer_read(
     repeated after a later one would undo that, and who sends policies can wait. A request that `bears_repeating` goes
     on, and its answer says that it is not kept: a check asked twice is right each time, and underwriting cannot wait.
     """
-    api_key = require_api_key(agent)
+    api_key = caller().mark
     limit.take(api_key)
     body, loaded = read(api_key)
     key = _idempotency_key()

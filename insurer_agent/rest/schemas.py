@@ -1,9 +1,13 @@
 """The JSON of the REST interface; `/openapi.json` is made from these schemas."""
 
+import datetime as dt
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 
+from insurer_agent.requester import EndKind
+from insurer_agent.roles import DAYS, MAX_DAYS, Role
+from insurer_agent.store.api_keys import ENDING_DAYS, MAX_NAME
 from protocol.check import Void
 from protocol.identity import DocumentType
 
@@ -108,6 +112,21 @@ class ResultSchema(Schema):
         required=True,
         allow_none=True,
         metadata=_about("Seconds after which to ask again when indeterminate, else null."),
+    )
+    budget_until = fields.Date(
+        required=True,
+        allow_none=True,
+        metadata=_about("The day, UTC+8, from which a spent budget has an answer again; else null.", "2026-12-24"),
+    )
+    budget_until_is = fields.String(
+        required=True,
+        allow_none=True,
+        validate=validate.OneOf([kind.value for kind in EndKind]),
+        metadata=_about(
+            "How that is meant. `earliest`: by the agent's own count there is none before. `expected`: the same, if"
+            " what it asks just now is answered. `latest`: custodians say that the budget is spent, and by then all of"
+            " it is there again, unless the insurer's group asks meanwhile."
+        ),
     )
     window = fields.Nested(WindowSchema, required=True)
 
@@ -254,6 +273,70 @@ class RulesSchema(Schema):
     rules = fields.List(fields.Nested(RuleSchema), required=True)
 
 
+class _KeySchema(Schema):
+    name = fields.String(required=True, metadata=_about("The system that has the key.", "core-system"))
+    expires_at = fields.AwareDateTime(
+        required=True,
+        allow_none=True,
+        format="iso",
+        default_timezone=dt.UTC,
+        metadata=_about("When it ends; null: it was made before keys ended, and should be replaced."),
+    )
+
+
+class EndingKeySchema(_KeySchema):
+    """A key that should be replaced."""
+
+
+_ROLES = validate.OneOf([role.value for role in Role])
+
+
+class ApiKeySchema(_KeySchema):
+    """What is known of an API key, or of a client certificate that is registered as one."""
+
+    roles = fields.List(fields.Enum(Role, by_value=True), required=True, metadata=_about("What it may do."))
+    created_at = fields.AwareDateTime(required=True, format="iso")
+    last_used_at = fields.AwareDateTime(
+        required=True, allow_none=True, format="iso", metadata=_about("To the hour; null if it never was.")
+    )
+
+
+class ApiKeysSchema(Schema):
+    """All keys, also those that have ended."""
+
+    api_keys = fields.List(fields.Nested(ApiKeySchema), required=True)
+
+
+class ApiKeyRequestSchema(_Strict):
+    """A key to be made."""
+
+    name = fields.String(
+        required=True, validate=validate.Length(1, MAX_NAME), metadata=_about("The system that has it.", "core-system")
+    )
+    roles = fields.List(
+        fields.String(validate=_ROLES),
+        required=True,
+        validate=validate.Length(1, len(Role)),
+        metadata=_about("What it may do.", ["underwriter"]),
+    )
+    days = fields.Integer(
+        strict=True,
+        load_default=DAYS,
+        validate=validate.Range(1, MAX_DAYS),
+        metadata=_about("For how many days it is good.", DAYS),
+    )
+    replace = fields.Boolean(
+        load_default=False, truthy={True}, falsy={False}, metadata=_about("End the key that the name has.")
+    )
+
+
+class MadeApiKeySchema(_KeySchema):
+    """A key that was made. It is shown this once."""
+
+    api_key = fields.String(required=True, metadata=_about("The key.", "cover_" + "5f" * 32))
+    roles = fields.List(fields.String(validate=_ROLES), required=True)
+
+
 class ManifestSchema(Schema):
     """The manifest that the agent acts under."""
 
@@ -272,7 +355,9 @@ class ManifestSchema(Schema):
 
 
 class StatusSchema(Schema):
-    """How many of the agent's own deposits are on their way, how complete all members' are, and the manifest."""
+    """How many of the agent's own deposits are on their way, how complete all members' are, the manifest, and which API
+    keys should be replaced.
+    """
 
     deposits_unmade = fields.Integer(required=True, metadata=_about("Not counted in checks yet."))
     deposits_incomplete = fields.Integer(required=True, metadata=_about("Counted, but a holder lacks them still."))
@@ -282,6 +367,11 @@ class StatusSchema(Schema):
     )
     completeness = fields.Nested(CompletenessSchema, required=True)
     manifest = fields.Nested(ManifestSchema, required=True)
+    api_keys_ending = fields.List(
+        fields.Nested(EndingKeySchema),
+        required=True,
+        metadata=_about(f"API keys that have ended, end within {ENDING_DAYS} days, or never do."),
+    )
 
 
 class HealthSchema(Schema):

@@ -22,5 +22,7 @@ class Lock(IntEnum):
     """Held by the process that asks the checks of jobs, while there are any."""
     RECHECK = 7_261_010
     """Held by the command that checks the insured persons again, for as long as it runs."""
+    OWN_ANSWERS = 7_261_011
+    """With a second number, of persons and rules that a check is about."""
     NEW_CHECK_JOB = 7_261_012
     """With a second number, of whose jobs are counted."""

@@ -22,6 +22,10 @@ CREATE TABLE IF NOT EXISTS api_key (
     created_at   timestamptz NOT NULL DEFAULT now(),
     last_used_at timestamptz  -- to the hour
 );
+-- Keys made before there were roles may what they could, and do not end; a row that names no roles may nothing.
+ALTER TABLE api_key ADD COLUMN IF NOT EXISTS roles text[] NOT NULL DEFAULT '{underwriter,data_operator}';
+ALTER TABLE api_key ALTER COLUMN roles SET DEFAULT '{}';
+ALTER TABLE api_key ADD COLUMN IF NOT EXISTS expires_at timestamptz;
 
 -- Requests that bear an Idempotency-Key. `answer` is null while the request is under way.
 CREATE TABLE IF NOT EXISTS idempotency (
@@ -97,6 +101,72 @@ CREATE TABLE IF NOT EXISTS check_job_item (
 );
 CREATE INDEX IF NOT EXISTS check_job_item_due ON check_job_item (job_id, tries, shard, person_key, place)
     WHERE due_at IS NOT NULL;
+
+-- What the agent asked and was answered, by its own count, a row a check, person and rule.
+CREATE TABLE IF NOT EXISTS own_answer (
+    person_key  bytea NOT NULL,     -- HMAC
+    rule_id     text NOT NULL,
+    occasion    smallint NOT NULL,
+    day         date NOT NULL,      -- the first on which a custodian may have charged it
+    claim       bytea NOT NULL,     -- random: which check
+    lanes       smallint NOT NULL,
+    answers     smallint,           -- null: it is under way, or was when its process ended
+    budget      bigint NOT NULL,    -- of the rule, when it was asked
+    budget_days integer NOT NULL,
+    asked_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (person_key, rule_id, occasion, day, claim)
+);
+CREATE INDEX IF NOT EXISTS own_answer_age ON own_answer USING brin (day);
+
+-- A check's lanes are counted before it is sent, in one trip: each that may get an answer is under way from now on. Returns
+-- the others, by place: before the day `until` there is no answer, for certain, or if what is under way is answered.
+-- What may be under way counts for 90 s, longer than any check takes. The check itself, counted before, does not.
+CREATE OR REPLACE FUNCTION count_own_answers(
+    of_claim bytea, of_day date, today date, of_occasion smallint, lock_kind integer, locks integer[], persons bytea[],
+    rule_ids text[], budgets bigint[], periods integer[], mosts bigint[], mosts_whatever bigint[]
+) RETURNS TABLE (stopped_place integer, until date, is_certain boolean) LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(lock_kind, one) FROM unnest(locks) AS one;
+    RETURN QUERY
+    WITH lane AS (
+        SELECT *, row_number() OVER (PARTITION BY person, rule ORDER BY place) AS turn
+            FROM unnest(persons, rule_ids, budgets, periods, mosts, mosts_whatever)
+            WITH ORDINALITY AS lane (person, rule, budget, period, most_same, most_whatever, place)
+    ), known AS (
+        SELECT lane.*, count.answered, count.counted,
+            CASE WHEN count.same THEN lane.most_same ELSE lane.most_whatever END AS most
+        FROM lane, LATERAL (
+            SELECT coalesce(sum(o.answers), 0) AS answered, coalesce(bool_and(
+                o.budget = lane.budget AND o.budget_days = lane.period), true) AS same,
+                coalesce(sum(coalesce(o.answers, o.lanes)), 0) AS counted
+            FROM own_answer o WHERE o.person_key = lane.person AND o.rule_id = lane.rule AND o.occasion = of_occasion
+                AND o.day > today - lane.period AND o.claim <> of_claim
+                AND (o.answers IS NOT NULL OR o.asked_at > now() - interval '90 seconds')
+        ) count
+    ), judged AS (
+        SELECT *, turn + counted <= most AS free,
+            greatest(least(count(*) OVER (PARTITION BY person, rule), most - counted), 0) AS taken FROM known
+    ), kept AS (
+        INSERT INTO own_answer (person_key, rule_id, occasion, day, claim, lanes, budget, budget_days)
+            SELECT person, rule, of_occasion, of_day, of_claim, count(*), min(budget), min(period)
+                FROM judged WHERE free GROUP BY person, rule
+            ON CONFLICT DO NOTHING
+    )
+    SELECT (place - 1)::integer, coalesce((
+        -- The first day such that of what was counted after it there is less than may be.
+        SELECT min(later.day) FROM (
+            SELECT o.day, sum(sum(coalesce(o.answers, o.lanes))) OVER (ORDER BY o.day DESC)
+                    - sum(coalesce(o.answers, o.lanes)) AS answers
+                FROM own_answer o WHERE o.person_key = person AND o.rule_id = rule AND o.occasion = of_occasion
+                    AND o.day > today - period AND o.claim <> of_claim
+                    AND (o.answers IS NOT NULL OR o.asked_at > now() - interval '90 seconds')
+                GROUP BY o.day
+        ) later WHERE later.answers + taken < most
+    ), of_day) + period, answered >= most
+    FROM judged WHERE NOT free;
+END
+$$;
 
 -- The outbox: a deposit stays until every holder has given its receipt. `entry` is erased once the deposit's bytes are
 -- stored in `made`, and that once it is complete. Both are sealed: the hashes of a deposit's envelopes stand at its holders.

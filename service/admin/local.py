@@ -354,6 +354,7 @@ class _Alliance:
                     f"{name} api-key",
                     [
                         *(AGENT, "api-key", "make", "underwriting", "--replace"),
+                        *("--role", "underwriter", "--role", "data_operator"),
                         *("--state", str(self._member(name)), "--file", str(keys / name)),
                     ],
                 )

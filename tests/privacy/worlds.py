@@ -62,8 +62,10 @@ KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "/v1/relay": (SignedRelay, KeyConfirmation),
     COMMITTEE_KEY: (Relayed, KeyConfirmation),
 }
-OWN_TABLES = {"policy", "policy_row", "deposit"}
-"""What a member stores of its own policies; all other tables are a custodian's or the agent's."""
+LATE_TABLES = {"own_answer"}
+"""What a member stores of its own checks, which it may complete after the step."""
+OWN_TABLES = {"policy", "policy_row", "deposit"} | LATE_TABLES
+"""What a member stores of its own policies and checks; all other tables are a custodian's or the agent's."""
 PEOPLE = 300
 WATERMARKS = "/v1/watermarks"
 Subject = tuple[str, str]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from worlds import CHECKS, MEMBERS, OWN_TABLES, Exchange, Recording, Row, Step, name
+from worlds import CHECKS, LATE_TABLES, MEMBERS, OWN_TABLES, Exchange, Recording, Row, Step, name
 
 from insurer_agent.store.custody_deposits import Facts, KeptShares, _place
 from protocol.check import PURPOSE as CHECK_PURPOSE
@@ -58,7 +58,7 @@ def seen_by_requester(member: int, step: Step) -> list[Any]:
 
 def seen_at_all(member: int, step: Step) -> list[Any]:
     """Return whatever reached a member that it did not begin itself: messages, rows, lines of its log."""
-    own = OWN_TABLES if step.member == member else set()
+    own = OWN_TABLES if step.member == member else LATE_TABLES
     rows = [row for row in step.rows[member] if row.table not in own]
     return [*step.exchanges[name(member)], *rows, *_log(step, name(member))]
 

@@ -43,6 +43,7 @@ const operation = (api, path, method, shared, details) => {
   const box = make("details", "", make("summary", "", make("b", method.toUpperCase()), make("code", path),
     make("span", ` ${details.summary}`)));
   box.dataset.operation = `${method} ${path}`;
+  if (details.description) box.append(make("p", details.description));
   const inputs = {};
   for (const parameter of [...shared, ...(details.parameters || [])]) {
     const input = make("input");
