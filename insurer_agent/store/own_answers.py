@@ -1,8 +1,9 @@
 """The requester's own count of the answers that it got, by which it knows what custodians would refuse (SPEC.md, 6.4).
 
 A lane is counted before its check is sent, as under way; what came of it is noted after the answer, and one without a
-verdict is given back. A crash of the database's machine may take the last moments' counts: custodians have theirs. A check whose end nobody notes, as its process was killed, counts while it may be under
-way and then no more: what is counted as answered was answered. Persons stand as HMACs.
+verdict is given back. A crash of the database's machine may take the last moments' counts: custodians have theirs. A
+check whose end nobody notes, as its process was killed, counts while it may be under way and then no more: what is
+counted as answered was answered. Persons stand as HMACs.
 """
 
 import datetime as dt
