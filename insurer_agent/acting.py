@@ -19,6 +19,7 @@ from transport.http_answers import NOT_MODIFIED
 from transport.internal import body_of
 from transport.manifests import BY_HASH_PATH, NEWEST_PATH, AgeWarnings
 from transport.peers import Call, Peers, Reply
+from transport.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ class Acting:
                         step()
                     except ProtocolError as error:
                         log.warning("the manifest that a call names is not to be had: %s", error.code)
+                    except SettingsError:
+                        log.warning("the manifest that a call names is not for this agent's settings")
                     if self._for_deposit(manifest_hash) is not None:
                         return
             finally:
@@ -164,5 +167,6 @@ class Acting:
     def _take_earlier(self, manifest: Manifest | None) -> None:
         acts = self._acts
         if manifest is not None and manifest.terms.serial < acts.party.manifest.terms.serial:
+            require_same_connections(manifest.terms, acts.party.manifest.terms)  # as when it was kept
             earlier = manifest.under(acts.party.manifest)
             acts.earlier[manifest.hash] = Party(acts.party.id, acts.party.keys, earlier)

@@ -52,7 +52,7 @@ class Acting:
 
     def of_deposit(self, manifest_hash: bytes) -> ServiceParty:
         """Return the party that a deposit is judged by: under the manifest that it was made under, if that is the
-        newest or was; else under the newest, which refuses it.
+        newest or was, with the same keys; else under the newest, which refuses it.
         """
         newest = self.now()
         if manifest_hash != newest.manifest.hash:
@@ -60,6 +60,10 @@ class Acting:
             newest = self.now()
         earlier = self.published.known(manifest_hash)
         if earlier is None or earlier.hash == newest.manifest.hash:
+            return newest
+        try:
+            require_same_connections(earlier.terms, newest.manifest.terms)
+        except ProtocolError:  # keys that were replaced are good for nothing
             return newest
         return ServiceParty(self._keys, earlier.under(newest.manifest))
 

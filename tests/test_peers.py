@@ -199,6 +199,28 @@ def test_a_peer_that_drips_its_answer_does_not_outlast_the_deadline(peers: Peers
         release.set()
 
 
+def test_a_peer_that_streams_does_not_outlast_the_deadline_and_holds_up_no_other(
+    peers: Peers, server: Server, tls: Tls | None
+) -> None:
+    """Its bytes are there whenever they are looked for, each in a packet of its own, and never all of them."""
+    ended = threading.Event()
+
+    def stream(connection: socket.socket) -> None:
+        if read_request(connection):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n")
+            try:
+                while not ended.is_set():
+                    connection.sendall(b"x")
+            except OSError:
+                return
+
+    with server(stream) as streaming, server(answer_all) as lively:
+        began = time.monotonic()
+        assert peers.exchange([to(streaming), to(lively)], 1.0) == [Unreachable(timed_out=True), answered(tls)]
+        assert time.monotonic() - began < 3
+        ended.set()
+
+
 def test_other_schemes_are_refused(peers: Peers) -> None:
     assert peers.call(to("file:///etc/passwd"), 1) == Unreachable(timed_out=False)
 

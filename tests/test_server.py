@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from certified import House, member
 from live import wait_until
 
 from transport.certificates import SERVICE
+from transport.lines import HANDSHAKE_SECONDS
 
 THREADS = 2
 SERVER = f"""
@@ -161,6 +163,41 @@ def test_who_asks_from_outside_takes_no_thread_from_the_alliances_own_calls(tmp_
         go_on.touch()
         outside[-1].settimeout(20)
         assert outside[-1].recv(1 << 12).startswith(b"HTTP/1.1 200")
+
+
+CLOSING = ASKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+def test_clients_that_do_not_hang_up_hold_up_nobody(port: int) -> None:
+    """Each has its whole answer, is told that the connection closes, and keeps it open."""
+    with ExitStack() as stack:
+        for _ in range(10 * THREADS):
+            line = stack.enter_context(closing(socket.create_connection(("127.0.0.1", port), 5)))
+            line.sendall(CLOSING)
+        began = time.monotonic()
+        assert answers(port, 10.0)
+        assert time.monotonic() - began < 5  # one after the other they would take 20 seconds and more
+
+
+def test_who_is_told_that_the_connection_closes_reads_the_whole_answer(port: int) -> None:
+    for _ in range(20):
+        with closing(socket.create_connection(("127.0.0.1", port), 5)) as line:
+            line.sendall(CLOSING)
+            found = b""
+            while data := line.recv(1 << 12):
+                found += data
+            assert found.endswith(b"here")
+
+
+def test_handshakes_that_stand_still_hold_up_no_other_handshake(tmp_path: Path) -> None:
+    house, go_on = House(tmp_path), tmp_path / "go on"
+    with secured_server(house, go_on), ExitStack() as stack:
+        for _ in range(20 * THREADS):
+            line = stack.enter_context(closing(socket.create_connection(("127.0.0.1", house.ports[member(1)]), 5)))
+            line.sendall(b"\x16\x03\x01\x02\x00")
+        began = time.monotonic()
+        assert answers_securely(house, ASKED, inner=False)
+        assert time.monotonic() - began < HANDSHAKE_SECONDS
 
 
 def test_handshakes_that_stand_still_take_no_thread_from_requests(tmp_path: Path) -> None:

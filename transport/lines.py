@@ -10,14 +10,17 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import urlsplit
 
 HANDSHAKE_SECONDS = 3.0
-"""How long a server waits for a client's whole handshake: it takes a thread, and an honest one milliseconds."""
+"""How long a server gives a client for its whole handshake; an honest one takes milliseconds."""
 STALL_SECONDS = 10.0
 """How long a server waits for a client's next bytes within a request, or for it to take the next of an answer."""
 _LINGER_SECONDS = 0.2
+_LINGERING = BoundedSemaphore(2)
+"""As each takes a thread."""
 _RECORD = 1 << 14
 """Bytes in the largest TLS record."""
 Address = tuple[socket.AddressFamily, Any]
@@ -84,8 +87,9 @@ def secure(line: Line) -> Line:
 class ServerTlsSocket(ssl.SSLSocket):
     """A client's TLS connection as gunicorn's threads handle it, none of which it may keep by standing still.
 
-    gunicorn 27 makes the handshake and reads requests in a thread of its pool, with a blocking socket. Here a handshake
-    has an end, and a client that stalls counts as one that has hung up, which gunicorn knows how to end quietly.
+    gunicorn 27 makes the handshake and reads requests in a thread of its pool, with a blocking socket. Here no thread
+    waits in a handshake (`transport.server`), and a client that stalls counts as one that has hung up, which gunicorn
+    knows how to end quietly.
     """
 
     _certificate: bytes | None = None
@@ -99,16 +103,21 @@ class ServerTlsSocket(ssl.SSLSocket):
         return self._certificate
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  as in the standard library
-        """Shake hands in time, or end the connection."""
-        self.settimeout(HANDSHAKE_SECONDS)
+        """Do nothing: gunicorn would wait here."""
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake, without waiting; return whether it is done. What goes wrong ends the connection."""
+        self.settimeout(0.0)
         try:
-            super().do_handshake(block)
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
         except OSError as error:
             if isinstance(error, ssl.SSLError):
                 self._linger()
             self.close()
             raise _hung_up() from None
-        self.settimeout(STALL_SECONDS)
+        return True
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001  as in the standard library
         """Where gunicorn would have it wait for ever, have it wait for so long."""
@@ -142,13 +151,18 @@ class ServerTlsSocket(ssl.SSLSocket):
 
     def _linger(self) -> None:
         """Let the alert that says why arrive: what the client has still sent would have the kernel take it back."""
-        with suppress(OSError):
-            socket.socket.shutdown(self, socket.SHUT_WR)
-            deadline = time.monotonic() + _LINGER_SECONDS
-            while True:
-                self.settimeout(_left(deadline))
-                if not socket.socket.recv(self, _RECORD):
-                    return
+        if not _LINGERING.acquire(blocking=False):
+            return
+        try:
+            with suppress(OSError):
+                socket.socket.shutdown(self, socket.SHUT_WR)
+                deadline = time.monotonic() + _LINGER_SECONDS
+                while True:
+                    self.settimeout(_left(deadline))
+                    if not socket.socket.recv(self, _RECORD):
+                        return
+        finally:
+            _LINGERING.release()
 
 
 def _left(deadline: float) -> float:

@@ -39,7 +39,11 @@ class Names:
                 return None
             if known.done is None and self._free.acquire(blocking=False):
                 known.done = threading.Event()
-                threading.Thread(target=self._look_up, args=(place, known), name="names", daemon=True).start()
+                try:
+                    threading.Thread(target=self._look_up, args=(place, known), name="names", daemon=True).start()
+                except RuntimeError:  # no more threads just now
+                    known.done = None
+                    self._free.release()
             return known.done
 
     def addresses(self, place: tuple[str, int], done: threading.Event | None, deadline: float) -> Sequence[Address]:

@@ -116,12 +116,13 @@ class Peers:
         A call on a kept connection that the peer has closed meanwhile is made once more on a new one, so a call must
         bear being made twice.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        deadline, looked_until = began + seconds, began + min(seconds, CONNECT_SECONDS)
         # What has a connection leaves on it; of the rest, all hosts are looked up before one is waited for.
         kept = [self._kept(call) for call in calls]
         looked_up = [None if line else self._begin_look_up(call) for call, line in zip(calls, kept, strict=True)]
         talks = [
-            self._on_new(call, done, deadline) if line is None else self._talk(call, line)
+            self._on_new(call, done, looked_until) if line is None else self._talk(call, line)
             for call, line, done in zip(calls, kept, looked_up, strict=True)
         ]
 
@@ -130,7 +131,8 @@ class Peers:
             if talk.is_new or isinstance(talk.error, TimeoutError):
                 return None
             self._idle.close(call)  # the peer may have gone, and with it all that were opened before
-            return self._on_new(call, self._begin_look_up(call), deadline)
+            until = min(deadline, time.monotonic() + CONNECT_SECONDS)
+            return self._on_new(call, self._begin_look_up(call), until)
 
         hold(talks, deadline, again)
         return [self._reply(call, talk) for call, talk in zip(calls, talks, strict=True)]
@@ -165,12 +167,12 @@ class Peers:
             return self._names.begin(place_of(call.url, secured=self._tls is not None))
         return None
 
-    def _on_new(self, call: Call, looked_up: Event | None, deadline: float) -> Talk:
-        """Return a call on a connection that is still to be opened."""
+    def _on_new(self, call: Call, looked_up: Event | None, until: float) -> Talk:
+        """Return a call on a connection that is still to be opened; its host is waited for until then."""
         talk, secured = self._talk(call), self._tls is not None
         try:
             place = place_of(call.url, secured=secured)
-            addresses = self._names.addresses(place, looked_up, min(deadline, time.monotonic() + CONNECT_SECONDS))
+            addresses = self._names.addresses(place, looked_up, until)
         except (OSError, ValueError) as error:  # the latter from what is no address and no resolver takes
             talk.give_up(error)
         else:

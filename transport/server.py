@@ -1,14 +1,18 @@
 """gunicorn, started by the project's own commands with settings that keep it inside the state directory."""
 
 import ctypes
+import errno
 import gc
+import resource
 import select
 import selectors
 import signal
+import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,9 +21,10 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.util import close_graceful
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from transport.lines import ServerTlsSocket
+from transport.lines import HANDSHAKE_SECONDS, ServerTlsSocket
 from transport.tls import Tls, TlsSettings
 
 MAX_BODY = 8 << 20
@@ -29,8 +34,12 @@ LINGER_MILLISECONDS = 25
 REST_SECONDS = 1.0
 LINGER_SECONDS = 0.5
 """How long a thread stays with one connection, however soon its requests come."""
-FIRST_BYTES_SECONDS = 10.0
-"""How long a connection may say nothing at all."""
+FIRST_BYTES_SECONDS = 6.0
+"""How long a connection may say nothing at all; less than a worker has to end in."""
+MAX_CONNECTIONS = 4096
+_SPARE_FILES = 200
+"""Of those that a process may have open: files, and connections to peers and databases."""
+_FEW = 16
 Inner = Callable[[bytes], bool]
 """Tells by a client's certificate (DER, its chain verified) whether it is the alliance's own, whom others wait for."""
 _PR_SET_PDEATHSIG = 1
@@ -54,6 +63,17 @@ def _keep_little_memory() -> None:
             mallopt(_M_TRIM_THRESHOLD, 1 << 20)
 
 
+def _files_for_connections() -> int:
+    """Return how many connections a worker takes at once: others wait in the kernel, where they cost no file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed = wanted if soft == resource.RLIM_INFINITY else soft
+    return max(_SPARE_FILES, min(MAX_CONNECTIONS, allowed - _SPARE_FILES))
+
+
 class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's worker of threads, that switches less between them.
 
@@ -66,7 +86,9 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """
 
     inner: Inner | None = None
+    pending_conns: deque[TConn]
     _tell_at = 0.0
+    _look_at = 0.0
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
@@ -94,18 +116,38 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self.pending_conns.append(conn)
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
             return
-        arrives = not conn.initialized and self.cfg.is_ssl
-        pool = self._arrivals if arrives else self._inner if self._is_inner(conn) else self.tpool
-        step = pool.submit(self._shake_hands if arrives else self.handle, conn)
-        step.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+        if self.cfg.is_ssl and not getattr(conn, "has_shaken_hands", False):
+            step = self._arrivals.submit(self._shake_hands, conn)
+            step.add_done_callback(lambda done: self.method_queue.defer(self._after_handshake, conn, done))
+            return
+        answered = (self._inner if self._is_inner(conn) else self.tpool).submit(self.handle, conn)
+        answered.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
 
     @staticmethod
-    def _shake_hands(conn: TConn) -> object:
-        """Make a connection TLS, after which it waits for its first request as a kept one does for its next."""
-        conn.sock.setblocking(True)  # noqa: FBT003  as above
-        conn.init()
-        conn.sock.do_handshake()
-        return True
+    def _shake_hands(conn: TConn) -> bool:
+        """Go on with a handshake, and wait for nothing; return whether it is done."""
+        if not conn.initialized:
+            conn.timeout = time.monotonic() + HANDSHAKE_SECONDS
+            conn.init()
+        conn.has_shaken_hands = conn.sock.shake_hands()
+        return bool(conn.has_shaken_hands)
+
+    def _after_handshake(self, conn: TConn, done: Future[bool]) -> None:
+        """Have a connection wait for its first request, as a kept one does for its next, or for more of a handshake."""
+        if done.exception() is None and not done.result() and self.alive:
+            self.pending_conns.append(conn)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+        else:
+            self.finish_request(conn, done)
+
+    def murder_pending(self) -> None:
+        """End what has been awaited for too long. Handshakes end sooner than what is before them in the queue."""
+        now = time.monotonic()
+        if len(self.pending_conns) > _FEW and now < self._look_at:
+            return
+        self._look_at = now + ALIVE_SECONDS / 2
+        self.pending_conns = deque(sorted(self.pending_conns, key=lambda conn: conn.timeout))
+        super().murder_pending()
 
     def _is_inner(self, conn: TConn) -> bool:
         certificate = conn.sock.certificate if isinstance(conn.sock, ServerTlsSocket) else None
@@ -124,10 +166,23 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         while result is True and time.monotonic() < until and self._next_comes_soon(conn):
             result = super().handle(conn)
         if conn.sock.fileno() < 0:  # it stalled and is gone: gunicorn would count a closed connection twice
+            conn.sock = _Closed(conn.sock)
             return False
         if result is False:
             self._take_the_rest(conn)
+            self._part_from(conn)
         return result
+
+    def _part_from(self, conn: TConn) -> None:
+        """Close a connection such that its client reads the answer to its end: here, and not in the thread that waits
+        for all connections, where gunicorn would wait for each client to hang up.
+        """
+        if self._lingering.acquire(blocking=False):
+            try:
+                close_graceful(conn.sock, REST_SECONDS)
+            finally:
+                self._lingering.release()
+        conn.sock = _Closed(conn.sock)
 
     @staticmethod
     def _take_the_rest(conn: TConn) -> None:
@@ -151,6 +206,27 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         pools = (self.tpool, self._inner)
         nobody_waits = all(pool._work_queue.empty() for pool in pools)  # noqa: SLF001  it is not said otherwise
         return bool(self.alive and nobody_waits)
+
+
+class _Closed:
+    """In the place of a socket that is closed, for gunicorn to close again."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.close()
+
+    def fileno(self) -> int:
+        """Return what a closed socket has."""
+        return -1
+
+    def setblocking(self, _flag: bool) -> None:  # noqa: FBT001  as in the standard library
+        """Do nothing."""
+
+    def shutdown(self, _how: int) -> None:
+        """Fail as a closed socket does, which gunicorn expects."""
+        raise OSError(errno.EBADF, "closed")
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -206,6 +282,7 @@ def serve(
             "workers": workers,
             "worker_class": type("Worker", (_Worker,), {"inner": None if inner is None else staticmethod(inner)}),
             "threads": threads,
+            "worker_connections": _files_for_connections(),
             "keepalive": KEEP_ALIVE_SECONDS,
             "timeout": 60,
             "graceful_timeout": 8,

@@ -12,6 +12,7 @@ from transport.lines import Address, Line, begin_line, secure
 CONNECT_SECONDS = 0.25
 """How long one address of a peer may take to accept a connection, before its next is tried."""
 _READ_BYTES = 64 << 10
+_READS_AT_ONCE = 16
 
 
 class Talk:
@@ -119,13 +120,16 @@ class Talk:
 
     def _read(self, buffer: bytearray) -> int:
         assert self.line is not None
-        while not self._reading.whole:
+        for _ in range(_READS_AT_ONCE):
             count = self.line.sock.recv_into(buffer)
             if not count:
                 raise BadAnswerError("the answer breaks off")
             self._reading.take(memoryview(buffer)[:count])
-        self.answer = self._reading
-        return 0
+            if self._reading.whole:
+                self.answer = self._reading
+                return 0
+        # Others have their turn. A read takes a whole record of TLS, so nothing is left where poll does not see it.
+        return select.POLLIN
 
 
 def hold(talks: list[Talk], deadline: float, again: Callable[[int], Talk | None]) -> None:
@@ -160,7 +164,7 @@ def hold(talks: list[Talk], deadline: float, again: Callable[[int], Talk | None]
             place = waiting.pop(handle)
             step = talks[place].go_on(buffer) if ready else talks[place].try_next(TimeoutError())
             wait_for(place, step)
-        if not ready and time.monotonic() >= deadline:
+        if time.monotonic() >= deadline:
             for handle, place in waiting.items():
                 poll.unregister(handle)
                 talks[place].give_up(TimeoutError())

@@ -54,7 +54,7 @@ class Manifests:
                     raise ProtocolError("manifest-forked", "another manifest of the same serial has been seen")
                 self._keep(connection, manifest, data)  # the same, perhaps signed by others
                 return manifest
-            known = connection.execute("SELECT FROM manifest WHERE hash = %s", (manifest.hash,)).fetchone()
+            known = connection.execute("SELECT FROM manifest WHERE hash = %s AND in_force", (manifest.hash,)).fetchone()
             newest = None if known is None else _signed(connection, newest_hash)
             if newest is None:
                 raise ProtocolError("manifest-older", "a newer manifest has been seen; rollback is refused")
@@ -91,7 +91,7 @@ class Manifests:
         row = self._database.run(
             "newest manifest",
             lambda connection: connection.execute(
-                "SELECT signed FROM manifest ORDER BY serial DESC LIMIT 1"
+                "SELECT signed FROM manifest WHERE in_force ORDER BY serial DESC LIMIT 1"
             ).fetchone(),
             one_statement=True,
         )
@@ -110,7 +110,9 @@ class Manifests:
 
     def keep_earlier(self, data: bytes, manifest_hash: bytes) -> Manifest:
         """Keep the manifest of a hash, which this agent missed while it was in force; refuse (`other-manifest`) any
-        other, a fork, and one that the newest cannot follow.
+        other, a fork, and one that the newest cannot follow, or follows with other keys (`other-connections`).
+
+        That it was in force is the service's word: it is good for deposits, and says nothing of what may come next.
         """
         manifest = verify_manifest(data, self._pins)
         if manifest.hash != manifest_hash:
@@ -123,13 +125,16 @@ class Manifests:
             if newest is None:
                 raise ProtocolError("other-manifest", "no manifest is known that this one may be earlier than")
             require_succession(manifest.terms, _terms(newest))
-            row = connection.execute(
-                "INSERT INTO manifest (serial, hash, signed) VALUES (%s, %s, %s) ON CONFLICT (serial) DO UPDATE"
-                " SET serial = EXCLUDED.serial RETURNING hash",
-                (manifest.terms.serial, manifest.hash, data),
-            ).fetchone()
-            if row is None or bytes(row[0]) != manifest.hash:
+            require_same_connections(manifest.terms, _terms(newest))  # keys that were replaced are good for nothing
+            query = "SELECT hash FROM manifest WHERE serial = %s AND in_force"
+            row = connection.execute(query, (manifest.terms.serial,)).fetchone()
+            if row is not None and bytes(row[0]) != manifest.hash:
                 raise ProtocolError("manifest-forked", "another manifest of the same serial has been seen")
+            connection.execute(
+                "INSERT INTO manifest (hash, serial, signed, in_force) VALUES (%s, %s, %s, false)"
+                " ON CONFLICT DO NOTHING",
+                (manifest.hash, manifest.terms.serial, data),
+            )
             return manifest
 
         return self._database.run("keep an earlier manifest", transaction)
@@ -137,7 +142,7 @@ class Manifests:
     def _take(self, connection: Rows, manifest: Manifest, data: bytes) -> None:
         """Make a manifest the newest; refuse one that cannot follow those before it."""
         rows = connection.execute(
-            "SELECT signed FROM manifest WHERE serial < %s ORDER BY serial", (manifest.terms.serial,)
+            "SELECT signed FROM manifest WHERE serial < %s AND in_force ORDER BY serial", (manifest.terms.serial,)
         ).fetchall()
         before = [_terms(bytes(row[0])) for row in rows]
         if before:
@@ -148,9 +153,9 @@ class Manifests:
         self._fits(manifest)
         _require_epoch(connection, manifest)
         connection.execute(
-            "INSERT INTO manifest (serial, hash, signed) VALUES (%s, %s, %s)"
-            " ON CONFLICT (serial) DO UPDATE SET signed = EXCLUDED.signed",
-            (manifest.terms.serial, manifest.hash, data),
+            "INSERT INTO manifest (hash, serial, signed, in_force) VALUES (%s, %s, %s, true)"
+            " ON CONFLICT (hash) DO UPDATE SET signed = EXCLUDED.signed, in_force = true",
+            (manifest.hash, manifest.terms.serial, data),
         )
 
 
@@ -160,7 +165,7 @@ def _lock(connection: Rows) -> None:
 
 def _newest_place(connection: Rows) -> tuple[int, bytes | None]:
     """Return serial and hash of the newest manifest; 0 and None before the first."""
-    row = connection.execute("SELECT serial, hash FROM manifest ORDER BY serial DESC LIMIT 1").fetchone()
+    row = connection.execute("SELECT serial, hash FROM manifest WHERE in_force ORDER BY serial DESC LIMIT 1").fetchone()
     if row is not None:
         return int(row[0]), bytes(row[1])
     # An agent of before there was this table knows serial and hash alone, and its deposits were made under that one.

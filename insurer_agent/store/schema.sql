@@ -10,11 +10,13 @@ CREATE TABLE IF NOT EXISTS setting (
 -- The manifests that this agent has taken: the newest is that of all its processes, earlier ones serve deposits that were
 -- made under them. Signed by the alliance's admins, and verified whenever they are read.
 CREATE TABLE IF NOT EXISTS manifest (
-    serial   numeric(20) PRIMARY KEY,
-    hash     bytea NOT NULL UNIQUE,
+    hash     bytea PRIMARY KEY,
+    serial   numeric(20) NOT NULL,
     signed   bytea NOT NULL,
+    in_force boolean NOT NULL,  -- taken as the newest once; else kept for deposits alone, on the service's word that it was
     taken_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE UNIQUE INDEX IF NOT EXISTS manifest_in_force ON manifest (serial) WHERE in_force;
 
 CREATE TABLE IF NOT EXISTS api_key (
     name         text PRIMARY KEY,
