@@ -14,7 +14,7 @@ from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import urlsplit
 
-HANDSHAKE_SECONDS = 3.0
+HANDSHAKE_SECONDS = 6.0
 """How long a server gives a client for its whole handshake; an honest one takes milliseconds."""
 STALL_SECONDS = 10.0
 """How long a server waits for a client's next bytes within a request, or for it to take the next of an answer."""

@@ -119,8 +119,10 @@ def processes(alliance: LiveAlliance) -> list[list[int]]:
 
 
 def rows(alliance: LiveAlliance) -> dict[tuple[int, str], list[str]]:
-    """Return all rows of all tables of all agents."""
+    """Return all rows of all tables of all agents, once what came of the last checks is noted."""
     found = {}
+    for number in range(1, MEMBERS + 1):
+        wait_until(lambda number=number: not _under_way(alliance, number), 10)
     for number in range(1, MEMBERS + 1):
         with alliance.database(number) as connection:
             names = [
@@ -134,6 +136,11 @@ def rows(alliance: LiveAlliance) -> dict[tuple[int, str], list[str]]:
                 )
     assert len(found) >= 10 * MEMBERS
     return found
+
+
+def _under_way(alliance: LiveAlliance, number: int) -> bool:
+    with alliance.database(number) as connection:
+        return connection.execute("SELECT FROM own_answer WHERE answers IS NULL LIMIT 1").fetchone() is not None
 
 
 def logs(alliance: LiveAlliance) -> dict[Path, int]:
