@@ -434,6 +434,47 @@ def test_a_holder_that_missed_a_manifest_has_it_of_the_service_and_keeps_it(scen
     assert prepared(scene, holder, acting, scene.manifests[2], NOW) == "other-manifest"
 
 
+@pytest.mark.parametrize("knows", ["it took", "it is told of"])
+def test_keys_that_were_replaced_are_good_for_no_deposit_under_a_manifest_that_lists_them(
+    scene: Scene, holder: str, knows: str
+) -> None:
+    third = scene.manifests[3].terms
+    members = tuple(
+        replace(one, signing_key=bytes(32), sealing_key=bytes(31) + b"\1") if one.id == name(7) else one
+        for one in third.members
+    )
+    rekeyed = Manifest.of(replace(after(third, members=members), valid_until=FOREVER))
+    scene.begin(holder, 3)
+    database = scene.databases[holder]
+    if knows == "it is told of":
+        database.run("forget", lambda connection: connection.execute("DELETE FROM manifest"))
+    kept = Manifests(database, PINS, lambda _: None)
+    manifest = kept.load(signed(rekeyed.terms, "admin-a", "admin-b"), NOW)
+    assert manifest.hash == rekeyed.hash
+    acting = Acting(Party(holder, scene.world.members[holder].party.keys, manifest), Source(kept, Peers()))
+    scene.service.newest, scene.service.by_hash = None, lambda _: scene.chain[3]
+    assert acting.of_deposit(scene.hash(3)).manifest.hash == rekeyed.hash
+    assert prepared(scene, holder, acting, scene.manifests[3], NOW) == "other-manifest"
+
+
+def test_what_was_signed_and_never_published_says_nothing_of_what_may_come_next(scene: Scene, holder: str) -> None:
+    """The service hides the second manifest and hands out another of its serial, withdrawn, that used up versions."""
+    first, third = scene.manifests[1].terms, scene.manifests[3].terms
+    used_up = replace(ASKED, id="another", version=9, limit=1, valid_from=TODAY)
+    withdrawn = Manifest.of(replace(after(first, rules=(*first.rules, used_up)), valid_until=FOREVER))
+    fourth_rule = replace(ASKED, id="another", version=2, limit=LIMIT, valid_from=TODAY)
+    fourth = Manifest.of(replace(after(third, rules=(*third.rules, fourth_rule)), valid_until=FOREVER))
+    acting = scene.taking(holder, 3)
+    scene.service.newest, scene.service.by_hash = None, lambda _: signed(withdrawn.terms, "admin-a", "admin-b")
+    assert acting.of_deposit(withdrawn.hash).manifest.hash == withdrawn.hash
+    scene.service.newest = signed(fourth.terms, "admin-a", "admin-b")
+    acting.follow()
+    assert acting.now().manifest.hash == fourth.hash
+    acting._looked_at = -10.0
+    scene.service.by_hash = lambda _: scene.chain[2]
+    assert acting.of_deposit(scene.hash(2)).manifest.hash == scene.hash(2)
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "2", "3", "refusal"])
 def test_no_other_manifest_than_the_one_that_a_deposit_names_is_taken_for_it(
     scene: Scene, holder: str, kind: str
