@@ -30,6 +30,8 @@ from protocol.manifest import (
     Terms,
     verify_signature,
 )
+from service.api_keys import Action
+from service.audit import Act, AuditLog
 from service.published import Published
 from transport.problems import Problem, fault
 from transport.settings import sync_folder, write_private
@@ -87,12 +89,16 @@ def is_id(text: str) -> bool:
 
 
 class Proposals:
-    """Takes proposals and signatures and has what M admins signed published. `by` is the name of an API key."""
+    """Takes proposals and signatures and has what M admins signed published. `by` is the name of an API key.
 
-    def __init__(self, folder: Path, published: Published, pins: AdminPins) -> None:
+    What is to be written stands in the audit log before it is; refused (`audit-unwritable`) where it cannot.
+    """
+
+    def __init__(self, folder: Path, published: Published, pins: AdminPins, audit: AuditLog) -> None:
         self._folder = folder
         self._published = published
         self._pins = pins
+        self._audit = audit
         self._known: dict[str, tuple[object, Proposal | None]] = {}
         self._told: set[str] = set()
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -176,11 +182,12 @@ class Proposals:
                 expires_at=min(int(now) + OPEN_SECONDS, terms.valid_until),
                 signatures={},
             )
+            self._audit.write(Act(int(now), by, Action.PROPOSE, proposal.id))
             write_private(self._terms_file(proposal.id), data)
             self._write(proposal)
             return proposal
 
-    def sign(self, proposal_id: str, admin: str, signature: bytes, now: float) -> Proposal:
+    def sign(self, proposal_id: str, admin: str, signature: bytes, by: str, now: float) -> Proposal:
         """Add an admin's signature to an open proposal. Adding it again changes nothing.
 
         Refuses `unknown-admin`, `bad-signature`, and `already-signed` where the same key has signed under another name.
@@ -204,6 +211,7 @@ class Proposals:
                 raise Problem(409, "already-signed", "this key has signed under another name", hint=hint)
             signed = replace(proposal, signatures=proposal.signatures | {admin: signature})
             if signed != proposal:
+                self._audit.write(Act(int(now), by, Action.SIGN, proposal_id, admin))
                 self._write(signed)
             return signed
 
@@ -222,6 +230,7 @@ class Proposals:
             if len({self._pins.keys[name] for name in good}) < self._pins.threshold:
                 detail = f"{len(good)} of the {self._pins.threshold} signatures that are needed are there"
                 raise Problem(409, "under-signed", detail, hint="have more admins approve it: alliance approve")
+            self._audit.write(Act(int(now), by, Action.PUBLISH, proposal_id))
             entries = tuple(AdminSignature(admin=name, signature=proposal.signatures[name]) for name in good)
             try:
                 manifest = self._published.publish(encode(SignedManifest(terms=data, signatures=entries)), now)
@@ -240,6 +249,7 @@ class Proposals:
                 return proposal
             self._require_open(proposal, now)
             withdrawn = replace(proposal, withdrawn_by=by)
+            self._audit.write(Act(int(now), by, Action.WITHDRAW, proposal_id))
             self._write(withdrawn)
             return withdrawn
 

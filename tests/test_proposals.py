@@ -51,6 +51,7 @@ from protocol.progress import sign_report
 from protocol.watermark import sign_watermark
 from service.admin.manifests import pins_json
 from service.app import make_app
+from service.audit import AuditLog
 from service.proposals import MAX_KEPT, MAX_OPEN, OPEN_SECONDS, Proposals, State
 from service.published import Published
 from transport.problems import Problem
@@ -373,7 +374,7 @@ def test_a_proposal_expires(board: Board) -> None:
     proposal = proposals.propose(encode(terms), "", "an admin", now)
     assert proposal.expires_at == int(now) + OPEN_SECONDS
     for admin in ("ann", "bo"):
-        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, now)
+        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, "an admin", now)
     late = proposal.expires_at
     assert proposals.state(proposal, late - 1) is State.OPEN
     assert proposals.state(proposal, late) is State.EXPIRED
@@ -381,7 +382,9 @@ def test_a_proposal_expires(board: Board) -> None:
         lambda: proposals.publish(proposal.id, "an admin", late),
         lambda: proposals.withdraw(proposal.id, "an admin", late),
         lambda: proposals.propose(encode(terms), "", "an admin", late),
-        lambda: proposals.sign(proposal.id, "chen", sign_terms(terms, "chen", ADMINS["chen"]).signature, late),
+        lambda: proposals.sign(
+            proposal.id, "chen", sign_terms(terms, "chen", ADMINS["chen"]).signature, "an admin", late
+        ),
     ):
         with pytest.raises(Problem) as refused:
             act()
@@ -397,7 +400,7 @@ def test_an_expired_manifest_is_renewed_like_any_other(board: Board) -> None:
     terms = following(board.terms, issued_at=later, valid_until=later + 30 * DAY)
     proposal = proposals.propose(encode(terms), "", "an admin", later)
     for admin in ("bo", "chen"):
-        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, later)
+        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, "an admin", later)
     assert proposals.publish(proposal.id, "an admin", later).terms == terms
     assert published.newest()[1].terms == terms
 
@@ -621,7 +624,9 @@ def test_signatures_that_come_at_once_are_all_kept(board: Board) -> None:
     def sign(number: int) -> None:
         admin = list(ADMINS)[number % 3]
         start.wait()
-        stores[number // 3].sign(id_of(terms), admin, sign_terms(terms, admin, ADMINS[admin]).signature, time.time())
+        stores[number // 3].sign(
+            id_of(terms), admin, sign_terms(terms, admin, ADMINS[admin]).signature, admin, time.time()
+        )
 
     with ThreadPoolExecutor(9) as pool:
         list(pool.map(sign, range(9)))
@@ -638,7 +643,7 @@ def start_at(barrier: Barrier) -> None:
 def act_in_a_process(state: Path, number: int, data: bytes) -> list[str]:
     """Propose, sign, publish and withdraw as fast as it goes; return with what codes that was refused."""
     published = Published(state / "manifests", PINS, state / "manifest.bin")
-    proposals = Proposals(state / "proposals", published, PINS)
+    proposals = Proposals(state / "proposals", published, PINS, AuditLog(state))
     terms, told = decode(Terms, data), []
     admin = list(ADMINS)[number % 2]
     signature = sign_terms(terms, admin, ADMINS[admin]).signature
@@ -646,7 +651,7 @@ def act_in_a_process(state: Path, number: int, data: bytes) -> list[str]:
     for _ in range(8):
         for act in (
             lambda: proposals.propose(data, "", admin, time.time()),
-            lambda: proposals.sign(id_of(terms), admin, signature, time.time()),
+            lambda: proposals.sign(id_of(terms), admin, signature, admin, time.time()),
             lambda: proposals.publish(id_of(terms), admin, time.time()),
             lambda: [proposals.state(one, time.time()) for one in proposals.all()],
             lambda: proposals.withdraw(id_of(terms), admin, time.time()) if number == 3 else None,
