@@ -209,7 +209,7 @@ def test_the_steps_in_the_readme_are_what_a_new_admin_types(service: House, tmp_
         "build/local/admin": str(tmp_path),
         "--admin admin-1": "--admin ann",
         "--admin admin-2": "--admin bo",
-        "ID=0acdde84399d3cc9": "ID=$(alliance proposals $SERVICE | sed -n 2p | cut -f1)",
+        "ID=0acdde84399d3cc9": 'ID=$(alliance proposals "${SERVICE[@]}" | sed -n 2p | cut -f1)',
         "alliance approve": "echo yes | alliance approve",
         "version = 2 ": f"version = {before.current_rule(RULE.id, china_day(time.time())).version + 1} ",
     }
@@ -424,6 +424,35 @@ def test_the_difference_and_the_signers_are_worked_out_here(bent: Bent) -> None:
     assert json.loads(call(desk, "review", id_of(terms), "--json"))["signed_by"] == ["chen"]
     bent.bend = lambda _path, body: {"proposals": [one | {"comment": "\x1b[2J"} for one in body["proposals"]]}
     assert "\x1b" not in call(desk, "proposals")
+
+
+def test_what_the_service_says_stands_last_under_its_name_and_looks_like_nothing_else(bent: Bent) -> None:
+    board, desk = bent.board, bent.desk
+    terms = with_limit(board.terms)
+    board.propose(terms)
+    blank = "\u3164\u2800 \u3000" * 40
+    lies = {
+        "state": "open\nhash     " + "0" * 64,
+        "proposed_by": f"ann{blank}signed   by ann, bo; 2 are needed",
+        "comment": "\u202eevil\u200b\x1b[2J" + "x" * 10_000 + "END",
+    }
+    bent.bend = lambda _path, body: body | lies
+    for shown in (call(desk, "review", id_of(terms)), approve(desk, id_of(terms), "ann")):
+        lines = shown.splitlines()
+        assert lines[0] == f"proposal {id_of(terms)}"
+        (hashed,) = (place for place, line in enumerate(lines) if line.startswith("hash "))
+        assert lines[hashed + 1] == "What the service says of it, which nothing vouches for:"
+        said = [line for line in lines if line.startswith("  | ")]
+        assert lines[hashed + 2 : hashed + 2 + len(said)] == said
+        assert said[0] == "  | state   open hash " + "0" * 54
+        assert "  | by      ann signed by ann, bo; 2 are needed" in said
+        assert any(line.startswith("  | comment \\u202eevil\\u200b\\u001b[2Jxxx") for line in said)
+        assert all(len(line) <= 80 for line in said)
+        assert sum(line.count("x") for line in said) <= 500
+        assert "END" not in shown
+        assert not {"\u202e", "\u200b", "\x1b", "\u3164"} & set(shown)
+    bent.bend = lambda _path, body: body | {"state": None, "proposed_by": 7, "comment": ""}
+    assert call(desk, "review", id_of(terms)).splitlines()[-3:] == ["  | state   ", "  | by      7", "  | comment "]
 
 
 def test_who_signs_two_proposals_of_one_serial_is_told(bent: Bent) -> None:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from service.admin.review import Review
 
 SIGNER_SECONDS = 300
+MAX_WORDS = 500
+"""Characters of each of the service's words that are shown."""
+WORDS_IN_LINE = 64
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and marks that are blank, which Python takes for printable."""
 
 # As in cli.py, commands import what they need when they run.
 
@@ -231,7 +236,7 @@ def _show(found: "Review") -> None:
     from service.admin.differences import harmless, printed, time_text
 
     base = found.base.terms
-    print(f"proposal {found.id}, {harmless(found.state)}, by {harmless(found.proposed_by)}: {harmless(found.comment)}")
+    print(f"proposal {found.id}")
     print(
         f"changes  the manifest of serial {base.serial}, which is signed by enough admins that you pin, issued", end=" "
     )
@@ -240,6 +245,18 @@ def _show(found: "Review") -> None:
     signed = ", ".join(map(harmless, found.signed_by)) or "nobody"
     print(f"signed   by {signed}; {found.signatures_wanted} are needed")
     print(f"hash     {found.hash}")
+    print("What the service says of it, which nothing vouches for:")
+    for name, text in (("state", found.state), ("by", found.proposed_by), ("comment", found.comment)):
+        _print(_quoted(name, text))
+
+
+def _quoted(name: str, text: str) -> list[str]:
+    """Return the service's words as lines that none of them can be taken for another's: a mark before each."""
+    from service.admin.differences import harmless
+
+    shown = harmless(" ".join("".join(" " if one in _BLANK else one for one in text).split())[:MAX_WORDS])
+    lines = [shown[start : start + WORDS_IN_LINE] for start in range(0, len(shown), WORDS_IN_LINE)]
+    return [f"  | {name if not place else '':8}{line}" for place, line in enumerate(lines or [""])]
 
 
 def _require_reviewed(found: "Review", reviewed: str | None) -> None:
