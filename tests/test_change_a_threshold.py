@@ -1,6 +1,7 @@
 """Admins change a threshold by their commands alone, at a live service, and believe a bent one nothing."""
 
 import base64
+import datetime as dt
 import json
 import re
 import shlex
@@ -18,6 +19,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 from certified import House, certificate, member, new_key, running, urn
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from governing import (
     ADMINS,
     DAY,
@@ -41,8 +45,10 @@ from protocol.manifest import Manifest, SignedManifest, Terms, china_day, day_of
 from service.admin import cli
 from service.admin.local import LocalOptions, _Alliance
 from service.admin.manifests import pins_json
+from service.admin.remote import Line
 from service.published import Published
 from transport.certificates import SERVICE
+from transport.problems import Problem
 from transport.settings import SettingsError, load_pins, write_private
 
 MILLION = 100_000_000
@@ -261,6 +267,52 @@ def test_nobody_but_the_service_is_given_the_api_key(service: House, tmp_path: P
         desk._remote[1] = url
         desk._remote[-1] = str(service.root / "ca" / "ca.pem")
         assert "not that of the lookup service" in refusal(desk, "proposals")
+
+
+def test_a_service_whose_certificate_was_revoked_is_not_given_the_api_key(tmp_path: Path) -> None:
+    house, key, folder = House(tmp_path / "house"), new_key(), tmp_path / "shown"
+    folder.mkdir()
+    stolen = certificate(house.ca, key, uris=[urn(SERVICE)])
+    crl = house.root / "ca" / "crl.pem"
+    good = crl.read_bytes()
+    # Only the last of these has revoked it: the others do not count, though each is a list.
+    lists = {
+        "out of date": revocation_list(house.ca, stolen.serial_number, days=-1),
+        "not of the alliance's CA": revocation_list(House(tmp_path / "other").ca, stolen.serial_number),
+        "damaged": good[:-60],
+        "has been revoked": revocation_list(house.ca, stolen.serial_number),
+    }
+    with tls_server(house, stolen, key, folder) as url:
+        desk = Desk(tmp_path / "desk", url, "cover_service_key", house.root / "ca" / "ca.pem")
+        for expected, data in lists.items():
+            crl.write_bytes(data)
+            assert expected in refusal(desk, "proposals", "--crl", str(crl))
+        line = Line(url, house.root / "ca" / "ca.pem", crl)  # as a page that has been served for long has it
+        crl.write_bytes(lists["out of date"])
+        with pytest.raises(Problem, match=r"bad-revocations: .* out of date"):
+            line.exchange("GET", "/v1/admin/rules", None, {})
+        crl.unlink()
+        assert "cannot be read" in refusal(desk, "proposals", "--crl", str(crl))
+    desk._remote[1] = "http://127.0.0.1:1"
+    assert "plain HTTP" in refusal(desk, "proposals", "--crl", str(crl))
+
+
+def test_a_service_that_is_in_no_revocation_list_is_believed(service: House, tmp_path: Path) -> None:
+    desk = desk_of(service, tmp_path / "desk")
+    assert call(desk, "proposals", "--crl", str(service.root / "ca" / "crl.pem")).startswith("id\t")
+
+
+def revocation_list(ca: Any, serial: int, *, days: int = 30) -> bytes:  # noqa: ANN401  as certificate()
+    """Return a list of a CA that has one certificate and is good for so many days."""
+    (issuer, key) = ca
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    end = now + dt.timedelta(days=days)
+    entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+    builder = (
+        x509.CertificateRevocationListBuilder().issuer_name(issuer.subject).last_update(min(now, end - dt.timedelta(1)))
+    )
+    builder = builder.next_update(end).add_extension(x509.CRLNumber(7), critical=False)
+    return builder.add_revoked_certificate(entry).sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
 @contextmanager

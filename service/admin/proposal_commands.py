@@ -37,6 +37,9 @@ def add_proposal_commands(command: Callable[[str, object, str], argparse.Argumen
         sub.add_argument("--url", required=True, help="the lookup service's address, https://…")
         sub.add_argument("--ca", type=Path, metavar="CA_PEM", help="ca.pem of the alliance")
         sub.add_argument(
+            "--crl", type=Path, metavar="CRL_PEM", help="crl.pem of the alliance: a certificate in it is refused"
+        )
+        sub.add_argument(
             "--api-key", type=Path, required=True, metavar="FILE", help="file with an API key of the service"
         )
         sub.add_argument("--pins", type=Path, required=pins, metavar="FILE", help="admins.json, as members pin it")
@@ -80,7 +83,7 @@ def add_proposal_commands(command: Callable[[str, object, str], argparse.Argumen
 def _remote(args: argparse.Namespace) -> "Remote":
     from service.admin.remote import Remote
 
-    return Remote(args.url, args.api_key, args.ca)
+    return Remote(args.url, args.api_key, args.ca, args.crl)
 
 
 def _pins(args: argparse.Namespace) -> "AdminPins":
