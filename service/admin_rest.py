@@ -26,9 +26,9 @@ from service.directory import DataDirectory
 from service.proposals import MAX_COMMENT, MAX_TERMS, Proposal, Proposals, State, id_of
 from service.published import Published
 from service.roles import acting, holder, open_to
-from transport.deadlines import read_within
 from transport.json_text import parse_json
-from transport.problems import Problem
+from transport.lines import ServerTlsSocket
+from transport.problems import HINT_OF_STATUS, Problem
 
 MAX_JSON = 8 << 10
 MAX_PROPOSAL_JSON = MAX_TERMS * 4 // 3 + MAX_JSON
@@ -190,8 +190,15 @@ def _no_body() -> None:
 def _read(most: int) -> bytes:
     """Return the request's body, of so many bytes at most, or refuse it (`request-timeout`) after `BODY_SECONDS`."""
     request.max_content_length = most
-    with read_within(BODY_SECONDS, request.environ.get("gunicorn.socket")):
+    line = request.environ.get("gunicorn.socket")
+    if not isinstance(line, ServerTlsSocket):  # plain HTTP is for alliances on one machine
         return request.get_data()
+    try:
+        with line.read_within(BODY_SECONDS):
+            return request.get_data()
+    except TimeoutError:
+        detail = f"the body took more than {BODY_SECONDS:g} s"
+        raise Problem(408, "request-timeout", detail, hint=HINT_OF_STATUS[408]) from None
 
 
 def _from_base64(text: str) -> bytes:
