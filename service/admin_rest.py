@@ -6,7 +6,9 @@ the bytes of the terms, which are in it, and computes the rest.
 
 import base64
 import binascii
+import re
 import time
+from dataclasses import asdict
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -19,16 +21,21 @@ from protocol.watermark import CURRENT_SECONDS
 from service.admin.differences import difference, limit_text, time_text
 from service.admin.manifests import describe
 from service.api_keys import Action, Role
+from service.audit import PAGE, AuditLog
 from service.directory import DataDirectory
-from service.proposals import MAX_COMMENT, MAX_TERMS, Proposal, Proposals, State
+from service.proposals import MAX_COMMENT, MAX_TERMS, Proposal, Proposals, State, id_of
 from service.published import Published
-from service.roles import holder, open_to
+from service.roles import acting, holder, open_to
 from transport.json_text import parse_json
-from transport.problems import Problem
+from transport.lines import ServerTlsSocket
+from transport.problems import HINT_OF_STATUS, Problem
 
 MAX_JSON = 8 << 10
 MAX_PROPOSAL_JSON = MAX_TERMS * 4 // 3 + MAX_JSON
 """A proposal's terms come in base64."""
+BODY_SECONDS = 10.0
+"""How long a body may take as a whole: reading it takes a place of those for API keys."""
+_NUMBER = re.compile(r"[0-9]{1,15}")
 BOTH = (Role.ADMIN, Role.AUDITOR)
 
 
@@ -69,7 +76,9 @@ def serve(app: Flask, published: Published, pins: AdminPins, proposals: Proposal
     @open_to(Role.ADMIN, to=Action.PROPOSE)
     def propose() -> tuple[Response, int, dict[str, str]]:
         body, now = _body(_ProposalSchema(), MAX_PROPOSAL_JSON), time.time()
-        proposal = proposals.propose(_from_base64(body["terms"]), body["comment"], holder().name, now)
+        terms = _from_base64(body["terms"])
+        acting(on=id_of(terms))
+        proposal = proposals.propose(terms, body["comment"], holder().name, now)
         location = {"Location": f"/v1/admin/proposals/{proposal.id}"}
         return jsonify(_entry(proposals, pins, proposal, now)), 201, location
 
@@ -77,7 +86,9 @@ def serve(app: Flask, published: Published, pins: AdminPins, proposals: Proposal
     @open_to(Role.ADMIN, to=Action.SIGN)
     def sign_proposal(proposal_id: str) -> Response:
         body, now = _body(_SignatureSchema()), time.time()
-        proposal = proposals.sign(proposal_id, body["admin"], bytes.fromhex(body["signature"]), now)
+        admin, signature = body["admin"], bytes.fromhex(body["signature"])
+        acting(admin=admin if admin in pins.keys else None)
+        proposal = proposals.sign(proposal_id, admin, signature, holder().name, now)
         return jsonify(_entry(proposals, pins, proposal, now))
 
     @app.post("/v1/admin/proposals/<proposal_id>/publish")
@@ -93,6 +104,24 @@ def serve(app: Flask, published: Published, pins: AdminPins, proposals: Proposal
         _no_body()
         now = time.time()
         return jsonify(_entry(proposals, pins, proposals.withdraw(proposal_id, holder().name, now), now))
+
+
+def serve_audit(app: Flask, audit: AuditLog) -> None:
+    """Add what admins did and were refused, by the number of each act's line."""
+
+    @app.get("/v1/admin/audit")
+    @open_to(*BOTH)
+    def show_audit() -> Response:
+        entries = audit.page(_after(request.args.get("after", "0")))
+        shown = [asdict(act) | {"number": number, "at": time_text(act.at)} for number, act in entries]
+        return jsonify({"entries": shown, "next": entries[-1][0] if len(entries) == PAGE else None})
+
+
+def _after(text: str) -> int:
+    if not _NUMBER.fullmatch(text):
+        hint = "give the number of the last entry that is known, or nothing"
+        raise Problem(422, "invalid-request", "after is the number of an entry", hint=hint)
+    return int(text)
 
 
 def _reading(app: Flask, published: Published, pins: AdminPins, directory: DataDirectory) -> None:
@@ -142,12 +171,11 @@ def _reading(app: Flask, published: Published, pins: AdminPins, directory: DataD
 
 def _body(schema: Schema, most: int = MAX_JSON) -> dict[str, Any]:
     """Return the request's JSON, of so many bytes at most, as it fits the schema."""
-    request.max_content_length = most
     hint = "send Content-Type: application/json, UTF-8, each name once"
     if not request.is_json:
         raise Problem(415, "unsupported-media-type", "the body is not declared as JSON", hint=hint)
     try:
-        value = parse_json(request.get_data())
+        value = parse_json(_read(most))
     except (ValueError, RecursionError):
         raise Problem(400, "not-json", "the body is not JSON", hint=hint) from None
     loaded: dict[str, Any] = schema.load(value, unknown=RAISE)
@@ -156,8 +184,21 @@ def _body(schema: Schema, most: int = MAX_JSON) -> dict[str, Any]:
 
 def _no_body() -> None:
     """Read what there is of a body that says nothing, within bounds."""
-    request.max_content_length = MAX_JSON
-    request.get_data()
+    _read(MAX_JSON)
+
+
+def _read(most: int) -> bytes:
+    """Return the request's body, of so many bytes at most, or refuse it (`request-timeout`) after `BODY_SECONDS`."""
+    request.max_content_length = most
+    line = request.environ.get("gunicorn.socket")
+    if not isinstance(line, ServerTlsSocket):  # plain HTTP is for alliances on one machine
+        return request.get_data()
+    try:
+        with line.read_within(BODY_SECONDS):
+            return request.get_data()
+    except TimeoutError:
+        detail = f"the body took more than {BODY_SECONDS:g} s"
+        raise Problem(408, "request-timeout", detail, hint=HINT_OF_STATUS[408]) from None
 
 
 def _from_base64(text: str) -> bytes:

@@ -19,6 +19,7 @@ from protocol.progress import SignedReport
 from service import admin_rest
 from service.acting import Acting
 from service.api_keys import ApiKeys
+from service.audit import AuditLog
 from service.config import Settings, load_keys
 from service.console_page import add_console
 from service.custodians import Custodians
@@ -141,9 +142,11 @@ def _admin(app: Flask, settings: Settings, acting: Acting, directory: DataDirect
     """Add what admins and auditors call, and have every endpoint of the application refuse whom it is not for."""
     pins, alliance = load_pins(settings.admins), acting.now().manifest.terms.alliance
     places = BoundedSemaphore(max(1, settings.threads // 2))  # checks have the others
-    guard(app, tls, ApiKeys(settings.state, time.time), admin_rate(alliance, settings), places)
-    proposals = Proposals(settings.state / "proposals", acting.published, pins)
+    audit = AuditLog(settings.state)
+    guard(app, tls, ApiKeys(settings.state, time.time), admin_rate(alliance, settings), places, audit)
+    proposals = Proposals(settings.state / "proposals", acting.published, pins, audit)
     admin_rest.serve(app, acting.published, pins, proposals, directory)
+    admin_rest.serve_audit(app, audit)
 
 
 def _documents(app: Flask, published: Published, tls: Tls | None) -> None:

@@ -30,9 +30,11 @@ from protocol.manifest import (
     Terms,
     verify_signature,
 )
+from service.api_keys import Action
+from service.audit import Act, AuditLog
 from service.published import Published
 from transport.problems import Problem, fault
-from transport.settings import write_private
+from transport.settings import sync_folder, write_private
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ MAX_TERMS = 2 << 20
 MAX_COMMENT = 500
 MAX_OPEN = 20
 MAX_KEPT = 100
-"""Of those that are not open any more; the oldest are forgotten."""
+"""Of those that are not open any more, and were not published; the oldest are forgotten. What was published stays."""
 OPEN_SECONDS = 14 * 86_400
 CLOCK_SECONDS = 300
 """How far ahead of this clock an admin's may be."""
@@ -87,31 +89,39 @@ def is_id(text: str) -> bool:
 
 
 class Proposals:
-    """Takes proposals and signatures and has what M admins signed published. `by` is the name of an API key."""
+    """Takes proposals and signatures and has what M admins signed published. `by` is the name of an API key.
 
-    def __init__(self, folder: Path, published: Published, pins: AdminPins) -> None:
+    What is to be written stands in the audit log before it is; refused (`audit-unwritable`) where it cannot.
+    """
+
+    def __init__(self, folder: Path, published: Published, pins: AdminPins, audit: AuditLog) -> None:
         self._folder = folder
         self._published = published
         self._pins = pins
+        self._audit = audit
         self._known: dict[str, tuple[object, Proposal | None]] = {}
+        self._told: set[str] = set()
         folder.mkdir(mode=0o700, exist_ok=True)
 
     # --- what there is
 
     def all(self) -> list[Proposal]:
-        """Return all proposals, newest first."""
-        try:
-            names = [file.stem for file in self._folder.glob("*.json") if is_id(file.stem)]
-        except OSError:
-            names = []
-        found = [proposal for proposal in map(self._read, names) if proposal is not None]
+        """Return all proposals whose records can be read, newest first."""
+        found = []
+        for proposal_id in self._ids(".json"):
+            try:
+                proposal = self._read(proposal_id)
+            except Problem:  # which the log says, and whoever asks for it
+                continue
+            if proposal is not None:
+                found.append(proposal)
         return sorted(found, key=lambda one: (one.proposed_at, one.serial, one.id), reverse=True)
 
     def get(self, proposal_id: str) -> Proposal:
-        """Return a proposal; refuse (`unknown-proposal`) what is none."""
+        """Return a proposal; refuse what is none (`unknown-proposal`) or cannot be read (`proposal-unreadable`)."""
         found = self._read(proposal_id) if is_id(proposal_id) else None
         if found is None:
-            hint = "GET /v1/admin/proposals lists them; old ones that are not open are forgotten"
+            hint = "GET /v1/admin/proposals lists them; old ones that came to nothing are forgotten"
             raise Problem(404, "unknown-proposal", "there is no proposal of this id", hint=hint)
         return found
 
@@ -144,8 +154,8 @@ class Proposals:
         """Take encoded terms that are to follow the newest manifest. Proposing again what is open changes nothing.
 
         Refuses what is not consistent or cannot follow (codes of `Manifest.of` and
-        `Published.require_next`), `stale-proposal`, `proposal-expired`, `conflicting-proposal` and
-        `too-many-proposals`.
+        `Published.require_next`), `stale-proposal`, `proposal-expired`, `conflicting-proposal`,
+        `too-many-proposals`, and a proposal that is there and cannot be read (`proposal-unreadable`).
         """
         manifest = _consistent(data)
         terms = manifest.terms
@@ -156,12 +166,11 @@ class Proposals:
                 return self._again(known, data, now)
             _require_timely(newest, terms, now)
             self._published.require_next(manifest)
-            proposals = self.all()
-            if sum(self.state(one, now) is State.OPEN for one in proposals) >= MAX_OPEN:
+            states = [(one, self.state(one, now)) for one in self.all()]
+            if sum(state is State.OPEN for _, state in states) >= MAX_OPEN:
                 hint = "publish or withdraw some of them first"
                 raise Problem(409, "too-many-proposals", f"{MAX_OPEN} proposals are open", hint=hint)
-            closed = [one for one in proposals if self.state(one, now) is not State.OPEN]
-            self._forget({one.id for one in proposals} - {one.id for one in closed[MAX_KEPT:]})
+            self._forget([one for one, state in states if state not in {State.OPEN, State.PUBLISHED}][MAX_KEPT:])
             proposal = Proposal(
                 id=id_of(data),
                 hash=hashlib.sha256(data).digest(),
@@ -173,11 +182,12 @@ class Proposals:
                 expires_at=min(int(now) + OPEN_SECONDS, terms.valid_until),
                 signatures={},
             )
+            self._audit.write(Act(int(now), by, Action.PROPOSE, proposal.id))
             write_private(self._terms_file(proposal.id), data)
             self._write(proposal)
             return proposal
 
-    def sign(self, proposal_id: str, admin: str, signature: bytes, now: float) -> Proposal:
+    def sign(self, proposal_id: str, admin: str, signature: bytes, by: str, now: float) -> Proposal:
         """Add an admin's signature to an open proposal. Adding it again changes nothing.
 
         Refuses `unknown-admin`, `bad-signature`, and `already-signed` where the same key has signed under another name.
@@ -201,6 +211,7 @@ class Proposals:
                 raise Problem(409, "already-signed", "this key has signed under another name", hint=hint)
             signed = replace(proposal, signatures=proposal.signatures | {admin: signature})
             if signed != proposal:
+                self._audit.write(Act(int(now), by, Action.SIGN, proposal_id, admin))
                 self._write(signed)
             return signed
 
@@ -219,6 +230,7 @@ class Proposals:
             if len({self._pins.keys[name] for name in good}) < self._pins.threshold:
                 detail = f"{len(good)} of the {self._pins.threshold} signatures that are needed are there"
                 raise Problem(409, "under-signed", detail, hint="have more admins approve it: alliance approve")
+            self._audit.write(Act(int(now), by, Action.PUBLISH, proposal_id))
             entries = tuple(AdminSignature(admin=name, signature=proposal.signatures[name]) for name in good)
             try:
                 manifest = self._published.publish(encode(SignedManifest(terms=data, signatures=entries)), now)
@@ -237,6 +249,7 @@ class Proposals:
                 return proposal
             self._require_open(proposal, now)
             withdrawn = replace(proposal, withdrawn_by=by)
+            self._audit.write(Act(int(now), by, Action.WITHDRAW, proposal_id))
             self._write(withdrawn)
             return withdrawn
 
@@ -298,8 +311,22 @@ class Proposals:
         }
         write_private(self._folder / f"{proposal.id}.json", (json.dumps(record, indent=1) + "\n").encode())
 
+    def _ids(self, ending: str) -> list[str]:
+        """Return the ids of which there is a file with this ending."""
+        try:
+            names = [file.name for file in self._folder.iterdir()]
+        except FileNotFoundError:  # it may have been cleared away since the start
+            return []
+        except OSError as error:
+            log.error("the proposals cannot be read: %s", error.strerror)  # noqa: TRY400  no fault of ours
+            raise _unreadable() from None
+        return [name[:ID_DIGITS] for name in names if is_id(name[:ID_DIGITS]) and name[ID_DIGITS:] == ending]
+
     def _read(self, proposal_id: str) -> Proposal | None:
-        """Return a record, read anew where its file is another than the last time."""
+        """Return a record, read anew where its file is another than the last time; None if there is none.
+
+        Refuses (`proposal-unreadable`) one that is there and cannot be read, or says what this version does not know.
+        """
         file = self._folder / f"{proposal_id}.json"
         try:
             status = file.stat()
@@ -308,17 +335,45 @@ class Proposals:
             if known is None or known[0] != version:
                 known = (version, _parsed(file.read_bytes(), proposal_id))
                 self._known[proposal_id] = known
-        except OSError:
+        except FileNotFoundError:
             self._known.pop(proposal_id, None)
             return None
+        except OSError as error:
+            self._known.pop(proposal_id, None)
+            if proposal_id not in self._told:
+                self._told.add(proposal_id)
+                told = "the record of proposal %s cannot be read, and stays as it is: %s"
+                log.error(told, proposal_id, error.strerror)  # noqa: TRY400  no fault of ours
+            raise _unreadable() from None
+        self._told.discard(proposal_id)
+        if known[1] is None:
+            raise _unreadable()
         return known[1]
 
-    def _forget(self, kept: set[str]) -> None:
-        """Remove the files of all proposals but these: also what a process that was killed had begun."""
-        for file in (*self._folder.glob("*.json"), *self._folder.glob("*.terms")):
-            if file.stem not in kept:
-                file.unlink(missing_ok=True)
-                self._known.pop(file.stem, None)
+    def _forget(self, old: list[Proposal]) -> None:
+        """Remove the files of these, and what a process that was killed had begun; nothing that cannot be read.
+
+        A record goes first: terms without one are of no proposal.
+        """
+        begun = [f"{one}{ending}" for ending in (".json.new", ".terms.new") for one in self._ids(ending)]
+        gone = [f"{one.id}.json" for one in old]
+        for name in (*begun, *gone):
+            (self._folder / name).unlink(missing_ok=True)
+        sync_folder(self._folder)
+        for proposal_id in self._ids(".terms"):
+            if self._has_no_record(proposal_id):
+                self._terms_file(proposal_id).unlink(missing_ok=True)
+                self._known.pop(proposal_id, None)
+
+    def _has_no_record(self, proposal_id: str) -> bool:
+        """Tell whether there is certainly no record of a proposal."""
+        try:
+            (self._folder / f"{proposal_id}.json").lstat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass
+        return False
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -376,6 +431,11 @@ def _expired() -> Problem:
     return Problem(409, "proposal-expired", "the proposal's time is over", hint=hint)
 
 
+def _unreadable() -> Problem:
+    hint = "it stays as it is; the operator sees the log, and restores it from a backup or runs the newer version"
+    return Problem(500, "proposal-unreadable", "the proposal's record cannot be read", hint=hint)
+
+
 def _parsed(data: bytes, proposal_id: str) -> Proposal | None:
     try:
         record: dict[str, Any] = json.loads(data)
@@ -388,6 +448,9 @@ def _parsed(data: bytes, proposal_id: str) -> Proposal | None:
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("the record of proposal %s is damaged: %s", proposal_id, fault(error))
+        log.error("the record of proposal %s is damaged or of a newer version: %s", proposal_id, fault(error))  # noqa: TRY400  no fault of ours
         return None
-    return proposal if proposal.id == proposal_id == proposal.hash.hex()[:ID_DIGITS] else None
+    if not proposal.id == proposal_id == proposal.hash.hex()[:ID_DIGITS]:
+        log.error("the record of proposal %s is of another", proposal_id)
+        return None
+    return proposal

@@ -25,6 +25,7 @@ from protocol.manifest import (
     require_succession,
     verify_manifest,
 )
+from transport.settings import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -170,11 +171,7 @@ class Published:
             raise ProtocolError("manifest-forked", f"{file} stands there already; see the service's log") from None
         finally:
             fresh.unlink(missing_ok=True)
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self._folder)
         self._kept[manifest.terms.serial] = _Kept(file, manifest)
 
     @contextmanager

@@ -3,20 +3,24 @@
 Every endpoint of the application stands in the table of deploy/roles-of-the-service.md, which a test makes from here.
 """
 
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import StrEnum
+from http import HTTPStatus
 from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
-from flask import Flask, g, request
+from flask import Flask, Response, g, request
 
 from service.api_keys import Action, ApiKeys, Holder, Role
+from service.audit import Act, AuditLog
 from service.limits import RateLimit
+from service.proposals import is_id
 from transport.problems import Problem
 from transport.tls import Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
-PLACE_SECONDS = 1.0
 _ATTRIBUTE = "_open_to"
 
 
@@ -45,12 +49,15 @@ def callers_of(app: Flask, endpoint: str) -> tuple[frozenset[Caller | Role], Act
     return found
 
 
-def guard(app: Flask, tls: Tls | None, keys: ApiKeys, limit: RateLimit, places: BoundedSemaphore) -> None:
+def guard(
+    app: Flask, tls: Tls | None, keys: ApiKeys, limit: RateLimit, places: BoundedSemaphore, audit: AuditLog
+) -> None:
     """Have every request refused before its endpoint sees it, and before its body is read, that is not for its caller.
 
     Codes: `not-a-member` and its like where a member's certificate is needed; `unauthorized` and `api-key-expired`
     without a good key, `forbidden` with one of another role or scope, `rate-limited`, and `busy` where all `places`
-    that holders of keys may take of the process's threads are taken.
+    that holders of keys may take of the process's threads are taken: nobody waits for one, which would take a thread.
+    Where one who may ask at this rate is refused what would write, the audit log has it.
     """
 
     @app.before_request
@@ -66,11 +73,15 @@ def guard(app: Flask, tls: Tls | None, keys: ApiKeys, limit: RateLimit, places: 
             return
         holder = _holder(keys)
         limit.take(holder.name, 1)
+        if action is not Action.READ:
+            g.acting = (holder.name, action)
         _require(holder, whom, action)
-        if not places.acquire(timeout=PLACE_SECONDS):
+        if not places.acquire(blocking=False):
             raise Problem(503, "busy", "too much at once of what can wait", hint="try again shortly", retry_after=1)
         g.in_place = True
         g.holder = holder
+
+    _write_down_refusals(app, audit)
 
     @app.teardown_request
     def leave(_error: BaseException | None) -> None:
@@ -78,10 +89,31 @@ def guard(app: Flask, tls: Tls | None, keys: ApiKeys, limit: RateLimit, places: 
             places.release()
 
 
+def _write_down_refusals(app: Flask, audit: AuditLog) -> None:
+    @app.after_request
+    def write_down(response: Response) -> Response:
+        if "acting" in g and response.status_code >= HTTPStatus.BAD_REQUEST:
+            key, action = g.acting
+            asked = (request.view_args or {}).get("proposal_id", "")
+            proposal, admin = g.get("acting_on", asked if is_id(asked) else None), g.get("acting_as")
+            code = str(response.get_json(force=True)["code"])
+            with suppress(Problem):  # which the log says; the refusal stands
+                audit.write(Act(int(time.time()), key, action, proposal, admin, code))
+        return response
+
+
 def holder() -> Holder:
     """Return whose API key the request bears, which the guard has found good."""
     found: Holder = g.holder
     return found
+
+
+def acting(*, on: str | None = None, admin: str | None = None) -> None:
+    """Say which proposal, or whose signature, the request is about, should it be refused."""
+    if on is not None:
+        g.acting_on = on
+    if admin is not None:
+        g.acting_as = admin
 
 
 def _holder(keys: ApiKeys) -> Holder:

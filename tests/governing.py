@@ -19,6 +19,7 @@ from protocol.secret import Secret
 from service.admin.manifests import pins_json
 from service.api_keys import Action, ApiKeys, Role
 from service.app import make_app
+from service.audit import AuditLog
 from service.config import save_keys
 from service.proposals import Proposals
 from service.published import Published
@@ -144,4 +145,4 @@ class Board:
     def store(self) -> tuple[Published, Proposals]:
         """Return the store as another worker of the service has it."""
         published = Published(self.state / "manifests", PINS, self.state / "manifest.bin")
-        return published, Proposals(self.state / "proposals", published, PINS)
+        return published, Proposals(self.state / "proposals", published, PINS, AuditLog(self.state))

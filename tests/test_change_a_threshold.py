@@ -1,6 +1,7 @@
 """Admins change a threshold by their commands alone, at a live service, and believe a bent one nothing."""
 
 import base64
+import datetime as dt
 import json
 import re
 import shlex
@@ -18,6 +19,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 from certified import House, certificate, member, new_key, running, urn
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from governing import (
     ADMINS,
     DAY,
@@ -41,8 +45,10 @@ from protocol.manifest import Manifest, SignedManifest, Terms, china_day, day_of
 from service.admin import cli
 from service.admin.local import LocalOptions, _Alliance
 from service.admin.manifests import pins_json
+from service.admin.remote import Line
 from service.published import Published
 from transport.certificates import SERVICE
+from transport.problems import Problem
 from transport.settings import SettingsError, load_pins, write_private
 
 MILLION = 100_000_000
@@ -209,7 +215,7 @@ def test_the_steps_in_the_readme_are_what_a_new_admin_types(service: House, tmp_
         "build/local/admin": str(tmp_path),
         "--admin admin-1": "--admin ann",
         "--admin admin-2": "--admin bo",
-        "ID=0acdde84399d3cc9": "ID=$(alliance proposals $SERVICE | sed -n 2p | cut -f1)",
+        "ID=0acdde84399d3cc9": 'ID=$(alliance proposals "${SERVICE[@]}" | sed -n 2p | cut -f1)',
         "alliance approve": "echo yes | alliance approve",
         "version = 2 ": f"version = {before.current_rule(RULE.id, china_day(time.time())).version + 1} ",
     }
@@ -261,6 +267,52 @@ def test_nobody_but_the_service_is_given_the_api_key(service: House, tmp_path: P
         desk._remote[1] = url
         desk._remote[-1] = str(service.root / "ca" / "ca.pem")
         assert "not that of the lookup service" in refusal(desk, "proposals")
+
+
+def test_a_service_whose_certificate_was_revoked_is_not_given_the_api_key(tmp_path: Path) -> None:
+    house, key, folder = House(tmp_path / "house"), new_key(), tmp_path / "shown"
+    folder.mkdir()
+    stolen = certificate(house.ca, key, uris=[urn(SERVICE)])
+    crl = house.root / "ca" / "crl.pem"
+    good = crl.read_bytes()
+    # Only the last of these has revoked it: the others do not count, though each is a list.
+    lists = {
+        "out of date": revocation_list(house.ca, stolen.serial_number, days=-1),
+        "not of the alliance's CA": revocation_list(House(tmp_path / "other").ca, stolen.serial_number),
+        "damaged": good[:-60],
+        "has been revoked": revocation_list(house.ca, stolen.serial_number),
+    }
+    with tls_server(house, stolen, key, folder) as url:
+        desk = Desk(tmp_path / "desk", url, "cover_service_key", house.root / "ca" / "ca.pem")
+        for expected, data in lists.items():
+            crl.write_bytes(data)
+            assert expected in refusal(desk, "proposals", "--crl", str(crl))
+        line = Line(url, house.root / "ca" / "ca.pem", crl)  # as a page that has been served for long has it
+        crl.write_bytes(lists["out of date"])
+        with pytest.raises(Problem, match=r"bad-revocations: .* out of date"):
+            line.exchange("GET", "/v1/admin/rules", None, {})
+        crl.unlink()
+        assert "cannot be read" in refusal(desk, "proposals", "--crl", str(crl))
+    desk._remote[1] = "http://127.0.0.1:1"
+    assert "plain HTTP" in refusal(desk, "proposals", "--crl", str(crl))
+
+
+def test_a_service_that_is_in_no_revocation_list_is_believed(service: House, tmp_path: Path) -> None:
+    desk = desk_of(service, tmp_path / "desk")
+    assert call(desk, "proposals", "--crl", str(service.root / "ca" / "crl.pem")).startswith("id\t")
+
+
+def revocation_list(ca: Any, serial: int, *, days: int = 30) -> bytes:  # noqa: ANN401  as certificate()
+    """Return a list of a CA that has one certificate and is good for so many days."""
+    (issuer, key) = ca
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    end = now + dt.timedelta(days=days)
+    entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+    builder = (
+        x509.CertificateRevocationListBuilder().issuer_name(issuer.subject).last_update(min(now, end - dt.timedelta(1)))
+    )
+    builder = builder.next_update(end).add_extension(x509.CRLNumber(7), critical=False)
+    return builder.add_revoked_certificate(entry).sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
 @contextmanager
@@ -424,6 +476,35 @@ def test_the_difference_and_the_signers_are_worked_out_here(bent: Bent) -> None:
     assert json.loads(call(desk, "review", id_of(terms), "--json"))["signed_by"] == ["chen"]
     bent.bend = lambda _path, body: {"proposals": [one | {"comment": "\x1b[2J"} for one in body["proposals"]]}
     assert "\x1b" not in call(desk, "proposals")
+
+
+def test_what_the_service_says_stands_last_under_its_name_and_looks_like_nothing_else(bent: Bent) -> None:
+    board, desk = bent.board, bent.desk
+    terms = with_limit(board.terms)
+    board.propose(terms)
+    blank = "\u3164\u2800 \u3000" * 40
+    lies = {
+        "state": "open\nhash     " + "0" * 64,
+        "proposed_by": f"ann{blank}signed   by ann, bo; 2 are needed",
+        "comment": "\u202eevil\u200b\x1b[2J" + "x" * 10_000 + "END",
+    }
+    bent.bend = lambda _path, body: body | lies
+    for shown in (call(desk, "review", id_of(terms)), approve(desk, id_of(terms), "ann")):
+        lines = shown.splitlines()
+        assert lines[0] == f"proposal {id_of(terms)}"
+        (hashed,) = (place for place, line in enumerate(lines) if line.startswith("hash "))
+        assert lines[hashed + 1] == "What the service says of it, which nothing vouches for:"
+        said = [line for line in lines if line.startswith("  | ")]
+        assert lines[hashed + 2 : hashed + 2 + len(said)] == said
+        assert said[0] == "  | state   open hash " + "0" * 54
+        assert "  | by      ann signed by ann, bo; 2 are needed" in said
+        assert any(line.startswith("  | comment \\u202eevil\\u200b\\u001b[2Jxxx") for line in said)
+        assert all(len(line) <= 80 for line in said)
+        assert sum(line.count("x") for line in said) <= 500
+        assert "END" not in shown
+        assert not {"\u202e", "\u200b", "\x1b", "\u3164"} & set(shown)
+    bent.bend = lambda _path, body: body | {"state": None, "proposed_by": 7, "comment": ""}
+    assert call(desk, "review", id_of(terms)).splitlines()[-3:] == ["  | state   ", "  | by      7", "  | comment "]
 
 
 def test_who_signs_two_proposals_of_one_serial_is_told(bent: Bent) -> None:

@@ -1,11 +1,14 @@
 """A manifest is changed by a proposal that M admins signed, and by nothing else, however much is sent at once."""
 
 import base64
+import errno
 import fcntl
 import json
+import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -48,6 +51,7 @@ from protocol.progress import sign_report
 from protocol.watermark import sign_watermark
 from service.admin.manifests import pins_json
 from service.app import make_app
+from service.audit import AuditLog
 from service.proposals import MAX_KEPT, MAX_OPEN, OPEN_SECONDS, Proposals, State
 from service.published import Published
 from transport.problems import Problem
@@ -370,7 +374,7 @@ def test_a_proposal_expires(board: Board) -> None:
     proposal = proposals.propose(encode(terms), "", "an admin", now)
     assert proposal.expires_at == int(now) + OPEN_SECONDS
     for admin in ("ann", "bo"):
-        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, now)
+        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, "an admin", now)
     late = proposal.expires_at
     assert proposals.state(proposal, late - 1) is State.OPEN
     assert proposals.state(proposal, late) is State.EXPIRED
@@ -378,7 +382,9 @@ def test_a_proposal_expires(board: Board) -> None:
         lambda: proposals.publish(proposal.id, "an admin", late),
         lambda: proposals.withdraw(proposal.id, "an admin", late),
         lambda: proposals.propose(encode(terms), "", "an admin", late),
-        lambda: proposals.sign(proposal.id, "chen", sign_terms(terms, "chen", ADMINS["chen"]).signature, late),
+        lambda: proposals.sign(
+            proposal.id, "chen", sign_terms(terms, "chen", ADMINS["chen"]).signature, "an admin", late
+        ),
     ):
         with pytest.raises(Problem) as refused:
             act()
@@ -394,7 +400,7 @@ def test_an_expired_manifest_is_renewed_like_any_other(board: Board) -> None:
     terms = following(board.terms, issued_at=later, valid_until=later + 30 * DAY)
     proposal = proposals.propose(encode(terms), "", "an admin", later)
     for admin in ("bo", "chen"):
-        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, later)
+        proposals.sign(proposal.id, admin, sign_terms(terms, admin, ADMINS[admin]).signature, "an admin", later)
     assert proposals.publish(proposal.id, "an admin", later).terms == terms
     assert published.newest()[1].terms == terms
 
@@ -473,10 +479,12 @@ def test_a_process_that_was_killed_leaves_nothing_that_counts(board: Board) -> N
     folder, terms = board.state / "proposals", with_limit(board.terms)
     (folder / f"{id_of(terms)}.terms").write_bytes(encode(terms)[:50])
     (folder / f"{id_of(terms)}.json.new").write_bytes(b"{")
+    (folder / f"{'0' * 16}.json.new").write_bytes(b"{")
+    (folder / f"{'1' * 16}.terms.new").write_bytes(b"half")
     (folder / f"{'0' * 16}.terms").write_bytes(b"half")
     assert board.get("proposals") == {"proposals": []}
     assert board.propose(terms).status == 201
-    assert sorted(file.name for file in folder.glob("*.terms")) == [f"{id_of(terms)}.terms"]
+    assert sorted(file.name for file in folder.iterdir()) == [".lock", f"{id_of(terms)}.json", f"{id_of(terms)}.terms"]
     board.sign(terms, "ann", "bo")
     assert board.publish(terms).status == 200
 
@@ -494,9 +502,69 @@ def test_damaged_files_are_told_and_never_published(board: Board) -> None:
     assert board.publish(terms).code == "proposal-damaged"
     for data in (b"", b"[]", b"{}", b'{"hash": 1}', b"[" * 100_000):
         (folder / f"{id_of(terms)}.json").write_bytes(data)
-        assert board.publish(terms).code == "unknown-proposal"
+        assert board.publish(terms).code == "proposal-unreadable"
         assert board.get("proposals") == {"proposals": []}
     assert board.newest().terms == board.terms
+
+
+def test_what_cannot_be_read_is_told_once_and_stays(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    newer, looped, terms = (with_limit(board.terms, more) for more in (300, 500, 700))
+    for one in (newer, looped):
+        board.propose(one)
+        board.sign(one, "ann")
+    newer_file, looped_file = (board.state / "proposals" / f"{id_of(one)}.json" for one in (newer, looped))
+    newer_file.write_text(json.dumps(json.loads(newer_file.read_bytes()) | {"of_a_newer_version": 1}))
+    record = looped_file.read_bytes()
+    looped_file.unlink()
+    looped_file.symlink_to(looped_file.name)  # opening it fails, by the kernel's word and for any user
+    before = newer_file.read_bytes()
+    for one in (newer, looped):
+        for _ in range(2):
+            told = board.ask("GET", f"/v1/admin/proposals/{id_of(one)}")
+            assert (told.status, told.code) == (500, "proposal-unreadable")
+        assert board.propose(one).code == "proposal-unreadable"
+        assert sum(id_of(one) in line.message for line in caplog.records) == 1
+    assert board.propose(terms).status == 201
+    assert [one["id"] for one in board.get("proposals")["proposals"]] == [id_of(terms)]
+    assert newer_file.read_bytes() == before
+    assert looped_file.is_symlink()
+    looped_file.unlink()
+    looped_file.write_bytes(record)  # and once it can be read it is as it was, terms and signatures included
+    assert board.get(f"proposals/{id_of(looped)}")["signed_by"] == ["ann"]
+    newer_file.write_text(json.dumps({k: v for k, v in json.loads(before).items() if k != "of_a_newer_version"}))
+    board.sign(newer, "bo")
+    assert board.publish(newer).status == 200
+
+
+def test_a_folder_that_cannot_be_listed_has_nothing_removed(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = with_limit(board.terms, 300)
+    board.propose(first)
+    before = files(board.state)
+
+    def listed(place: str, really: Callable[[str], list[str]] = os.listdir) -> list[str]:
+        if Path(place).name == "proposals":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", listed)
+        assert board.propose(with_limit(board.terms)).code == "proposal-unreadable"
+        assert board.ask("GET", "/v1/admin/proposals").code == "proposal-unreadable"
+    assert files(board.state) == before
+
+
+def test_nobody_has_what_was_published_forgotten(board: Board) -> None:
+    terms = with_limit(board.terms)
+    board.propose(terms)
+    board.sign(terms, "ann", "bo")
+    assert board.publish(terms).status == 200
+    now, (_, proposals) = time.time(), board.store()
+    for number in range(MAX_KEPT + 2):
+        rival = following(terms, valid_until=int(now) + DAY + number)
+        proposals.withdraw(proposals.propose(encode(rival), "", "an admin", now + 1 + number).id, "an admin", now)
+    states = Counter(proposals.state(one, now) for one in proposals.all())
+    assert states == {State.PUBLISHED: 1, State.WITHDRAWN: MAX_KEPT + 1}
+    assert board.state_of(terms) == "published"
 
 
 def test_the_files_are_readable_by_their_owner_alone(board: Board) -> None:
@@ -556,7 +624,9 @@ def test_signatures_that_come_at_once_are_all_kept(board: Board) -> None:
     def sign(number: int) -> None:
         admin = list(ADMINS)[number % 3]
         start.wait()
-        stores[number // 3].sign(id_of(terms), admin, sign_terms(terms, admin, ADMINS[admin]).signature, time.time())
+        stores[number // 3].sign(
+            id_of(terms), admin, sign_terms(terms, admin, ADMINS[admin]).signature, admin, time.time()
+        )
 
     with ThreadPoolExecutor(9) as pool:
         list(pool.map(sign, range(9)))
@@ -573,7 +643,7 @@ def start_at(barrier: Barrier) -> None:
 def act_in_a_process(state: Path, number: int, data: bytes) -> list[str]:
     """Propose, sign, publish and withdraw as fast as it goes; return with what codes that was refused."""
     published = Published(state / "manifests", PINS, state / "manifest.bin")
-    proposals = Proposals(state / "proposals", published, PINS)
+    proposals = Proposals(state / "proposals", published, PINS, AuditLog(state))
     terms, told = decode(Terms, data), []
     admin = list(ADMINS)[number % 2]
     signature = sign_terms(terms, admin, ADMINS[admin]).signature
@@ -581,7 +651,7 @@ def act_in_a_process(state: Path, number: int, data: bytes) -> list[str]:
     for _ in range(8):
         for act in (
             lambda: proposals.propose(data, "", admin, time.time()),
-            lambda: proposals.sign(id_of(terms), admin, signature, time.time()),
+            lambda: proposals.sign(id_of(terms), admin, signature, admin, time.time()),
             lambda: proposals.publish(id_of(terms), admin, time.time()),
             lambda: [proposals.state(one, time.time()) for one in proposals.all()],
             lambda: proposals.withdraw(id_of(terms), admin, time.time()) if number == 3 else None,

@@ -134,7 +134,14 @@ def test_a_key_asks_no_faster_than_its_rate(tmp_path: Path) -> None:
 
 
 def test_holders_of_keys_take_half_of_the_threads_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.roles.PLACE_SECONDS", 0.05)
+    waited = []
+
+    class Noted(threading.BoundedSemaphore):
+        def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as it is
+            waited.append(blocking)
+            return super().acquire(blocking, timeout)
+
+    monkeypatch.setattr("service.app.BoundedSemaphore", Noted)
     entered, leave = threading.Semaphore(0), threading.Event()
 
     @open_to(Role.AUDITOR)
@@ -157,6 +164,7 @@ def test_holders_of_keys_take_half_of_the_threads_at_most(tmp_path: Path, monkey
     for _ in range(9):  # and each is given back, whatever came of it
         assert board.ask("GET", "/v1/admin/rules").status == 200
         assert board.ask("GET", f"/v1/admin/proposals/{'0' * 16}").code == "unknown-proposal"
+    assert set(waited) == {False}, "nobody waits for a place"
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------

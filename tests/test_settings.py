@@ -1,7 +1,9 @@
 """Settings, key files and commands: what is wrong is said in one line, before anything runs."""
 
 import json
+import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from protocol.secret import Secret
 from service import cli as service_cli
 from service.admin import cli as admin_cli
 from service.admin.manifests import add_signature, pins_json, unsigned
+from service.api_keys import ApiKeys, Role
 from service.config import Settings as ServiceSettings
 from service.config import generate_keys, load_keys, save_keys
 from transport.settings import SettingsError, load_pins, write_private
@@ -118,6 +121,21 @@ def test_keys_are_read_back_and_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="exists"):
         keys.save(tmp_path)
     assert SALT not in repr(keys)
+
+
+def test_a_private_file_outlasts_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+
+    def noted(descriptor: int, sync: Callable[[int], None] = os.fsync) -> None:
+        synced.append((os.fstat(descriptor).st_ino, (tmp_path / "file").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_private(tmp_path / "file", b"1")
+    ApiKeys(tmp_path, time.time).make("ann", Role.ADMIN, 1, bytes)
+    ends = [tmp_path / "file", tmp_path, tmp_path / "api-keys.json", tmp_path]
+    there = [False, True, True, True]  # the folder is written after the file has its name
+    assert synced == [(place.stat().st_ino, is_there) for place, is_there in zip(ends, there, strict=True)]
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import errno
 import socket
 import ssl
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from threading import BoundedSemaphore
@@ -93,6 +94,7 @@ class ServerTlsSocket(ssl.SSLSocket):
     """
 
     _certificate: bytes | None = None
+    _read_by: float | None = None
 
     @property
     def certificate(self) -> bytes | None:
@@ -127,10 +129,31 @@ class ServerTlsSocket(ssl.SSLSocket):
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """Read a whole record, so that nothing is left where the poller does not see it; b"" if the client stalls."""
         try:
+            if self._read_by is not None:
+                self.settimeout(min(STALL_SECONDS, _left(self._read_by)))
             return super().recv(max(buflen, _RECORD), flags)
         except TimeoutError:
+            if self._read_by is not None and time.monotonic() >= self._read_by:
+                raise
             self.close()
             return b""
+
+    @contextmanager
+    def read_within(self, seconds: float) -> Iterator[None]:
+        """Have the block's reads end by then, with `TimeoutError`, however the bytes come; the client can be answered.
+
+        A stall's end alone is none: each byte begins it anew.
+        """
+        self._read_by = read_by = time.monotonic() + seconds
+        try:
+            yield
+        except Exception:  # whatever those in between make of it
+            _left(read_by)
+            raise
+        finally:
+            self._read_by = None
+            if self.fileno() >= 0:
+                self.settimeout(STALL_SECONDS)
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401  as in the standard library
         """Write what the client takes, or end the connection if it takes nothing."""

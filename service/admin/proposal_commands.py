@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from service.admin.review import Review
 
 SIGNER_SECONDS = 300
+MAX_WORDS = 500
+"""Characters of each of the service's words that are shown."""
+WORDS_IN_LINE = 64
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and marks that are blank, which Python takes for printable."""
 
 # As in cli.py, commands import what they need when they run.
 
@@ -31,6 +36,9 @@ def add_proposal_commands(command: Callable[[str, object, str], argparse.Argumen
         sub = command(name, run, text)
         sub.add_argument("--url", required=True, help="the lookup service's address, https://…")
         sub.add_argument("--ca", type=Path, metavar="CA_PEM", help="ca.pem of the alliance")
+        sub.add_argument(
+            "--crl", type=Path, metavar="CRL_PEM", help="crl.pem of the alliance: a certificate in it is refused"
+        )
         sub.add_argument(
             "--api-key", type=Path, required=True, metavar="FILE", help="file with an API key of the service"
         )
@@ -75,7 +83,7 @@ def add_proposal_commands(command: Callable[[str, object, str], argparse.Argumen
 def _remote(args: argparse.Namespace) -> "Remote":
     from service.admin.remote import Remote
 
-    return Remote(args.url, args.api_key, args.ca)
+    return Remote(args.url, args.api_key, args.ca, args.crl)
 
 
 def _pins(args: argparse.Namespace) -> "AdminPins":
@@ -231,7 +239,7 @@ def _show(found: "Review") -> None:
     from service.admin.differences import harmless, printed, time_text
 
     base = found.base.terms
-    print(f"proposal {found.id}, {harmless(found.state)}, by {harmless(found.proposed_by)}: {harmless(found.comment)}")
+    print(f"proposal {found.id}")
     print(
         f"changes  the manifest of serial {base.serial}, which is signed by enough admins that you pin, issued", end=" "
     )
@@ -240,6 +248,18 @@ def _show(found: "Review") -> None:
     signed = ", ".join(map(harmless, found.signed_by)) or "nobody"
     print(f"signed   by {signed}; {found.signatures_wanted} are needed")
     print(f"hash     {found.hash}")
+    print("What the service says of it, which nothing vouches for:")
+    for name, text in (("state", found.state), ("by", found.proposed_by), ("comment", found.comment)):
+        _print(_quoted(name, text))
+
+
+def _quoted(name: str, text: str) -> list[str]:
+    """Return the service's words as lines that none of them can be taken for another's: a mark before each."""
+    from service.admin.differences import harmless
+
+    shown = harmless(" ".join("".join(" " if one in _BLANK else one for one in text).split())[:MAX_WORDS])
+    lines = [shown[start : start + WORDS_IN_LINE] for start in range(0, len(shown), WORDS_IN_LINE)]
+    return [f"  | {name if not place else '':8}{line}" for place, line in enumerate(lines or [""])]
 
 
 def _require_reviewed(found: "Review", reviewed: str | None) -> None:

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import re
 import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from protocol.errors import is_code
+from protocol.errors import ProtocolError, is_code
 from service.admin.authority import alliance_of
 from service.admin.differences import harmless
 from transport.certificates import SERVICE, Authority, read_certificate
@@ -29,10 +30,14 @@ _OK, _NOT_GOOD = 200, 300
 
 
 class Line:
-    """A line to the service. Over TLS 1.3 the alliance's CA must vouch that it is the service, before a key is sent."""
+    """A line to the service. Over TLS 1.3 the alliance's CA must vouch that it is the service, before a key is sent.
 
-    def __init__(self, url: str, ca_file: Path | None) -> None:
-        """Read the CA; raise `SettingsError` where it or the address cannot be used."""
+    With a file of the CA's revocation list it must not have revoked the certificate either; the file is read anew each
+    time, and refused once it is out of date.
+    """
+
+    def __init__(self, url: str, ca_file: Path | None, crl_file: Path | None = None) -> None:
+        """Read the CA, and the list; raise `SettingsError` where they or the address cannot be used."""
         try:
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port
@@ -49,9 +54,16 @@ class Line:
             self._context = _context(certificate.public_bytes(Encoding.DER))
         elif not _is_loopback(self._host):
             raise SettingsError("over plain HTTP an API key goes to this machine alone; give the https:// address")
+        elif crl_file is not None:
+            raise SettingsError("--crl FILE: over plain HTTP there is no certificate that could be revoked")
+        self._crl_file = crl_file
+        self._revoked()
 
     def exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Send a request; return its answer's status and body. Raises `Problem` (`unreachable`, `other-peer`)."""
+        """Send a request; return its answer's status and body.
+
+        Raises `Problem` (`unreachable`, `other-peer`, `certificate-revoked`, `bad-revocations`).
+        """
         connection = self._connection()
         try:
             connection.connect()
@@ -81,14 +93,38 @@ class Line:
             certified = None if der is None else self._authority.certified(der)
             if certified is None or certified.holder != SERVICE:
                 raise Problem(502, "other-peer", "the certificate shown there is not that of the lookup service")
+            try:
+                revoked = self._revoked()
+            except SettingsError as error:  # it was good at the start
+                raise Problem(502, "bad-revocations", str(error)) from None
+            if certified.serial in revoked:
+                detail = (
+                    "the certificate shown there has been revoked: whoever has it is not the lookup service any more"
+                )
+                raise Problem(502, "certificate-revoked", detail)
+
+    def _revoked(self) -> frozenset[int]:
+        """Return the serials that the CA's list has; raise `SettingsError` where there is a file that is no good."""
+        file = self._crl_file
+        if file is None:
+            return frozenset()
+        try:
+            newest = self._authority.revocation_list(file.read_bytes())
+        except OSError as error:
+            raise SettingsError(f"the revocation list {file} cannot be read: {error.strerror}") from None
+        except ProtocolError as error:
+            raise SettingsError(f"{file}: {error.hint}; get crl.pem anew from who keeps the CA") from None
+        if newest.next_update < time.time():
+            raise SettingsError(f"the revocation list {file} is out of date; alliance ca-crl makes the next")
+        return newest.serials
 
 
 class Remote:
     """The service as an API key's holder sees it, over a `Line`."""
 
-    def __init__(self, url: str, api_key_file: Path, ca_file: Path | None) -> None:
-        """Read key and CA; raise `SettingsError` where they or the address cannot be used."""
-        self._line = Line(url, ca_file)
+    def __init__(self, url: str, api_key_file: Path, ca_file: Path | None, crl_file: Path | None = None) -> None:
+        """Read key, CA and list; raise `SettingsError` where they or the address cannot be used."""
+        self._line = Line(url, ca_file, crl_file)
         self._key = _api_key(api_key_file)
 
     def get(self, path: str) -> dict[str, Any]:

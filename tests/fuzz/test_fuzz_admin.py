@@ -47,7 +47,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     assert board.newest().terms == board.terms
     assert {file.name for file in board.state.iterdir()} <= {
         *("keys.json", "manifest.bin", "admins.json", "config.toml", "directory", "manifests", "proposals"),
-        *("api-keys.json", ".api-keys.lock"),
+        *("api-keys.json", ".api-keys.lock", "admin-audit.log", ".admin-audit.lock"),
     }
 
 
