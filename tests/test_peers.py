@@ -221,8 +221,11 @@ def test_a_peer_that_streams_does_not_outlast_the_deadline_and_holds_up_no_other
         ended.set()
 
 
-def test_other_schemes_are_refused(peers: Peers) -> None:
-    assert peers.call(to("file:///etc/passwd"), 1) == Unreachable(timed_out=False)
+@pytest.mark.parametrize(
+    "nowhere", ["file:///etc/passwd", "https://", "http://[::1", "http://x:port", "https://x:port", "ws://x"]
+)
+def test_what_is_no_address_of_a_peer_is_unreachable_at_once(peers: Peers, nowhere: str) -> None:
+    assert peers.exchange([to(nowhere)] * 2, 30) == [Unreachable(timed_out=False)] * 2
 
 
 def test_what_has_not_changed_has_no_body_and_states_no_length(peers: Peers, server: Server) -> None:

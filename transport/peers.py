@@ -127,8 +127,9 @@ class Peers:
         ]
 
         def again(place: int) -> Talk | None:
-            talk, call = talks[place], calls[place]
-            if talk.is_new or isinstance(talk.error, TimeoutError):
+            call, was_kept = calls[place], kept[place] is not None
+            kept[place] = None
+            if not was_kept or isinstance(talks[place].error, TimeoutError):
                 return None
             self._idle.close(call)  # the peer may have gone, and with it all that were opened before
             until = min(deadline, time.monotonic() + CONNECT_SECONDS)

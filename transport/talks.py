@@ -22,7 +22,6 @@ class Talk:
         self.line = line
         self.error: Exception | None = None
         self.answer: HttpAnswer | None = None
-        self.is_new = False
         self.try_until = float("inf")
         """When the address that is tried has had its time, by the monotonic clock."""
         self._out = memoryview(b"")
@@ -42,7 +41,6 @@ class Talk:
         opened: Callable[[Line], None],
     ) -> None:
         """Have it on a new line to one of these addresses; `opened` raises where the peer is not who it should be."""
-        self.is_new = True
         self._place, self._context, self._opened = place, context, opened
         self._addresses = list(addresses)
         self._step = self._connect
