@@ -22,7 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import deterministic
-from world import make_world, seeded
+from world import NOW, make_world, seeded
 
 import insurer_agent
 from insurer_agent.agent import load_manifest
@@ -826,7 +826,7 @@ KEYS = AgentKeys(WORLD.members[MEMBER].party.keys, KEY)
 
 
 def terms(serial: int = 5, **changes: object) -> Terms:
-    return replace(WORLD.manifest.terms, serial=serial, valid_until=4_000_000_000, **changes)
+    return replace(WORLD.manifest.terms, serial=serial, valid_until=int(NOW) + 365 * 86_400, **changes)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ from protocol.stamps import as_of_tick
 from transport.manifests import BY_HASH_PATH, NEWEST_PATH, AgeWarnings
 from transport.peers import Peers
 
-FOREVER = 1 << 40
+FOREVER = int(NOW) + 365 * 86_400
 LIMITS = {1: LIMIT, 2: LIMIT * 8 // 10, 3: LIMIT * 12 // 10}
 TOTAL = LIMIT * 9 // 10
 """Of whom is asked about: above the second limit alone."""
