@@ -42,7 +42,7 @@ from protocol.committee_keys import CommitteeKey
 from protocol.custody import Admission, Charge, CustodyRow, Kept, Preparation, Proposed, RangeAttempt
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.manifest import AdminSignature, SignedManifest, Terms, sign_terms
+from protocol.manifest import AdminSignature, SignedManifest, Terms, hash_of, sign_terms
 from protocol.messages import ISSUE, UNDERWRITING, Commit, RangeProof
 from protocol.range_tags import range_tags
 from protocol.secret import Secret
@@ -960,7 +960,7 @@ def test_a_manifest_of_another_epoch_or_other_committees_is_refused_and_not_reme
     with opened(database) as restarted:
         for other in others:
             assert "(other-epoch)" in load(configured, restarted, other)
-        assert load(configured, restarted, terms(6, rules=())) == "6"
+        assert load(configured, restarted, terms(6, previous=hash_of(terms(5)), rules=())) == "6"
 
 
 def test_an_embedded_server_that_was_killed_is_started_again(configured: Settings) -> None:

@@ -80,7 +80,6 @@ const ofNumbers = (terms, require) => {
     "members x deposit cap plus the largest limit must stay below 2^46");
   require(terms.issued_at < terms.valid_until, "the manifest would never be valid");
   require(terms.valid_until - terms.issued_at <= MOST_SECONDS, "a manifest is valid for 366 days at most");
-  require(terms.serial > 1n || isZero(terms.previous), "the first manifest follows no other");
 };
 
 // The reasons, each once; empty if there are none.
