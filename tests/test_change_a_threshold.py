@@ -416,7 +416,7 @@ def test_terms_from_the_future_are_not_signed(bent: Bent) -> None:
     board.propose(terms)
     answer = board.get(f"proposals/{id_of(terms)}")
     bent.answers[f"/v1/admin/proposals/{id_of(ahead)}"] = answer | {"terms": b64(encode(ahead))}
-    assert "manifest-from-the-future" in refusal(desk, "review", id_of(ahead))
+    assert "issued in the future" in refusal(desk, "review", id_of(ahead))
 
 
 def test_terms_that_changed_since_the_review_are_not_signed(bent: Bent) -> None:
