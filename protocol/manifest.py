@@ -25,6 +25,9 @@ from protocol.stamps import MAX_TICK_SECONDS, MIN_TICK_SECONDS
 
 PERSONS_A_SHARD = 10_000
 MAX_WINDOW_DAYS = 366
+MAX_VALID_DAYS = 366
+CLOCK_SECONDS = 300
+"""How far ahead of one's own clock a manifest may have been issued."""
 SUM_INSURED = "sum_insured"
 POLICY_COUNT = "policy_count"
 PERSON = "person"
@@ -91,16 +94,19 @@ class Committee:
     slots: Annotated[tuple[str, ...], Seq(NAME, least=MIN_SLOTS, most=MAX_SLOTS)]
 
 
-@message("manifest", version=1)
+@message("manifest", version=2)
 class Terms:
     """The signed body of a manifest. `serial` grows with every manifest; times are Unix seconds.
 
+    `previous` is the hash of the manifest that it follows, zero in a first one: who signs it and who takes it mean the
+    same change.
     `tls_authority` is the SHA-256 of the SubjectPublicKeyInfo of the alliance's CA, which issues certificates to
     members and service; zero in a manifest of `plain_http`, under which nobody speaks TLS.
     """
 
     alliance: Annotated[str, NAME]
     serial: Annotated[int, UInt(64, least=1)]
+    previous: Annotated[bytes, HASH]
     local: Annotated[int, FLAG]
     issued_at: Annotated[int, UInt(64)]
     valid_until: Annotated[int, UInt(64)]
@@ -164,7 +170,7 @@ class Manifest:
     def of(cls, terms: Terms) -> "Manifest":
         """Check the terms for consistency and take their hash; refuse (`bad-manifest`) contradictions."""
         _check(terms)
-        return cls(terms, hashlib.sha256(encode(terms)).digest(), terms.valid_until)
+        return cls(terms, hash_of(terms), terms.valid_until)
 
     def under(self, newest: "Manifest") -> "Manifest":
         """Return this earlier manifest, good as long as the newest is: deposits made under it are taken till then."""
@@ -232,6 +238,17 @@ class Manifest:
         if now >= self.valid_until:
             raise ProtocolError("manifest-expired", "the manifest has expired; the alliance must sign a new one")
 
+    def require_issued(self, now: float) -> None:
+        """Refuse (`manifest-from-the-future`) a manifest issued further ahead of `now` than clocks differ."""
+        if self.terms.issued_at > now + CLOCK_SECONDS:
+            hint = "the manifest was issued in the future; set the clocks of both machines"
+            raise ProtocolError("manifest-from-the-future", hint)
+
+
+def hash_of(terms: Terms) -> bytes:
+    """Return the hash of terms, by which messages and the next manifest name them."""
+    return hashlib.sha256(encode(terms)).digest()
+
 
 def sign_terms(terms: Terms, admin: str, private: Secret) -> AdminSignature:
     """Return an admin's signature of the terms."""
@@ -270,8 +287,8 @@ def open_manifest(
 ) -> Manifest:
     """Decode, verify and check a signed manifest that is to be acted on.
 
-    Refuses what `verify_manifest` refuses, and one that has expired, is older than `newest_serial`, or of that serial
-    with another hash (a fork).
+    Refuses what `verify_manifest` refuses, and one that has expired, is from the future, is older than
+    `newest_serial`, or of that serial with another hash (a fork).
     """
     manifest = verify_manifest(data, pins)
     if manifest.terms.serial < newest_serial:
@@ -279,13 +296,16 @@ def open_manifest(
     if manifest.terms.serial == newest_serial and newest_hash not in (None, manifest.hash):
         raise ProtocolError("manifest-forked", "another manifest of the same serial has been seen")
     manifest.require_unexpired(now)
+    manifest.require_issued(now)
     return manifest
 
 
 def require_succession(previous: Terms, terms: Terms, earlier: Iterable[Terms] = ()) -> None:
     """Refuse terms that cannot follow the `previous` ones; `earlier` are those before these, as far as they are known.
 
-    The codes: `other-alliance`; `manifest-older`; `other-epoch`, where stored rows would be missed or not opened;
+    The codes: `other-alliance`; `manifest-older`; `other-previous`, where the manifest of the serial just before is
+    known and is not the one that the terms say they follow; `other-epoch`, where stored rows would be missed or not
+    opened;
     `cap-lowered`, after which deposits above it could not be corrected; `rule-rewritten`; `rule-version-order`, for a
     new version that is not above all that its rule has had; `rule-back-dated`, for one that would have been in force
     before its manifest was issued. Where manifests between the two are not known the latter asks for the day when the
@@ -296,6 +316,9 @@ def require_succession(previous: Terms, terms: Terms, earlier: Iterable[Terms] =
     if terms.serial <= previous.serial or terms.issued_at < previous.issued_at:
         hint = "the manifest has no higher serial than the one before, or was issued earlier"
         raise ProtocolError("manifest-older", hint)
+    earlier = tuple(earlier)
+    if any(one.serial + 1 == terms.serial and hash_of(one) != terms.previous for one in (*earlier, previous)):
+        raise ProtocolError("other-previous", "the manifest follows another one of the serial before")
     if _lasting(terms) != _lasting(previous):
         hint = "keys, epoch, committees, members' owners and length of ticks stay as in the manifest before"
         raise ProtocolError("other-epoch", hint)
@@ -352,7 +375,9 @@ _ADDRESS = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
     r"|\[[0-9A-Fa-f:.]{2,45}\])(:(?P<port>[0-9]{1,5}))?"
 )
-_MEMBER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NARROW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of names that are compared and read: no two of them look alike."""
+_CURRENCY = re.compile(r"[A-Z]{3}")
 _LAST_PORT = 65_535
 
 
@@ -368,7 +393,7 @@ def _check(terms: Terms) -> None:
             raise ProtocolError("bad-manifest", hint)
 
     groups = {member.id: member.group for member in terms.members}
-    require(all(_MEMBER_ID.fullmatch(name) for name in groups), "a member id is letters, digits, dots and dashes")
+    require(all(_NARROW.fullmatch(name) for name in groups), "a member id is letters, digits, dots and dashes")
     scheme = "http" if terms.plain_http else "https"
     require(
         all(_is_address(url, scheme) for url in (terms.service_url, *(member.url for member in terms.members))),
@@ -378,7 +403,12 @@ def _check(terms: Terms) -> None:
         bool(terms.plain_http) == (terms.tls_authority == bytes(32)),
         "a manifest names the alliance's CA, unless all parties speak plain HTTP",
     )
-    texts = (*terms.products, *(rule.id for rule in terms.rules), *groups.values(), terms.alliance)
+    names = (*terms.products, *(name for rule in terms.rules for name in (rule.id, *rule.products)))
+    require(
+        all(_NARROW.fullmatch(name) for name in names),
+        "a product and a rule's id are ASCII letters, digits, dots and dashes, 64 at most",
+    )
+    texts = (*groups.values(), terms.alliance)
     require(all(text.isprintable() for text in texts), "a name has characters that do not print")
     require(len(groups) == len(terms.members), "two members have one id")
     require(len(set(groups.values())) >= MIN_SLOTS, "an alliance has members of at least 5 ownership groups")
@@ -409,6 +439,7 @@ def _check(terms: Terms) -> None:
         require(set(rule.products) <= set(terms.products), "a rule names an unknown product")
         require(len(set(rule.products)) == len(rule.products), "a rule names a product twice")
         require(rule.min_current <= len(groups), "a rule needs more current members than there are")
+        require(_CURRENCY.fullmatch(rule.currency) is not None, "a currency is three capital letters")
         require(rule.measure in (SUM_INSURED, POLICY_COUNT), "a rule has an unknown measure")
         require(rule.subject_type in SUBJECT_TYPES, "a rule is of an unknown type of subject")
     ordered = sorted(terms.rules, key=lambda rule: (rule.id, rule.version))
@@ -422,6 +453,10 @@ def _check(terms: Terms) -> None:
         "members x deposit cap plus the largest limit must stay below 2^46",
     )
     require(terms.issued_at < terms.valid_until, "the manifest would never be valid")
+    require(
+        terms.valid_until - terms.issued_at <= MAX_VALID_DAYS * 86_400,
+        f"a manifest is valid for {MAX_VALID_DAYS} days at most",
+    )
 
 
 def day_of(ordinal: int) -> date:

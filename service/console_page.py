@@ -33,10 +33,10 @@ def content() -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in found if _suffix(one.name) in _TYPES}
 
 
-def home(pins: AdminPins | None) -> bytes:
+def home(pins: AdminPins) -> bytes:
     """Return the module that says that the page is of an admin's own installation, and whom that pins."""
-    keys = None if pins is None else {name: key.hex() for name, key in sorted(pins.keys.items())}
-    known = None if pins is None else {"threshold": pins.threshold, "keys": keys}
+    keys = {name: key.hex() for name, key in sorted(pins.keys.items())}
+    known = {"threshold": pins.threshold, "keys": keys}
     return f"export const own = true;\nexport const pins = {json.dumps(known)};\n".encode()
 
 

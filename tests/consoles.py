@@ -18,7 +18,7 @@ from world import RULE, make_world, seeded
 
 from protocol import signing
 from protocol.encoding import encode
-from protocol.manifest import Rule, SignedManifest, Terms, china_day, sign_terms
+from protocol.manifest import Rule, SignedManifest, Terms, china_day, hash_of, sign_terms
 from protocol.progress import sign_report
 from protocol.secret import Secret
 from protocol.watermark import sign_watermark
@@ -139,7 +139,8 @@ class Console:
 
     def next_terms(self, *rules: Rule, **changes: Any) -> Terms:  # noqa: ANN401  fields of terms
         changes.setdefault("rules", (*self.terms.rules, *rules))
-        return replace(self.terms, serial=self.terms.serial + 1, issued_at=self.now, **changes)
+        changes = {"serial": self.terms.serial + 1, "previous": hash_of(self.terms), "issued_at": self.now} | changes
+        return replace(self.terms, **changes)
 
     def raised(self, limit: int = 8_000_000_000, **changes: Any) -> Rule:  # noqa: ANN401  fields of a rule
         """Return the next version of the rule in force, with another limit."""

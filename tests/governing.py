@@ -14,7 +14,7 @@ from world import make_world, seeded
 
 from protocol import signing
 from protocol.encoding import encode
-from protocol.manifest import AdminPins, Manifest, Rule, SignedManifest, Terms, china_day, sign_terms
+from protocol.manifest import AdminPins, Manifest, Rule, SignedManifest, Terms, china_day, hash_of, sign_terms
 from protocol.secret import Secret
 from service.admin.manifests import pins_json
 from service.api_keys import Action, ApiKeys, Role
@@ -50,7 +50,12 @@ def next_version(terms: Terms, **changes: Any) -> Rule:  # noqa: ANN401  fields 
 
 def following(terms: Terms, **changes: Any) -> Terms:  # noqa: ANN401  fields of the terms
     now = int(time.time())
-    changes = {"serial": terms.serial + 1, "issued_at": now, "valid_until": now + 60 * DAY} | changes
+    changes = {
+        "serial": terms.serial + 1,
+        "previous": hash_of(terms),
+        "issued_at": now,
+        "valid_until": now + 60 * DAY,
+    } | changes
     return replace(terms, **changes)
 
 

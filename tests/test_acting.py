@@ -16,7 +16,7 @@ from world import NOW, RULE, TODAY, make_world, name
 from insurer_agent.acting import Acting as AgentActing
 from insurer_agent.stream_consumer import NewestMapping
 from protocol.errors import ProtocolError
-from protocol.manifest import Manifest, Terms
+from protocol.manifest import Manifest, Terms, hash_of
 from protocol.party import Party, ServiceParty
 from service.acting import Acting
 from service.app import make_app
@@ -28,15 +28,12 @@ from transport.manifests import Age
 from transport.peers import Peers
 
 WORLD = make_world(7, shards=1)
-FIRST = replace(WORLD.manifest.terms, valid_until=1 << 40)
-SECOND = replace(after(FIRST, rules=(RULE, replace(RULE, version=2, limit=1, valid_from=TODAY))), valid_until=1 << 40)
-THIRD = replace(after(SECOND, rules=SECOND.rules), valid_until=1 << 40)
-OTHER = replace(after(THIRD), valid_until=1 << 40)
+FOREVER = WORLD.manifest.terms.issued_at + 366 * 86_400
+FIRST = replace(WORLD.manifest.terms, valid_until=FOREVER)
+SECOND = replace(after(FIRST, rules=(RULE, replace(RULE, version=2, limit=1, valid_from=TODAY))), valid_until=FOREVER)
+THIRD = replace(after(SECOND, rules=SECOND.rules), valid_until=FOREVER)
+OTHER = replace(after(THIRD), valid_until=FOREVER)
 """Never published."""
-
-
-def hash_of(terms: Terms) -> bytes:
-    return Manifest.of(terms).hash
 
 
 @pytest.fixture
@@ -92,7 +89,7 @@ def test_an_earlier_manifest_is_good_for_deposits_as_long_as_the_newest(tmp_path
     first = replace(FIRST, valid_until=int(NOW) + 60)
     (tmp_path / "manifest.bin").write_bytes(signed(first, *ADMINS))
     acting = Acting(WORLD.service.keys, Published(tmp_path / "manifests", PINS, tmp_path / "manifest.bin"))
-    acting.published.publish(signed(SECOND, *ADMINS), NOW)
+    acting.published.publish(signed(replace(SECOND, previous=hash_of(first)), *ADMINS), NOW)
     late = NOW + 600
     acting.of_deposit(hash_of(first)).manifest.require_current(hash_of(first), late)
     with pytest.raises(ProtocolError, match="manifest-expired"):
@@ -160,12 +157,13 @@ def test_an_expired_manifest_is_said_by_readiness_and_handed_out_all_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its service starts, so that the next one can be published."""
-    with served(tmp_path, replace(FIRST, valid_until=int(NOW))) as client:
+    expired = replace(FIRST, valid_until=int(NOW))
+    with served(tmp_path, expired) as client:
         answer = client.get("/readyz")
         assert (answer.status_code, answer.get_json()["code"]) == (503, "manifest-expired")
         assert client.get("/v1/manifest").status_code == 200
         assert [record.levelname for record in caplog.records] == ["ERROR"]
-        publish(tmp_path, SECOND)
+        publish(tmp_path, replace(SECOND, previous=hash_of(expired)))
         wait_until(lambda: client.get("/readyz").status_code == 200)
 
 

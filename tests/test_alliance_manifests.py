@@ -14,7 +14,7 @@ import pytest
 from live import LiveAlliance, issue, wait_until, write_policies
 
 from protocol.encoding import encode
-from protocol.manifest import Manifest, Rule, Terms, china_day
+from protocol.manifest import Manifest, Rule, Terms, china_day, hash_of
 from service.admin.manifests import add_signature, load_admin_key, unsigned
 from service.published import Published
 from transport.settings import load_pins
@@ -86,7 +86,8 @@ def publish(alliance: LiveAlliance, *more: Rule) -> Manifest:
     folder = published(alliance)
     before: Terms = folder.newest()[1].terms
     now = int(time.time())
-    terms = replace(before, serial=before.serial + 1, issued_at=now, rules=(*before.rules, *more))
+    following = {"serial": before.serial + 1, "previous": hash_of(before), "issued_at": now}
+    terms = replace(before, rules=(*before.rules, *more), **following)
     key = load_admin_key(alliance.state / "admin" / "admin-1.key")
     return folder.publish(encode(add_signature(unsigned(terms), "admin-1", key)), time.time())
 

@@ -399,6 +399,8 @@ class Bent:
     def __init__(self, board: Board, place: Path, port: int) -> None:
         self.board = board
         self.bend: Bend = lambda _path, body: body
+        self.answers: dict[str, Any] = {}
+        """What is answered, by path, without asking."""
         self.desk = Desk(place, f"http://127.0.0.1:{port}", board.admin, None)
 
 
@@ -408,6 +410,10 @@ def bent(tmp_path: Path) -> Iterator[Bent]:
     found: list[Bent] = []
 
     def app(environ: Any, start: Any) -> list[bytes]:  # noqa: ANN401  WSGI
+        if environ["PATH_INFO"] in found[0].answers:
+            data = json.dumps(found[0].answers[environ["PATH_INFO"]]).encode()
+            start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(data)))])
+            return [data]
         status: list[Any] = []
         chunks = board.app(environ, lambda *given: status.extend(given))
         data = b"".join(chunks)
@@ -435,6 +441,8 @@ def test_a_bent_service_makes_nobody_sign_what_he_has_not_seen(bent: Bent) -> No
     forged = SignedManifest(encode(replace(board.terms, rules=evil.rules)), stolen)
     alone = signed(replace(board.terms, valid_until=board.terms.valid_until + 1), "ann")
     older = signed(following(board.terms, serial=9), "ann", "bo")
+    # Two admins signed it once; it was withdrawn, and has the change in it already.
+    unpublished = signed(replace(board.terms, rules=terms.rules), "ann", "bo")
     bends = {
         "terms of another proposal": {"terms": b64(encode(evil))},
         "no good terms": {"terms": None},
@@ -442,6 +450,7 @@ def test_a_bent_service_makes_nobody_sign_what_he_has_not_seen(bent: Bent) -> No
         "does not verify": {"base_signed": b64(encode(forged))},
         "fewer pinned admins": {"base_signed": b64(alone)},
         "not next to": {"base_signed": b64(older)},
+        "follows another manifest": {"base_signed": b64(unpublished)},
     }
     for expected, bend in bends.items():
         bent.bend = lambda _path, body, bend=bend: body | bend
@@ -450,6 +459,16 @@ def test_a_bent_service_makes_nobody_sign_what_he_has_not_seen(bent: Bent) -> No
             told = refusal(desk, name, id_of(terms), *more)
             assert expected in told
     assert board.get(f"proposals/{id_of(terms)}")["signed_by"] == []
+
+
+def test_terms_from_the_future_are_not_signed(bent: Bent) -> None:
+    board, desk = bent.board, bent.desk
+    ahead = following(board.terms, issued_at=int(time.time()) + 3600)
+    terms = with_limit(board.terms)
+    board.propose(terms)
+    answer = board.get(f"proposals/{id_of(terms)}")
+    bent.answers[f"/v1/admin/proposals/{id_of(ahead)}"] = answer | {"terms": b64(encode(ahead))}
+    assert "issued in the future" in refusal(desk, "review", id_of(ahead))
 
 
 def test_terms_that_changed_since_the_review_are_not_signed(bent: Bent) -> None:
@@ -505,6 +524,17 @@ def test_what_the_service_says_stands_last_under_its_name_and_looks_like_nothing
         assert not {"\u202e", "\u200b", "\x1b", "\u3164"} & set(shown)
     bent.bend = lambda _path, body: body | {"state": None, "proposed_by": 7, "comment": ""}
     assert call(desk, "review", id_of(terms)).splitlines()[-3:] == ["  | state   ", "  | by      7", "  | comment "]
+
+
+def test_one_key_under_two_names_is_one_signer(bent: Bent) -> None:
+    board, desk = bent.board, bent.desk
+    terms = with_limit(board.terms)
+    board.propose(terms)
+    board.sign(terms, "ann")
+    (desk.folder / "admins.json").write_text(pins_json(KEYS | {"another": KEYS["ann"]}, 2))
+    twice = [signature_of(terms, "ann") | {"admin": name} for name in ("ann", "another")]
+    bent.bend = lambda _path, body: body | {"signatures": twice}
+    assert "signed   by ann; 2 are needed" in call(desk, "review", id_of(terms)).splitlines()
 
 
 def test_who_signs_two_proposals_of_one_serial_is_told(bent: Bent) -> None:

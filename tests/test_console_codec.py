@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import Browser
 from strategies import deterministic, messages, values_of
-from test_succession import BENDS, FIRST, SECOND, after
-from world import COUNT_RULE, RULE, TODAY, seeded
+from test_differences import HIDDEN
+from test_manifest import BROKEN, TERMS
+from test_succession import BENDS, DAY, FIRST, SECOND, after
+from world import COUNT_RULE, NOW, RULE, TODAY, seeded
 
 from protocol import signing
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
-from protocol.manifest import Committee, Member, Rule, SignedManifest, Terms, day_of, sign_terms
+from protocol.manifest import Committee, Member, Rule, SignedManifest, Terms, day_of, hash_of, sign_terms
 from protocol.secret import Secret
 from service.admin.differences import difference, time_text, yuan
 
@@ -39,14 +41,19 @@ READ = """async ([kind, data]) => {
     throw error;
   }
 }"""
-COMPARE = """async ([base, terms, told]) => {
-  const { decode, fromBase64 } = await import("/console/encoding.js");
+COMPARE = """async ([base, terms, told, now]) => {
+  const { decode, fromBase64, hex, sha256 } = await import("/console/encoding.js");
   const { Terms } = await import("/console/terms.js");
   const { difference, isTold, objections } = await import("/console/difference.js");
+  const { isRoutine } = await import("/console/terms_shown.js");
   const [one, other] = [base, terms].map((data) => decode(Terms, fromBase64(data)));
-  const entries = difference(one, other);
+  const entries = difference(one, other, now);
+  const baseHash = hex(await sha256(fromBase64(base)));
   const told_again = entries.map(({ kind, what, fields }) => ({ kind, what, fields }));
-  return { told: isTold(entries, told), entries: told_again, objections: objections(one, other).map(([code]) => code) };
+  const found = objections(one, other, baseHash, now);
+  return { told: isTold(entries, told), entries: told_again,
+    objections: found.map(([code]) => code), details: found.map(([, detail]) => detail),
+    weighty: entries.filter((entry) => !isRoutine(entry)).map(({ what }) => what) };
 }"""
 SIGN = """async ([file, admin, admins, terms]) => {
   const { sign } = await import("/console/signing.js");
@@ -166,9 +173,9 @@ def test_base64_has_one_reading(page: Visit, letters: str) -> None:
 # --- differences ---------------------------------------------------------------------------------------------------
 
 
-def compared(page: Visit, base: Terms, terms: Terms) -> dict[str, Any]:
+def compared(page: Visit, base: Terms, terms: Terms, now: float = NOW) -> dict[str, Any]:
     told = [change.plain() for change in difference(base, terms)]
-    found: dict[str, Any] = page.run(COMPARE, [b64(encode(base)), b64(encode(terms)), told])
+    found: dict[str, Any] = page.run(COMPARE, [b64(encode(base)), b64(encode(terms)), told, now])
     return found
 
 
@@ -250,10 +257,42 @@ def test_the_page_objects_to_what_parties_cannot_take_up_while_they_run(page: Vi
     for changes in ({"tls_authority": bytes(32)}, {"plain_http": 1}, {"service_signing_key": bytes(32)}, {"local": 0}):
         assert "lasting-term" in compared(page, FIRST, after(FIRST, **changes))["objections"]
     assert compared(page, FIRST, after(FIRST, serials=2))["objections"] == ["serial-skipped"]
+    other = replace(after(FIRST), previous=hash_of(replace(FIRST, rules=())))
+    assert compared(page, FIRST, other)["objections"] == ["other-previous"]
     late = after(FIRST, rules=(RULE, SECOND, replace(SECOND, version=3, valid_from=TODAY + 9), COUNT_RULE))
     early = replace(late, rules=(*late.rules[:1], replace(SECOND, valid_from=TODAY + 10), *late.rules[2:]))
     assert compared(page, FIRST, late)["objections"] == []
-    assert compared(page, FIRST, early)["objections"] == ["days-out-of-order"]
+    assert compared(page, FIRST, early)["objections"] == ["bad-manifest"]
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_the_page_objects_to_what_contradicts_itself(page: Visit, what: str) -> None:
+    bend, hint = BROKEN[what]
+    found = compared(page, TERMS, bend(TERMS))
+    assert "bad-manifest" in found["objections"]
+    assert any(hint in detail for detail in found["details"]), found["details"]
+
+
+def test_an_address_that_opens_something_else_is_objected_to(page: Visit) -> None:
+    for url in ("javascript:x", "https://a b", "https://x.example/path", "https://x.example:0", "https://x.example\n"):
+        assert compared(page, FIRST, after(FIRST, service_url=url))["objections"] == ["bad-manifest"]
+
+
+def test_what_changes_with_every_manifest_is_routine_within_bounds(page: Visit) -> None:
+    assert compared(page, FIRST, after(FIRST, days=3), NOW + 3 * DAY)["weighty"] == []
+    ahead = compared(page, FIRST, after(FIRST, days=3))
+    assert (ahead["objections"], ahead["weighty"]) == (["from-the-future"], ["issued_at", "valid_until"])
+    assert compared(page, FIRST, after(FIRST, days=3), NOW + 3 * DAY - 300)["objections"] == []
+    assert compared(page, FIRST, after(FIRST, days=3), NOW + 3 * DAY - 301)["objections"] == ["from-the-future"]
+    years = replace(after(FIRST), valid_until=FIRST.issued_at + 367 * DAY)
+    assert compared(page, FIRST, years)["weighty"] == ["valid_until"]
+
+
+def test_a_version_in_the_place_of_one_that_ends_is_told_beside_it(page: Visit) -> None:
+    found = compared(page, FIRST, after(FIRST, rules=(replace(SECOND, limit=RULE.limit * 10), COUNT_RULE)))
+    assert found["told"]
+    added = next(entry for entry in found["entries"] if entry["kind"] == "rule_added")
+    assert {"field": "limit", "before": "50000000.00", "after": "500000000.00"} in added["fields"]
 
 
 # --- signatures ----------------------------------------------------------------------------------------------------
@@ -337,6 +376,12 @@ def test_no_character_hides(page: Visit) -> None:
     assert written(page, "visible", "保额 accident-30d café <b>") == "保额 accident-30d café <b>"
     for hidden in ("\u202e", "\u200b", "\u2066", "\ufeff", "\u00a0", "\u0000", "\n", "\ue000", "\u2028", "\U000e0041"):
         assert written(page, "visible", f"a{hidden}b") == f"a\\u{{{ord(hidden):x}}}b"
+    for hidden in HIDDEN:
+        assert written(page, "visible", f"a{hidden}b") == f"a\\u{{{ord(hidden):x}}}b"
+    assert written(page, "visible", " a  b ") == r"\u{20}a\u{20}\u{20}b\u{20}"
+    assert written(page, "quoted", "accident") == "'accident'"
+    assert written(page, "quoted", "a', 'b") == r"'a\', \'b'"
+    assert written(page, "quoted", "accident ") == r"'accident\u{20}'"
 
 
 def test_the_files_of_the_page_make_no_markup_of_data() -> None:

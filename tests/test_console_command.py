@@ -23,7 +23,7 @@ from world import RULE, seeded
 
 from protocol import signing
 from protocol.encoding import encode
-from protocol.manifest import AdminPins, Rule, china_day
+from protocol.manifest import AdminPins, Rule, china_day, hash_of
 from service.admin.manifests import pins_json
 from service.admin.own_console import MAX_BODY, make_console
 from service.admin.remote import Line, Remote
@@ -155,7 +155,7 @@ def test_it_serves_the_very_page_of_the_service_but_for_whom_it_pins(
 
 
 def test_a_service_that_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
-    app = make_console(Line(f"http://127.0.0.1:{free_port()}", None), PORT, None)
+    app = make_console(Line(f"http://127.0.0.1:{free_port()}", None), PORT, PINS)
     answer = app.test_client().get("/v1/admin/overview", headers=HERE)
     assert (answer.status_code, json.loads(answer.get_data())["code"]) == (502, "unreachable")
     with pytest.raises(SettingsError, match="plain HTTP"):
@@ -218,7 +218,9 @@ def test_an_admin_signs_and_publishes_in_a_page_of_its_own_over_tls(
         remote = Remote(house.url(SERVICE), tmp_path / "api-key", ca)
         now = house.manifest.terms.issued_at + 5
         first = house.manifest.terms
-        terms = replace(first, serial=first.serial + 1, issued_at=now, rules=(*first.rules, raised(house, 2, now)))
+        rules = (*first.rules, raised(house, 2, now))
+        following = {"serial": first.serial + 1, "previous": hash_of(first)}
+        terms = replace(first, issued_at=now, rules=rules, **following)
         body = {"terms": base64.b64encode(encode(terms)).decode(), "comment": "by page"}
         remote.post("/v1/admin/proposals", body)
         proposal = id_of(encode(terms))
@@ -248,7 +250,7 @@ def test_whoever_is_not_the_service_gets_no_key(house: House) -> None:
         listener.settimeout(30)
         port = listener.getsockname()[1]
         line = Line(f"https://127.0.0.1:{port}", house.root / "ca" / "ca.pem")
-        app = make_console(line, PORT, None)
+        app = make_console(line, PORT, PINS)
         answers: list[Any] = []
         caller = threading.Thread(
             target=lambda: answers.append(
@@ -264,10 +266,20 @@ def test_whoever_is_not_the_service_gets_no_key(house: House) -> None:
     assert json.loads(answers[0].get_data())["code"] == "other-peer"
 
 
-def test_a_port_that_is_taken_is_said_to_be(house: House) -> None:
+def test_without_pins_there_is_no_page(house: House) -> None:
+    command = [sys.executable, "-m", "service.admin.cli", "console", "--url", house.url(SERVICE)]
+    command += ["--ca", str(house.root / "ca" / "ca.pem"), "--port", str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "--pins" in done.stderr, done.stdout) == (2, True, "")
+
+
+def test_a_port_that_is_taken_is_said_to_be(house: House, tmp_path: Path) -> None:
+    pins = tmp_path / "admins.json"
+    pins.write_text(pins_json({"admin": signing.public_key(ADMIN)}, 1))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "service.admin.cli", "console", "--url", house.url(SERVICE)]
-        command += ["--ca", str(house.root / "ca" / "ca.pem"), "--port", str(taken.getsockname()[1])]
+        command += ["--ca", str(house.root / "ca" / "ca.pem"), "--pins", str(pins)]
+        command += ["--port", str(taken.getsockname()[1])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "take another with --port" in done.stderr

@@ -18,7 +18,8 @@ from playwright.sync_api import Browser, expect
 from world import RULE, seeded
 
 from protocol.encoding import encode
-from protocol.manifest import SignedManifest, Terms, china_day, sign_terms
+from protocol.manifest import SignedManifest, Terms, china_day, hash_of, sign_terms
+from service.admin.differences import difference
 from service.api_keys import Action, ApiKeys, Role
 from service.console_page import content
 
@@ -460,8 +461,15 @@ def lies(console: Console, terms: Terms, proposal: str) -> dict[str, tuple[Bend,
     elsewhere = replace(console.terms, rules=(console.terms.rules[0], console.raised(8_000_000_000, version=2)))
     harmless = [change for change in good["difference"] if change["kind"] != "rule_added"]
     smaller = json.loads(json.dumps(good["difference"]).replace("80000000.00", "51000000.00"))
-    hash_of = {"base_hash": hashlib.sha256(encode(elsewhere)).hexdigest()}
+    other_hash = {"base_hash": hashlib.sha256(encode(elsewhere)).hexdigest()}
     false = {"admin": "zhang-min", "signature": "00" * 64}
+    # Two admins signed it once; it was withdrawn, and has the raised limit already.
+    unpublished = replace(console.terms, rules=(*console.terms.rules, console.raised(limit=7_000_000_000)))
+    as_base = {"hash": hash_of(unpublished).hex(), "signed": signed(unpublished, "li-na", "wang-wei")}
+    told = {"base": b64(encode(unpublished)), "base_hash": as_base["hash"], "base_signed": as_base["signed"]}
+    told["difference"] = [change.plain() for change in difference(unpublished, terms)]
+    years = console.next_terms(console.raised(), valid_until=console.now + 367 * DAY)
+    ahead = console.next_terms(console.raised(), issued_at=console.now + 3600)
     rewritten = console.next_terms(rules=(replace(console.terms.rules[0], limit=1), *console.terms.rules[1:]))
     return {
         "a difference without the rule": (bending(path, difference=harmless), "another difference"),
@@ -474,7 +482,7 @@ def lies(console: Console, terms: Terms, proposal: str) -> dict[str, tuple[Bend,
         "another id": (bending(path, id="0" * 16), "those of another proposal"),
         "another base": (bending(path, base=b64(encode(elsewhere))), "not the one that the proposal names"),
         "another base and its hash": (
-            bending(path, base=b64(encode(elsewhere)), **hash_of),
+            bending(path, base=b64(encode(elsewhere)), **other_hash),
             "Too few admins have signed the manifest before",
         ),
         "a base signed by one": (
@@ -495,6 +503,14 @@ def lies(console: Console, terms: Terms, proposal: str) -> dict[str, tuple[Bend,
             lambda asked, answer: answer | {"terms": b64(encode(rewritten))} if asked == path else answer,
             "is rewritten",
         ),
+        "a base that was signed and never published": (
+            lambda asked, answer: (
+                answer | (told if asked == path else as_base if asked == "/v1/admin/manifest" else {})
+            ),
+            "IT FOLLOWS ANOTHER MANIFEST",
+        ),
+        "terms of years": (bending(path, terms=b64(encode(years))), "366 days at most"),
+        "terms from the future": (bending(path, terms=b64(encode(ahead))), "issued in the future"),
         "other admins": (
             bending("/v1/admin/overview", admins=[{"name": "mallory", "public_key": "00" * 32}], threshold=1),
             "Too few admins have signed",
@@ -516,6 +532,7 @@ LIES = [
     "another serial", "another id", "another base", "another base and its hash", "a base signed by one",
     "another manifest in force", "a manifest in force signed by one", "a false signature",
     "a signature that is not there", "terms that no agent takes", "other admins",
+    "a base that was signed and never published", "terms of years", "terms from the future",
 ]  # fmt: skip
 
 
@@ -597,23 +614,13 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 def hostile_terms(now: int) -> Terms:
     """Return terms that are consistent and whose texts would be markup."""
     terms = first_terms(now)
-    product = "<script>alert(2)</script>"
     members = tuple(replace(one, group=f"{one.id} {HOSTILE}") for one in terms.members)
-    rules = tuple(
-        replace(rule, id=f'"><svg onload=alert(3)>{index}', products=(product,))
-        for index, rule in enumerate(terms.rules)
-    )
-    return replace(terms, alliance="<b>alliance</b>{0}", products=(product,), rules=rules, members=members)
+    return replace(terms, alliance="<b>alliance</b>{0}", members=members)
 
 
 def test_texts_that_would_be_markup_are_shown_and_do_nothing(browser: Browser, tmp_path: Path) -> None:
     with Console(tmp_path, hostile_terms).served() as console:
-        added = replace(
-            RULE,
-            id="javascript:alert(4)<iframe src=//x>",
-            products=console.terms.products,
-            valid_from=china_day(console.now),
-        )
+        added = replace(RULE, id="added", valid_from=china_day(console.now))
         proposal = console.propose(console.next_terms(added), comment=f"{HOSTILE}<style>*{{display:none}}</style>")
         hidden = "\u202ecomment\u200b"
         dialogs: list[str] = []
@@ -625,6 +632,9 @@ def test_texts_that_would_be_markup_are_shown_and_do_nothing(browser: Browser, t
                     for one in answer["members"]
                 ]
                 return answer | {"members": members, "name": HOSTILE}
+            if path.endswith("/rules"):
+                text = json.dumps(answer).replace('"accident"', '"<script>alert(2)</script>"')
+                return json.loads(text.replace('"policies-30d"', '"\\"><svg onload=alert(3)>0"'))
             if path.endswith("/proposals"):
                 return {"proposals": [one | {"proposed_by": HOSTILE, "comment": hidden} for one in answer["proposals"]]}
             return answer
@@ -656,7 +666,7 @@ def test_texts_that_would_be_markup_are_shown_and_do_nothing(browser: Browser, t
         assert HOSTILE in seen["#/members"]
         assert '"><svg onload=alert(3)>0' in seen["#/rules"]
         assert "\\u{202e}comment\\u{200b}" in seen["#/proposals"]
-        assert "javascript:alert(4)<iframe src=//x>" in seen["review"]
+        assert "<script>alert(2)</script>" in seen["#/rules"]
         assert f"{HOSTILE}<style>" in seen["review"]
         assert "<b>alliance</b>{0}" in seen["whole"]
         assert f"insurer-01 {HOSTILE}" in seen["whole"]

@@ -1,5 +1,6 @@
 """The difference that an admin reads names every change of the terms, in words and numbers that people read."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
 
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from strategies import deterministic, messages
 
 from protocol.encoding import encode
-from protocol.manifest import POLICY_COUNT, Terms, day_of
+from protocol.manifest import POLICY_COUNT, Rule, Terms, day_of
 from service.admin.differences import Change, Field, difference, harmless, limit_text, printed, time_text, yuan
 
 TERMS = first_terms()
+HIDDEN = "\u202e\u200b\u2066\ufeff\u00a0\u3000\u0301\u034f\u115f\u3164\uffa0\u2800\ufe0f\U000e0041\U000e0100\ue000"
 
 
 def told(after: Terms) -> list[tuple[str, str]]:
@@ -42,6 +44,32 @@ def test_a_new_version_is_told_whole_beside_the_one_before() -> None:
     assert lines[0] == "rule added: accident-30d version 2"
     assert "    * limit: 50000000.00 -> 60000000.00" in lines
     assert "      products: 'accident'" in lines
+
+
+def test_a_version_in_the_place_of_one_that_ends_is_told_beside_it() -> None:
+    rule = next_version(TERMS, limit=60_000_000_000)
+    changes = difference(TERMS, replace(TERMS, rules=(*TERMS.rules[1:], rule)))
+    assert [change.kind for change in changes] == ["rule_removed", "rule_added"]
+    assert Field("limit", "50000000.00", "600000000.00") in changes[1].fields
+    rewritten = replace(TERMS, rules=(replace(TERMS.rules[0], limit=1), *TERMS.rules[1:], rule))
+    added = next(change for change in difference(TERMS, rewritten) if change.kind == "rule_added")
+    assert Field("limit", "50000000.00", "600000000.00") in added.fields  # the one in force, not as it is rewritten
+
+
+def test_many_things_in_another_order_are_told_at_once() -> None:
+    rules = tuple(replace(TERMS.rules[0], version=version) for version in range(1, 1025))
+    one, other = replace(TERMS, rules=rules), replace(TERMS, rules=rules[::-1])
+    compared = Counter[str]()
+
+    def count(self: Rule, other: object) -> bool:
+        compared["rules"] += 1
+        return equal(self, other)
+
+    equal = Rule.__eq__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rule, "__eq__", count)
+        assert [change.kind for change in difference(one, other)] == ["order_changed"]
+    assert compared["rules"] < 20 * len(rules)
 
 
 def test_a_rule_that_is_new_or_gone_is_told_with_one_side() -> None:
@@ -94,6 +122,7 @@ def test_a_next_manifest_tells_its_rule_first_and_then_serial_and_times() -> Non
     assert told(with_limit(TERMS)) == [
         ("rule_added", "accident-30d version 2"),
         ("term_changed", "serial"),
+        ("term_changed", "previous"),
         ("term_changed", "issued_at"),
         ("term_changed", "valid_until"),
     ]
@@ -105,6 +134,10 @@ def test_values_are_as_people_read_them() -> None:
     assert time_text(0) == "1970-01-01T00:00:00Z"
     assert time_text(2**64 - 1) == f"{2**64 - 1} s"
     assert harmless("a\x1b[2Jb\n\u202ec") == "a\\u001b[2Jb\\u000a\\u202ec"
+    for hidden in HIDDEN:
+        assert harmless(f"a{hidden}b") == f"a\\u{ord(hidden):04x}b"
+    assert harmless(" a  b ") == "\\u0020a\\u0020\\u0020b\\u0020"
+    assert harmless("保险 alliance café <b>") == "保险 alliance café <b>"
 
 
 @deterministic(40)

@@ -57,7 +57,7 @@ from protocol.deposit import make_deposit
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import DocumentType, Identity
-from protocol.manifest import Manifest, SignedManifest, china_day, sign_terms, verify_manifest
+from protocol.manifest import Manifest, SignedManifest, china_day, hash_of, sign_terms, verify_manifest
 from protocol.messages import UNDERWRITING
 from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
@@ -277,7 +277,8 @@ def another(there: Wired, serials: int) -> bytes:
     put(there, "DELETE FROM manifest")
     loaded(there)
     terms = there.one.party.manifest.terms
-    terms = replace(terms, serial=terms.serial + serials, issued_at=terms.issued_at + serials)
+    previous = hash_of(terms) if serials > 0 else bytes(32)  # as `wired` has made the one that it follows
+    terms = replace(terms, serial=terms.serial + serials, previous=previous, issued_at=terms.issued_at + serials)
     signature = sign_terms(terms, "admin", ADMIN)
     return encode(SignedManifest(terms=encode(terms), signatures=(signature,)))
 

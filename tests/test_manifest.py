@@ -16,6 +16,8 @@ from protocol.committee import draw_committee, excluded_slot, preferred_choice
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.manifest import (
+    CLOCK_SECONDS,
+    MAX_VALID_DAYS,
     AdminPins,
     AdminSignature,
     Manifest,
@@ -130,6 +132,15 @@ def test_an_expired_manifest_is_refused() -> None:
             open_manifest(data, PINS, late)
 
 
+def test_a_manifest_from_the_future_is_refused() -> None:
+    for ahead, refused in ((CLOCK_SECONDS, False), (CLOCK_SECONDS + 1, True), (86_400, True)):
+        data = signed(replace(TERMS, issued_at=int(NOW) + ahead), *ADMINS)
+        if refused:
+            assert refusal(data) == "manifest-from-the-future"
+        else:
+            assert open_manifest(data, PINS, NOW).terms.issued_at == int(NOW) + ahead
+
+
 def test_an_older_serial_and_a_fork_at_the_same_serial_are_refused() -> None:
     newer = replace(TERMS, serial=5)
     data, manifest = signed(newer, *ADMINS), Manifest.of(newer)
@@ -157,6 +168,7 @@ def test_the_hash_covers_every_field() -> None:
             TERMS,
             replace(TERMS, alliance="other"),
             replace(TERMS, serial=2),
+            replace(TERMS, serial=2, previous=bytes(range(32))),
             replace(TERMS, valid_until=TERMS.valid_until + 1),
             replace(TERMS, tick_seconds=2),
             replace(TERMS, deposit_cap=TERMS.deposit_cap - 1),
@@ -168,7 +180,7 @@ def test_the_hash_covers_every_field() -> None:
             replace(TERMS, members=TERMS.members[::-1]),
         )
     }
-    assert len(hashes) == 12
+    assert len(hashes) == 13
 
 
 # --- consistency: each rule broken once ----------------------------------------------------------------------------
@@ -277,6 +289,24 @@ BROKEN: dict[str, tuple[Bend, str]] = {
         lambda terms: replace(terms, issued_at=terms.valid_until),
         "never be valid",
     ),
+    "a term of years": (
+        lambda terms: replace(terms, valid_until=terms.issued_at + MAX_VALID_DAYS * 86_400 + 1),
+        "366 days at most",
+    ),
+}
+LOOK_ALIKES = ("accident ", " accident", "\u0430ccident", "accid\u200bent", "accident\n", "", "-", "acc ident", "险")
+BROKEN |= {
+    f"the product {like!r}": (
+        lambda terms, like=like: replace(rule_changed(products=(like,))(terms), products=(*terms.products, like)),
+        "ASCII letters",
+    )
+    for like in LOOK_ALIKES
+    if like
+}
+BROKEN |= {f"the rule {like!r}": (rule_changed(id=like), "ASCII letters") for like in LOOK_ALIKES if like}
+BROKEN |= {
+    f"the currency {like!r}": (rule_changed(currency=like), "three capital letters")
+    for like in ("cny", "CN", "CNYY", "\u0421NY", "CNY ", "CNY\n")
 }
 
 
@@ -301,6 +331,9 @@ def test_the_edges_of_those_rules_are_accepted() -> None:
         rule_changed(version=2),
         lambda terms: replace(terms, rules=()),
         lambda terms: replace(terms, issued_at=terms.valid_until - 1),
+        lambda terms: replace(terms, valid_until=terms.issued_at + MAX_VALID_DAYS * 86_400),
+        lambda terms: replace(terms, products=(*terms.products, "A.b_c-9")),
+        rule_changed(currency="USD"),
         lambda terms: replace(terms, tick_seconds=20),
         lambda terms: replace(terms, local=0, expected_persons=20_000, tick_seconds=5),
         over_tls,

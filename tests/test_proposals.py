@@ -100,7 +100,7 @@ def test_a_proposal_shows_what_is_signed_what_it_changes_and_the_difference(boar
     added = shown["difference"][0]
     assert (added["kind"], added["what"]) == ("rule_added", "accident-30d version 2")
     assert {"field": "limit", "before": "50000000.00", "after": "50000001.00"} in added["fields"]
-    assert [change["what"] for change in shown["difference"][1:]] == ["serial", "issued_at", "valid_until"]
+    assert [change["what"] for change in shown["difference"][1:]] == ["serial", "previous", "issued_at", "valid_until"]
 
 
 def test_the_overview_and_the_rules_are_what_the_console_needs(board: Board) -> None:

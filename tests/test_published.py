@@ -107,9 +107,18 @@ def test_a_newer_file_is_taken_up_at_a_start_and_an_older_or_forked_one_is_not(f
 
 
 def test_an_expired_manifest_is_handed_out_until_there_is_another(first: Path) -> None:
-    published = opened(file_of(replace(FIRST, valid_until=FIRST.issued_at + 1), first.parent))
+    short = replace(FIRST, valid_until=FIRST.issued_at + 1)
+    published = opened(file_of(short, first.parent))
     assert published.newest()[1].terms.valid_until < NOW + DAY
-    assert published.publish(signed(after(FIRST), *ADMINS), NOW + DAY) == Manifest.of(after(FIRST))
+    assert published.publish(signed(after(short), *ADMINS), NOW + DAY) == Manifest.of(after(short))
+
+
+def test_what_follows_another_that_was_signed_or_is_from_the_future_is_refused(first: Path) -> None:
+    published, rival = opened(first), after(FIRST, rules=(RULE, replace(SECOND, limit=1), COUNT_RULE))
+    published.publish(signed(NEXT, *ADMINS), NOW)
+    assert refused(published, signed(after(rival, rules=NEXT.rules), *ADMINS)) == "other-previous"
+    assert refused(published, signed(after(NEXT, days=1), *ADMINS)) == "manifest-from-the-future"
+    published.publish(signed(after(NEXT), *ADMINS), NOW)
 
 
 def test_damaged_files_are_not_handed_out(first: Path, caplog: pytest.LogCaptureFixture) -> None:

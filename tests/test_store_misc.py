@@ -22,7 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import deterministic
-from world import make_world, seeded
+from world import NOW, make_world, seeded
 
 import insurer_agent
 from insurer_agent.agent import load_manifest
@@ -35,6 +35,7 @@ from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import MAX_TRIES, Database, Rows
 from insurer_agent.store.keyring import Keyring
 from insurer_agent.store.locks import Lock
+from insurer_agent.store.manifests import Manifests
 from insurer_agent.store.server import database_server, find_dsn
 from insurer_agent.store.vault import Vault, VaultError
 from protocol import signing
@@ -42,7 +43,7 @@ from protocol.committee_keys import CommitteeKey
 from protocol.custody import Admission, Charge, CustodyRow, Kept, Preparation, Proposed, RangeAttempt
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.manifest import AdminSignature, SignedManifest, Terms, sign_terms
+from protocol.manifest import AdminPins, AdminSignature, SignedManifest, Terms, hash_of, sign_terms
 from protocol.messages import ISSUE, UNDERWRITING, Commit, RangeProof
 from protocol.range_tags import range_tags
 from protocol.secret import Secret
@@ -826,7 +827,7 @@ KEYS = AgentKeys(WORLD.members[MEMBER].party.keys, KEY)
 
 
 def terms(serial: int = 5, **changes: object) -> Terms:
-    return replace(WORLD.manifest.terms, serial=serial, valid_until=4_000_000_000, **changes)
+    return replace(WORLD.manifest.terms, serial=serial, valid_until=int(NOW) + 365 * 86_400, **changes)
 
 
 @pytest.fixture
@@ -960,7 +961,7 @@ def test_a_manifest_of_another_epoch_or_other_committees_is_refused_and_not_reme
     with opened(database) as restarted:
         for other in others:
             assert "(other-epoch)" in load(configured, restarted, other)
-        assert load(configured, restarted, terms(6, rules=())) == "6"
+        assert load(configured, restarted, terms(6, previous=hash_of(terms(5)), rules=())) == "6"
 
 
 def test_an_embedded_server_that_was_killed_is_started_again(configured: Settings) -> None:
@@ -990,3 +991,23 @@ def test_the_options_of_a_connection_string_are_kept(database: str) -> None:
     with opened(make_conninfo(database, options="-c search_path=elsewhere")) as store:
         assert one(store, "SELECT count(*) FROM pg_tables WHERE schemaname = 'elsewhere'")
         assert one(store, "SELECT current_setting('synchronous_commit')") == "on"
+
+
+def test_an_earlier_manifest_that_no_neighbour_names_and_one_from_the_future_are_not_kept(store: Database) -> None:
+    def signed(what: Terms) -> bytes:
+        names = ("admin-0", "admin-2")
+        return encode(SignedManifest(encode(what), tuple(sign_terms(what, name, ADMINS[name]) for name in names)))
+
+    pins = AdminPins({name: signing.public_key(key) for name, key in ADMINS.items()}, 2)
+    kept = Manifests(store, pins, lambda _manifest: None)
+    published, rival = terms(6, previous=hash_of(terms(5))), terms(6, previous=hash_of(terms(5)), expected_persons=1)
+    kept.load(signed(terms(7, previous=hash_of(published))), time.time())
+    with pytest.raises(ProtocolError, match="other-previous"):
+        kept.keep_earlier(signed(rival), hash_of(rival))
+    assert kept.keep_earlier(signed(published), hash_of(published)).hash == hash_of(published)
+    with pytest.raises(ProtocolError, match="other-previous"):
+        kept.keep_earlier(signed(terms(5, expected_persons=1)), hash_of(terms(5, expected_persons=1)))
+    ahead = terms(8, issued_at=int(time.time()) + 3600, previous=hash_of(terms(7, previous=hash_of(published))))
+    for take in (kept.take, kept.load):
+        with pytest.raises(ProtocolError, match="manifest-from-the-future"):
+            take(signed(ahead), time.time())

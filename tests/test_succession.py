@@ -16,6 +16,7 @@ from protocol.manifest import (
     Manifest,
     Rule,
     Terms,
+    hash_of,
     open_manifest,
     require_same_connections,
     require_succession,
@@ -31,6 +32,7 @@ def after(previous: Terms, *, days: int = 0, serials: int = 1, **changes: object
     return replace(
         previous,
         serial=previous.serial + serials,
+        previous=hash_of(previous),
         issued_at=issued_at,
         valid_until=issued_at + 30 * DAY,
         **changes,
@@ -79,11 +81,21 @@ def test_what_stays_the_same_and_what_grows_may_follow() -> None:
         require_same_connections(FIRST, after(FIRST, **changes))
 
 
+UNPUBLISHED = after(FIRST, rules=(RULE, SECOND, COUNT_RULE))
+"""Signed by M admins, and withdrawn."""
 OTHER = make_world(7, shards=2, seed="another alliance").manifest.terms
 BENDS: dict[str, tuple[Callable[[Terms], Terms], str]] = {
     "alliance": (lambda terms: replace(terms, alliance="another"), "other-alliance"),
-    "the same serial": (lambda terms: replace(terms, serial=FIRST.serial, rules=()), "manifest-older"),
+    "the same serial": (
+        lambda terms: replace(terms, serial=FIRST.serial, previous=FIRST.previous, rules=()),
+        "manifest-older",
+    ),
     "issued earlier": (lambda terms: replace(terms, issued_at=FIRST.issued_at - 1), "manifest-older"),
+    "another that was signed": (
+        lambda terms: replace(terms, previous=hash_of(replace(FIRST, rules=(SECOND,)))),
+        "other-previous",
+    ),
+    "none before": (lambda terms: replace(terms, previous=bytes(32)), "other-previous"),
     "epoch": (lambda terms: replace(terms, epoch=2), "other-epoch"),
     "Ks": (lambda terms: replace(terms, blinding_key=OTHER.blinding_key), "other-epoch"),
     "salt": (lambda terms: replace(terms, salt_check=bytes(32)), "other-epoch"),
@@ -134,6 +146,15 @@ BENDS: dict[str, tuple[Callable[[Terms], Terms], str]] = {
 def test_nothing_else_may(what: str) -> None:
     bend, code = BENDS[what]
     assert refusal(FIRST, bend(after(FIRST))) == code
+
+
+def test_what_follows_one_that_was_signed_and_never_published_is_not_taken_after_the_one_that_was() -> None:
+    published = after(FIRST, rules=(RULE, COUNT_RULE))
+    meant = after(UNPUBLISHED)  # no rule is new in it, beside what was never published
+    assert refusal(UNPUBLISHED, meant) is None
+    assert refusal(published, meant) == "other-previous"
+    assert refusal(FIRST, meant) is None  # of the serial between nothing is known here
+    assert refusal(FIRST, meant, (published,)) == "other-previous"
 
 
 def test_a_version_that_was_taken_out_comes_back_neither_as_another_nor_in_the_place_of_one() -> None:

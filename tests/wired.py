@@ -30,7 +30,7 @@ from insurer_agent.rest import make_app
 from insurer_agent.store.database import Database, Rows
 from protocol import signing
 from protocol.encoding import encode
-from protocol.manifest import SignedManifest, sign_terms
+from protocol.manifest import SignedManifest, hash_of, sign_terms
 from protocol.secret import Secret
 from service.app import make_app as make_service_app
 from service.config import save_keys
@@ -215,6 +215,7 @@ def _make_states(
         issued_at=now - 10,
         valid_until=now + 86_400,
     )
+    terms = replace(terms, previous=hash_of(replace(terms, serial=FIRST_SERIAL - 1, issued_at=now - 11)))
     signed = encode(SignedManifest(terms=encode(terms), signatures=(sign_terms(terms, "admin", admin),)))
     pins = json.dumps({"threshold": 1, "keys": {"admin": signing.public_key(admin).hex()}})
     server.create_database("empty")

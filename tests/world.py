@@ -128,6 +128,7 @@ def make_world(
     terms = Terms(
         alliance="test",
         serial=1,
+        previous=bytes(32),
         local=1,
         issued_at=int(NOW) - 1000,
         valid_until=int(NOW) + 10_000_000,

@@ -52,6 +52,8 @@ HINT_OF_CODE = {
     "other-alliance": "alliance propose starts from the newest manifest of this alliance",
     "other-epoch": "alliance propose changes rules, addresses and how long a manifest is valid; SPEC.md, 7.2",
     "other-connections": "put such a manifest in place as a file, at all parties at once; SPEC.md, 7.2",
+    "other-previous": "alliance propose makes terms that name the newest manifest by its hash; propose again",
+    "manifest-from-the-future": "set this machine's clock and the admin's by a time server",
     "cap-lowered": "leave the cap as it is",
     "rule-rewritten": "make it another version of the rule, with a day of its own",
     "rule-version-order": "give the new version a number above all that the rule has had",

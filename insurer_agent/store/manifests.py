@@ -17,6 +17,7 @@ from protocol.manifest import (
     Manifest,
     SignedManifest,
     Terms,
+    hash_of,
     require_same_connections,
     require_succession,
     verify_manifest,
@@ -38,7 +39,7 @@ class Manifests:
         """Return the manifest to begin with: the newest known, or one from a file, `data`, that is newer.
 
         A file that was taken before may be older: newer ones have been published since. The newest known may have
-        expired, one that is new may not.
+        expired, one that is new may not, nor be from the future.
         """
         manifest = verify_manifest(data, self._pins)
 
@@ -47,6 +48,7 @@ class Manifests:
             serial, newest_hash = _newest_place(connection)
             if manifest.terms.serial > serial:
                 manifest.require_unexpired(now)
+                manifest.require_issued(now)
                 self._take(connection, manifest, data)
                 return manifest
             if manifest.terms.serial == serial:
@@ -78,6 +80,7 @@ class Manifests:
             if manifest.terms.serial < serial:
                 raise ProtocolError("manifest-older", "a newer manifest has been seen; rollback is refused")
             manifest.require_unexpired(now)
+            manifest.require_issued(now)
             newest = _signed(connection, newest_hash)
             if newest is not None:
                 require_same_connections(_terms(newest), manifest.terms)
@@ -126,6 +129,7 @@ class Manifests:
                 raise ProtocolError("other-manifest", "no manifest is known that this one may be earlier than")
             require_succession(manifest.terms, _terms(newest))
             require_same_connections(manifest.terms, _terms(newest))  # keys that were replaced are good for nothing
+            _require_beside(connection, manifest.terms)
             query = "SELECT hash FROM manifest WHERE serial = %s AND in_force"
             row = connection.execute(query, (manifest.terms.serial,)).fetchone()
             if row is not None and bytes(row[0]) != manifest.hash:
@@ -180,6 +184,17 @@ def _newest_place(connection: Rows) -> tuple[int, bytes | None]:
 def _signed(connection: Rows, manifest_hash: bytes | None) -> bytes | None:
     row = connection.execute("SELECT signed FROM manifest WHERE hash = %s", (manifest_hash,)).fetchone()
     return None if row is None else bytes(row[0])
+
+
+def _require_beside(connection: Rows, terms: Terms) -> None:
+    """Refuse (`other-previous`) an earlier manifest that is not the one between those known next to its serial."""
+    rows = connection.execute(
+        "SELECT signed FROM manifest WHERE serial IN (%s, %s) AND in_force", (terms.serial - 1, terms.serial + 1)
+    ).fetchall()
+    for one in (_terms(bytes(row[0])) for row in rows):
+        first, then = (one, terms) if one.serial < terms.serial else (terms, one)
+        if then.previous != hash_of(first):
+            raise ProtocolError("other-previous", "a manifest of a serial next to it names another")
 
 
 def _terms(signed: bytes) -> Terms:

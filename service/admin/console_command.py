@@ -18,7 +18,9 @@ def add_console_command(command: Callable[[str, object, str], argparse.ArgumentP
     sub = command("console", _console, "Serve the admins' page from this installation, to this machine alone.")
     sub.add_argument("--url", required=True, help="the lookup service's address, https://…")
     sub.add_argument("--ca", type=Path, metavar="CA_PEM", help="ca.pem of the alliance")
-    sub.add_argument("--pins", type=Path, metavar="FILE", help="admins.json: signatures are judged by these keys")
+    sub.add_argument(
+        "--pins", type=Path, required=True, metavar="FILE", help="admins.json: signatures are judged by these keys"
+    )
     sub.add_argument("--port", type=int, default=PORT, help=f"port on loopback; {PORT} unless given")
 
 
@@ -30,10 +32,8 @@ def _console(args: argparse.Namespace) -> int:
     from transport.tls import TlsSettings
 
     line = Line(args.url, args.ca)
-    pins = None if args.pins is None else load_pins(args.pins)
+    pins = load_pins(args.pins)
     _require_free(HOST, args.port)
-    if pins is None:
-        print("without --pins the admins' keys are as the service tells them", flush=True)
     print(f"http://{HOST}:{args.port}/console (Ctrl-C ends it)", flush=True)
     with tempfile.TemporaryDirectory(prefix="alliance-console-") as state:
         serve(

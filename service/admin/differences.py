@@ -5,9 +5,11 @@ themselves and covers every field of them, so that what it does not name is as i
 """
 
 import datetime as dt
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+from unicodedata import category
 
 from protocol.manifest import SUM_INSURED, Rule, Terms, day_of
 
@@ -68,8 +70,10 @@ def _rules(before: Terms, after: Terms) -> Iterator[Change]:
     for key in sorted(old.keys() | new.keys()):
         what = f"{key[0]} version {key[1]}"
         if key not in old:
-            earlier = [rule for rule in after.rules if rule.id == key[0] and rule.version < key[1]]
-            yield Change("rule_added", what, _fields(max(earlier, key=lambda one: one.version, default=None), new[key]))
+            # Also one that ends with this manifest: what takes its place is no new rule.
+            earlier = max((one for one in old.keys() | new.keys() if one[0] == key[0] and one < key), default=None)
+            rule = None if earlier is None else old.get(earlier) or new[earlier]
+            yield Change("rule_added", what, _fields(rule, new[key]))
         elif key not in new:
             yield Change("rule_removed", what, _fields(old[key], None))
         elif old[key] != new[key]:
@@ -90,8 +94,8 @@ def _orders(before: Terms, after: Terms) -> Iterator[Change]:
     """Yield what has the same things in another order, which the manifest's hash covers too."""
     for name in sorted(_SCALES):
         old, new = getattr(before, name), getattr(after, name)
-        left = [one for one in new if one in old]
-        if left != [one for one in old if one in new]:
+        known, kept = set(old), set(new)
+        if [one for one in new if one in known] != [one for one in old if one in kept]:
             yield Change("order_changed", name, ())
 
 
@@ -194,9 +198,23 @@ def _line(item: Field) -> str:
 def _shown(value: Value) -> str:
     if value is None:
         return "-"
-    return ", ".join(repr(item) for item in value) if isinstance(value, list) else harmless(str(value))
+    return ", ".join(harmless(repr(item)) for item in value) if isinstance(value, list) else harmless(str(value))
+
+
+_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159\U000e0100-\U000e01ef"
+"""What prints as nothing, though it counts as a letter, a mark or a sign."""
+_HIDDEN = re.compile(f"[{_BLANK}]|^ +| +$| {{2,}}")
 
 
 def harmless(text: str) -> str:
-    """Return a text that others wrote without what a terminal would obey."""
-    return "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text)
+    """Return a text that others wrote without what a terminal would obey and what a reader would not see.
+
+    Characters that do not print or are blank, marks that combine with others, and blanks at the ends or side by side
+    are shown by their numbers.
+    """
+    spelt = _HIDDEN.sub(lambda found: "".join(map(_number, found[0])), text)
+    return "".join(_number(one) if not one.isprintable() or category(one)[0] == "M" else one for one in spelt)
+
+
+def _number(character: str) -> str:
+    return f"\\u{ord(character):04x}"

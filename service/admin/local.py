@@ -28,7 +28,7 @@ from psycopg.conninfo import make_conninfo
 
 from protocol import signing
 from protocol.encoding import decode, encode
-from protocol.manifest import SignedManifest, Terms
+from protocol.manifest import SignedManifest, Terms, hash_of
 from protocol.secret import Secret
 from protocol.stamps import as_of_tick, tick_at
 from service.admin.authority import CertificateAuthority, read_request
@@ -312,7 +312,11 @@ class _Alliance:
         terms, now = decode(Terms, signed.terms), int(time.time())
         if terms.valid_until - now > VALID_DAYS * 86_400 // 2:
             return signed
-        return self._sign(replace(terms, serial=terms.serial + 1, issued_at=now, valid_until=now + VALID_DAYS * 86_400))
+        valid_until = now + VALID_DAYS * 86_400
+        renewed = replace(
+            terms, serial=terms.serial + 1, previous=hash_of(terms), issued_at=now, valid_until=valid_until
+        )
+        return self._sign(renewed)
 
     # --- databases, settings, API keys
 

@@ -22,6 +22,7 @@ from protocol.manifest import (
     Terms,
     china_day,
     day_of,
+    hash_of,
     require_succession,
     sign_terms,
 )
@@ -95,6 +96,7 @@ def build_terms(
     terms = Terms(
         alliance=alliance,
         serial=serial,
+        previous=hash_of(previous) if previous else bytes(32),
         local=int(local),
         issued_at=now,
         valid_until=now + valid_days * 86_400,

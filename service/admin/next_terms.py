@@ -6,7 +6,7 @@ from typing import Any
 
 from protocol.enrolment import read_enrolment
 from protocol.errors import ProtocolError
-from protocol.manifest import Manifest, Member, Rule, Terms, require_same_connections, require_succession
+from protocol.manifest import Manifest, Member, Rule, Terms, hash_of, require_same_connections, require_succession
 from service.admin.rules import RuleBook
 from transport.settings import SettingsError
 
@@ -33,6 +33,7 @@ def next_terms(
     terms = replace(
         base,
         serial=base.serial + 1,
+        previous=hash_of(base),
         issued_at=issued_at,
         valid_until=issued_at + valid_days * 86_400,
         products=_products(base, book),

@@ -24,7 +24,7 @@ _PASSED = ("Authorization", "Content-Type", "Accept")
 _OK, _NOT_GOOD = 200, 300
 
 
-def make_console(line: Line, port: int, pins: AdminPins | None) -> Flask:
+def make_console(line: Line, port: int, pins: AdminPins) -> Flask:
     """Return the application: the page, and `/v1/admin/` passed on over the line.
 
     Only requests that name this machine and this port are answered (`other-host`): a page of elsewhere whose name was

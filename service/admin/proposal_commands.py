@@ -95,7 +95,7 @@ def _pins(args: argparse.Namespace) -> "AdminPins":
 def _fetched(args: argparse.Namespace) -> "Review":
     from service.admin.review import review
 
-    return review(_remote(args), args.id, _pins(args))
+    return review(_remote(args), args.id, _pins(args), time.time())
 
 
 def _propose(args: argparse.Namespace) -> int:
@@ -243,7 +243,8 @@ def _show(found: "Review") -> None:
     print(
         f"changes  the manifest of serial {base.serial}, which is signed by enough admins that you pin, issued", end=" "
     )
-    print(time_text(base.issued_at))
+    print(f"{time_text(base.issued_at)}, of hash")
+    print(f"         {found.base.hash.hex()}")
     _print(printed(found.changes))
     signed = ", ".join(map(harmless, found.signed_by)) or "nobody"
     print(f"signed   by {signed}; {found.signatures_wanted} are needed")

@@ -2,8 +2,9 @@
 
 1. The terms are decoded, checked for consistency and hashed; what is shown and signed are these very bytes.
 2. What they change is a manifest that M admins signed, by the keys that this admin pins.
-3. They may follow it, and next: their serial is one more. So if the service showed an older manifest than the newest,
-   no agent would take these terms: it has seen another manifest of that serial.
+3. They may follow it, and next: their serial is one more, and they name it by its hash. So if the service showed an
+   older manifest than the newest, or one that was signed and never published, no agent would take these terms.
+   They were not issued in the future.
 4. The difference is computed from both.
 5. Of the signatures those count that verify.
 """
@@ -60,8 +61,11 @@ def newest(remote: Remote, pins: AdminPins) -> Manifest:
     return verify_manifest(_bytes(remote.get("/v1/admin/manifest"), "signed"), pins)
 
 
-def review(remote: Remote, proposal_id: str, pins: AdminPins) -> Review:
-    """Fetch a proposal and verify it; refuse (`bogus-answer`, and codes of the manifest) what does not hold."""
+def review(remote: Remote, proposal_id: str, pins: AdminPins, now: float) -> Review:
+    """Fetch a proposal and verify it; refuse (`bogus-answer`, and codes of the manifest) what does not hold.
+
+    `now` is the admin's own clock, Unix seconds.
+    """
     if not is_id(proposal_id):
         raise Problem(404, "unknown-proposal", "a proposal's id has 16 hexadecimal digits")
     answer = remote.get(f"/v1/admin/proposals/{proposal_id}")
@@ -70,12 +74,16 @@ def review(remote: Remote, proposal_id: str, pins: AdminPins) -> Review:
     if id_of(data) != proposal_id:
         raise Problem(502, BOGUS, "the service gave the terms of another proposal: DO NOT SIGN, tell the other admins")
     terms = decode(Terms, data)
-    Manifest.of(terms)
+    proposed = Manifest.of(terms)
     # 2.
     base = verify_manifest(_bytes(answer, "base_signed"), pins)
     # 3.
     if terms.serial != base.terms.serial + 1:
         raise Problem(502, BOGUS, "the proposal is not next to the manifest that the service says it changes")
+    if terms.previous != base.hash:
+        detail = "the proposal follows another manifest than the service shows: DO NOT SIGN, tell the other admins"
+        raise Problem(502, BOGUS, detail)
+    proposed.require_issued(now)
     require_succession(base.terms, terms)
     require_same_connections(base.terms, terms)
     return Review(
@@ -107,16 +115,18 @@ def _is_entry(one: object) -> bool:
 
 
 def _signers(answer: dict[str, Any], data: bytes, pins: AdminPins) -> list[str]:
+    """Return the names of those whose signatures verify, one for each key: keys count, not names."""
     entries = answer.get("signatures")
-    good = []
+    good: dict[bytes, str] = {}
     for entry in entries if isinstance(entries, list) else []:
         try:
             name = entry["admin"]
-            verify_signature(pins.keys[name], bytes.fromhex(entry["signature"]), data)
+            key = pins.keys[name]
+            verify_signature(key, bytes.fromhex(entry["signature"]), data)
         except (KeyError, TypeError, ValueError, ProtocolError):
             continue
-        good.append(name)
-    return sorted(set(good))
+        good[key] = min(name, good.get(key, name))
+    return sorted(good.values())
 
 
 def _bytes(answer: dict[str, Any], name: str) -> bytes:

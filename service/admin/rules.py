@@ -24,10 +24,13 @@ class RuleBook:
     rules: tuple[Rule, ...]
 
 
+_PRODUCT = fields.String(validate=validate.Regexp(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"))
+
+
 class _RuleSchema(Schema):
-    id = fields.String(required=True, validate=validate.Regexp(r"^[a-z0-9][a-z0-9-]{0,63}$"))
+    id = fields.String(required=True, validate=validate.Regexp(r"[a-z0-9][a-z0-9-]{0,63}\Z"))
     version = fields.Integer(required=True, strict=True, validate=validate.Range(1))
-    products = fields.List(fields.String(), required=True, validate=validate.Length(1, 64))
+    products = fields.List(_PRODUCT, required=True, validate=validate.Length(1, 64))
     subject_type = fields.String(load_default=PERSON, validate=validate.OneOf(sorted(SUBJECT_TYPES)))
     window_days = fields.Integer(required=True, strict=True, validate=validate.Range(1, MAX_WINDOW_DAYS))
     measure = fields.String(required=True, validate=validate.OneOf([SUM_INSURED, POLICY_COUNT]))
@@ -40,7 +43,7 @@ class _RuleSchema(Schema):
 
 
 class _FileSchema(Schema):
-    products = fields.List(fields.String(validate=validate.Length(1, 64)), required=True, validate=validate.Length(1))
+    products = fields.List(_PRODUCT, required=True, validate=validate.Length(1))
     rule = fields.List(fields.Nested(_RuleSchema(unknown=RAISE)), required=True, validate=validate.Length(1))
 
 

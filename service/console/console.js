@@ -62,7 +62,7 @@ const noticeShown = () => make("div", { id: "notice", role: notice?.kind === "ba
   notice?.text ?? "");
 
 const footer = () => {
-  const origin = own ? (pins ? "from-home" : "from-home-unpinned") : "from-service";
+  const origin = own ? "from-home" : "from-service";
   return make("footer", null, make("p", { class: "quiet" }, say(origin)), make("p", { class: "quiet" }, say("times")));
 };
 

@@ -1,13 +1,20 @@
 // What changes from one manifest to the next, made from the decoded bytes, in the very form in which the service tells
 // it (service/admin/differences.py), so that the two can be compared; and what no agent would take.
 
+import { MOST_SECONDS, contradictions } from "./consistency.js";
 import { hex } from "./encoding.js";
 import { Committee, Member, Rule, Terms } from "./terms.js";
 import { day, ordinalOf, rfc3339, yuanPlain } from "./writing.js";
 
 const LISTS = ["rules", "members", "committees"];
 // They change with every manifest.
-export const ROUTINE = new Set(["serial", "issued_at", "valid_until"]);
+const ROUTINE = new Set(["serial", "previous", "issued_at", "valid_until"]);
+const TIMES = new Set(["issued_at", "valid_until"]);
+const CLOCK_SECONDS = 300; // how far ahead of this clock a manifest may have been issued
+
+const isAhead = (terms, now) => Number(terms.issued_at) > now + CLOCK_SECONDS;
+
+const isTimely = (terms, now) => !isAhead(terms, now) && terms.valid_until - terms.issued_at <= MOST_SECONDS;
 
 const plain = (value) => {
   if (value instanceof Uint8Array) return hex(value);
@@ -46,7 +53,9 @@ const byKey = (items, keyOf) => new Map(items.map((item) => [keyOf(item), item])
 
 const highest = (rules) => rules.reduce((most, rule) => (most && most.version > rule.version ? most : rule), null);
 
-const before = (rules, rule) => highest(rules.filter((one) => one.id === rule.id && one.version < rule.version));
+// The version before one that is new; also one that ends with these terms: what takes its place is no new rule.
+const before = (base, terms, rule) => highest([...byKey([...terms.rules, ...base.rules], nameOf).values()]
+  .filter((one) => one.id === rule.id && one.version < rule.version));
 
 const entriesOf = (name, kind, olds, news, earlier = () => null) => {
   const entry = (what, change, old, item, fields) => ({ kind: `${name}_${change}`, what, before: old, after: item, fields });
@@ -78,17 +87,19 @@ const ordersOf = (base, terms, kinds) => LISTS.filter((list) => {
 const KINDS = { rules: Rule, members: Member, committees: Committee };
 
 // Entries `{kind, what, before, after, fields: [{field, before, after}]}`: rules first, then members, committees, and the
-// rest. A new version of a rule is told with all its fields, beside those of the version before it.
-export const difference = (base, terms) => {
+// rest. A new version of a rule is told with all its fields, beside those of the version before it. What changes with every
+// manifest is `routine`, unless its times are out of bounds; `now` is this machine's clock, Unix seconds.
+export const difference = (base, terms, now = Date.now() / 1000) => {
   const keyed = (keyOf) => (list) => [byKey(base[list], keyOf), byKey(terms[list], keyOf)];
   return [
-    ...entriesOf("rule", Rule, ...keyed(nameOf)("rules"), (rule) => before(terms.rules, rule)),
+    ...entriesOf("rule", Rule, ...keyed(nameOf)("rules"), (rule) => before(base, terms, rule)),
     ...entriesOf("member", Member, ...keyed((member) => member.id)("members")),
     ...entriesOf("committee", Committee, ...keyed((one) => `of shard ${one.shard}`)("committees")),
     ...ordersOf(base, terms, KINDS),
     ...Terms.fields.filter((field) => !LISTS.includes(field) && !same(plain(base[field]), plain(terms[field])))
       .map((field) => ({
         kind: "term_changed", what: field, before: null, after: null,
+        routine: ROUTINE.has(field) && (!TIMES.has(field) || isTimely(terms, now)),
         fields: [{ field, before: readable(base, field), after: readable(terms, field) }],
       })),
   ];
@@ -112,8 +123,6 @@ export const isTold = (entries, byTheService) => {
   }
 };
 
-const twice = (items, keyOf) => byKey(items, keyOf).size !== items.length;
-
 // What agents' databases and connections are bound to (protocol/manifest.py, require_succession and
 // require_same_connections); committees and members' owners and keys, too.
 const LASTING = [
@@ -122,20 +131,21 @@ const LASTING = [
 ];
 
 // Why agents would refuse these terms after those of the base, as [code, detail]; empty if they would take them.
-export const objections = (base, terms) => {
+// `baseHash` is the base's, in hexadecimal, `now` this machine's clock, Unix seconds.
+export const objections = (base, terms, baseHash, now = Date.now() / 1000) => {
   const found = [];
   const object = (code, detail = "") => found.push([code, detail]);
   if (terms.serial <= base.serial || terms.issued_at < base.issued_at) object("manifest-older", `${base.serial} → ${terms.serial}`);
   else if (terms.serial !== base.serial + 1n) object("serial-skipped", `${base.serial} → ${terms.serial}`);
-  if (terms.issued_at >= terms.valid_until) object("never-valid");
+  if (hex(terms.previous) !== baseHash) object("other-previous");
+  if (isAhead(terms, now)) object("from-the-future", rfc3339(terms.issued_at));
+  for (const detail of contradictions(terms)) object("bad-manifest", detail);
   for (const field of LASTING) if (!same(plain(base[field]), plain(terms[field]))) object("lasting-term", field);
   const committees = (of) => of.committees.map((one) => told(Committee, one));
   if (!same(committees(base), committees(terms))) object("lasting-term", "committees");
   const owners = (of) => of.members.map((one) => [one.id, one.group, plain(one.signing_key), plain(one.sealing_key)]);
   if (!same(owners(base), owners(terms))) object("lasting-term", "members");
   if (terms.deposit_cap < base.deposit_cap) object("cap-lowered");
-  if (twice(terms.members, (member) => member.id)) object("twice", "members");
-  if (twice(terms.rules, nameOf)) object("twice", "rules");
   const known = byKey(base.rules, nameOf);
   const firstDay = ordinalOf(terms.issued_at);
   for (const rule of terms.rules) {
@@ -144,9 +154,6 @@ export const objections = (base, terms) => {
     if (old && !alike(Rule, old, rule)) object("rule-rewritten", nameOf(rule));
     if (!old && newest && rule.version < newest.version) object("rule-version-order", nameOf(rule));
     if (!old && rule.valid_from < firstDay) object("rule-back-dated", nameOf(rule));
-    if (terms.rules.some((one) => one.id === rule.id && one.version < rule.version && one.valid_from > rule.valid_from)) {
-      object("days-out-of-order", nameOf(rule));
-    }
   }
   return found;
 };

@@ -51,7 +51,7 @@ export const examine = async (id, proposal, manifest, overview, pins) => {
   const hash = bytes && hex(await sha256(bytes));
   const baseHash = baseBytes && hex(await sha256(baseBytes));
   const entries = decoded ? difference(base, terms) : [];
-  const found = decoded ? objections(base, terms) : [];
+  const found = decoded ? objections(base, terms, baseHash) : [];
   const signedBy = await tried(() => signersOf(proposal, bytes, judges));
   const isThis = hash?.slice(0, ID_DIGITS) === id && proposal.id === id && String(terms?.serial) === String(proposal.serial);
   const checks = [
@@ -59,6 +59,7 @@ export const examine = async (id, proposal, manifest, overview, pins) => {
     ["id", isThis],
     ["base", baseHash !== undefined && baseHash === proposal.base_hash],
     ["base-signed", (await tried(() => isSigned(proposal.base_signed, baseHash, judges))) === true],
+    ["previous", decoded && hex(terms.previous) === baseHash],
     ["signatures", signedBy !== undefined],
     ["told", decoded && isTold(entries, proposal.difference)],
   ];

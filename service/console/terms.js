@@ -38,9 +38,10 @@ export const Committee = await message("committee", 1, {
   slots: seq(NAME, { least: 5, most: 7 }),
 });
 
-export const Terms = await message("manifest", 1, {
+export const Terms = await message("manifest", 2, {
   alliance: NAME,
   serial: uint(64, { least: 1 }),
+  previous: HASH,
   local: FLAG,
   issued_at: uint(64),
   valid_until: uint(64),

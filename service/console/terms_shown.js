@@ -1,11 +1,11 @@
 // How fields of terms are shown to people, and the difference between two manifests with what matters most first.
 
-import { ROUTINE, readable } from "./difference.js";
+import { readable } from "./difference.js";
 import { facts, make, table } from "./nodes.js";
-import { count, digits, fenOf, inWords, time, visible, yuan } from "./writing.js";
+import { count, digits, fenOf, inWords, quoted, time, visible, yuan } from "./writing.js";
 
 const HEX = new Set([
-  "signing_key", "sealing_key", "service_signing_key", "blinding_key", "tls_authority", "salt_check",
+  "signing_key", "sealing_key", "service_signing_key", "blinding_key", "tls_authority", "salt_check", "previous",
 ]);
 const DAYS = new Set(["window_days", "budget_days"]);
 const TIMES = new Set(["issued_at", "valid_until"]);
@@ -19,7 +19,7 @@ export const fieldName = (say, field) => say.or(`field-${field}`, field);
 
 export const valueText = (say, field, value) => {
   if (value === null || value === undefined) return "—";
-  if (Array.isArray(value)) return value.length ? value.map(visible).join(say.language === "zh" ? "、" : ", ") : say("none");
+  if (Array.isArray(value)) return value.length ? value.map(quoted).join(say.language === "zh" ? "、" : ", ") : say("none");
   if (field === "limit" || field === "deposit_cap") return limitText(say, value);
   if (DAYS.has(field)) return say("days", count(value));
   if (field === "tick_seconds") return say("seconds", count(value));
@@ -115,7 +115,7 @@ const entryShown = (say, entry) => {
       facts("", kept.map(({ field, after }) => [fieldName(say, field), valueText(say, field, after)]))));
 };
 
-export const isRoutine = (entry) => entry.kind === "term_changed" && ROUTINE.has(entry.what);
+export const isRoutine = (entry) => entry.routine === true;
 
 const isOfALimit = (entry) => entry.fields.some(({ field, before, after }) => field === "limit" && before !== after);
 

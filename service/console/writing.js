@@ -5,12 +5,16 @@ const DAY_MILLISECONDS = 86_400_000;
 const UTC_PLUS_8 = 8 * 3_600_000;
 const LAST_SECONDS = 253_402_300_799; // 9999-12-31
 
-// Control, format and other invisible characters, and blanks other than the plain one, are shown by their numbers: a
-// name that reads as another is no help to those who sign. So are lone surrogates, private use, and marks in heaps.
-const HIDDEN = /[[\p{C}\p{Z}]--[ ]]|\p{M}{3,}/gv;
+// Control, format and other invisible characters, letters and signs that print as nothing, blanks other than the plain
+// one, and that at the ends or side by side, are shown by their numbers: a name that reads as another is no help to those
+// who sign. So are lone surrogates, private use, and marks that combine with others.
+const HIDDEN = /[[\p{C}\p{Z}\p{M}\p{DI}\u2800\u{1d159}]--[ ]]+|^ +| +$| {2,}/gv;
 
 export const visible = (value) =>
   String(value).replace(HIDDEN, (found) => Array.from(found, (one) => `\\u{${one.codePointAt(0).toString(16)}}`).join(""));
+
+// An item of a list, in quotes: what a name has in it is told from what stands between names.
+export const quoted = (value) => `'${visible(String(value).replace(/['\\]/g, "\\$&"))}'`;
 
 const grouped = (digits) => digits.replace(/\B(?=(\d{3})+$)/g, ",");
 

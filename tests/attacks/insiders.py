@@ -29,7 +29,7 @@ from insurer_agent.custodian import Custodian
 from insurer_agent.keys import AgentKeys
 from insurer_agent.rest import make_app as make_agent_app
 from protocol.encoding import encode
-from protocol.manifest import open_manifest
+from protocol.manifest import verify_manifest
 from protocol.messages import BatchOutcome, CheckOutcome, CheckRequest, SignedBatch
 from protocol.party import Party, RandomBytes, ServiceParty
 from service.app import make_relay_app, open_directory, open_service
@@ -49,7 +49,7 @@ class Insider:
     def __init__(self, alliance: LiveAlliance, number: int) -> None:
         state = alliance.member_state(number)
         settings = AgentSettings.load(state)
-        self.manifest = open_manifest(settings.manifest.read_bytes(), load_pins(settings.admins), 0.0)
+        self.manifest = verify_manifest(settings.manifest.read_bytes(), load_pins(settings.admins))
         self.party = Party(settings.member_id, AgentKeys.load(state).member, self.manifest)
         self.tls = open_tls(settings.tls, self.manifest, Holder(self.party.id))
         self._peers = Peers(self.tls)

@@ -48,7 +48,7 @@ from protocol.stamps import as_of_tick
 from transport.manifests import BY_HASH_PATH, NEWEST_PATH, AgeWarnings
 from transport.peers import Peers
 
-FOREVER = 1 << 40
+FOREVER = int(NOW) + 365 * 86_400
 LIMITS = {1: LIMIT, 2: LIMIT * 8 // 10, 3: LIMIT * 12 // 10}
 TOTAL = LIMIT * 9 // 10
 """Of whom is asked about: above the second limit alone."""
@@ -458,19 +458,22 @@ def test_keys_that_were_replaced_are_good_for_no_deposit_under_a_manifest_that_l
 
 
 def test_what_was_signed_and_never_published_says_nothing_of_what_may_come_next(scene: Scene, holder: str) -> None:
-    """The service hides the second manifest and hands out another of its serial, withdrawn, that used up versions."""
+    """The service hides two manifests and hands out another of the first one, withdrawn, that used up versions."""
     first, third = scene.manifests[1].terms, scene.manifests[3].terms
     used_up = replace(ASKED, id="another", version=9, limit=1, valid_from=TODAY)
     withdrawn = Manifest.of(replace(after(first, rules=(*first.rules, used_up)), valid_until=FOREVER))
-    fourth_rule = replace(ASKED, id="another", version=2, limit=LIMIT, valid_from=TODAY)
-    fourth = Manifest.of(replace(after(third, rules=(*third.rules, fourth_rule)), valid_until=FOREVER))
-    acting = scene.taking(holder, 3)
+    fourth = Manifest.of(replace(after(third), valid_until=FOREVER))
+    another = replace(ASKED, id="another", version=2, limit=LIMIT, valid_from=TODAY)
+    fifth = Manifest.of(replace(after(fourth.terms, rules=(*third.rules, another)), valid_until=FOREVER))
+    acting = scene.begin(holder)
     scene.service.newest, scene.service.by_hash = None, lambda _: signed(withdrawn.terms, "admin-a", "admin-b")
-    assert acting.of_deposit(withdrawn.hash).manifest.hash == withdrawn.hash
+    scene.databases[holder].run("forget", lambda connection: connection.execute("DELETE FROM manifest"))
     scene.service.newest = signed(fourth.terms, "admin-a", "admin-b")
     acting.follow()
-    assert acting.now().manifest.hash == fourth.hash
-    acting._looked_at = -10.0
+    assert acting.of_deposit(withdrawn.hash).manifest.hash == withdrawn.hash
+    scene.service.newest = signed(fifth.terms, "admin-a", "admin-b")
+    acting.follow()
+    assert acting.now().manifest.hash == fifth.hash
     scene.service.by_hash = lambda _: scene.chain[2]
     assert acting.of_deposit(scene.hash(2)).manifest.hash == scene.hash(2)
 

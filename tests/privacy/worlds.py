@@ -27,7 +27,7 @@ from protocol.check import shard_of_person
 from protocol.committee import DEFAULT_SLOTS, draw_committee
 from protocol.encoding import decode
 from protocol.identity import DocumentType, Identity
-from protocol.manifest import POLICY_COUNT, Committee, Terms, open_manifest
+from protocol.manifest import POLICY_COUNT, Committee, Terms, verify_manifest
 from protocol.messages import (
     BatchOutcome,
     CheckAnswer,
@@ -177,7 +177,7 @@ class Player:
         _Grouped(options)._manifest()
         (state / "alliance.json").write_text(json.dumps({"members": MEMBERS, "shards": SHARDS}), encoding="utf-8")
         pins = load_pins(state / "service" / "admins.json")
-        manifest = open_manifest((state / "service" / "manifest.bin").read_bytes(), pins, 0.0)
+        manifest = verify_manifest((state / "service" / "manifest.bin").read_bytes(), pins)
         self.keys = {member: AgentKeys.load(self.alliance.member_state(member)) for member in range(1, MEMBERS + 1)}
         self.parties = {member: Party(name(member), keys.member, manifest) for member, keys in self.keys.items()}
         self.history: list[Step] = []
