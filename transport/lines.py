@@ -63,8 +63,9 @@ def begin_line(place: tuple[str, int], address: Address, context: ssl.SSLContext
     try:
         plain.setblocking(False)  # noqa: FBT003  the name of the method says it
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with suppress(BlockingIOError):
-            plain.connect(sockaddr)
+        begun = plain.connect_ex(sockaddr)
+        if begun not in (0, errno.EINPROGRESS):
+            raise OSError(begun, "no connection")  # noqa: TRY301  it is closed as for any other fault
     except OSError:
         plain.close()
         raise

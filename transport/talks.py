@@ -152,7 +152,8 @@ def hold(talks: list[Talk], deadline: float, again: Callable[[int], Talk | None]
         waiting[handle] = place
 
     for place, talk in enumerate(talks):
-        wait_for(place, talk.go_on(buffer))
+        # What comes too late does not even leave: who asks will not hear what came of it.
+        wait_for(place, talk.give_up(TimeoutError()) if time.monotonic() >= deadline else talk.go_on(buffer))
     while waiting:
         until = min(deadline, *(talks[place].try_until for place in waiting.values()))
         seconds = until - time.monotonic()

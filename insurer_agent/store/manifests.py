@@ -115,7 +115,8 @@ class Manifests:
         """Keep the manifest of a hash, which this agent missed while it was in force; refuse (`other-manifest`) any
         other, a fork, and one that the newest cannot follow, or follows with other keys (`other-connections`).
 
-        That it was in force is the service's word: it is good for deposits, and says nothing of what may come next.
+        Unless the next one, which was in force, names it, that it was is the service's word alone: then it is good for
+        deposits, and says nothing of what may come next.
         """
         manifest = verify_manifest(data, self._pins)
         if manifest.hash != manifest_hash:
@@ -129,15 +130,14 @@ class Manifests:
                 raise ProtocolError("other-manifest", "no manifest is known that this one may be earlier than")
             require_succession(manifest.terms, _terms(newest))
             require_same_connections(manifest.terms, _terms(newest))  # keys that were replaced are good for nothing
-            _require_beside(connection, manifest.terms)
+            is_named = _require_beside(connection, manifest.terms)
             query = "SELECT hash FROM manifest WHERE serial = %s AND in_force"
             row = connection.execute(query, (manifest.terms.serial,)).fetchone()
             if row is not None and bytes(row[0]) != manifest.hash:
                 raise ProtocolError("manifest-forked", "another manifest of the same serial has been seen")
             connection.execute(
-                "INSERT INTO manifest (hash, serial, signed, in_force) VALUES (%s, %s, %s, false)"
-                " ON CONFLICT DO NOTHING",
-                (manifest.hash, manifest.terms.serial, data),
+                "INSERT INTO manifest (hash, serial, signed, in_force) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (manifest.hash, manifest.terms.serial, data, is_named),
             )
             return manifest
 
@@ -186,8 +186,11 @@ def _signed(connection: Rows, manifest_hash: bytes | None) -> bytes | None:
     return None if row is None else bytes(row[0])
 
 
-def _require_beside(connection: Rows, terms: Terms) -> None:
-    """Refuse (`other-previous`) an earlier manifest that is not the one between those known next to its serial."""
+def _require_beside(connection: Rows, terms: Terms) -> bool:
+    """Refuse (`other-previous`) an earlier manifest that is not the one between those known next to its serial; return
+    whether the next one is known, which names it.
+    """
+    is_named = False
     rows = connection.execute(
         "SELECT signed FROM manifest WHERE serial IN (%s, %s) AND in_force", (terms.serial - 1, terms.serial + 1)
     ).fetchall()
@@ -195,6 +198,8 @@ def _require_beside(connection: Rows, terms: Terms) -> None:
         first, then = (one, terms) if one.serial < terms.serial else (terms, one)
         if then.previous != hash_of(first):
             raise ProtocolError("other-previous", "a manifest of a serial next to it names another")
+        is_named |= one is then
+    return is_named
 
 
 def _terms(signed: bytes) -> Terms:

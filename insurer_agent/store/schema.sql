@@ -13,7 +13,7 @@ CREATE TABLE IF NOT EXISTS manifest (
     hash     bytea PRIMARY KEY,
     serial   numeric(20) NOT NULL,
     signed   bytea NOT NULL,
-    in_force boolean NOT NULL,  -- taken as the newest once; else kept for deposits alone, on the service's word that it was
+    in_force boolean NOT NULL,  -- taken as the newest, or named by the next; else for deposits alone, on the service's word
     taken_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE UNIQUE INDEX IF NOT EXISTS manifest_in_force ON manifest (serial) WHERE in_force;
