@@ -15,7 +15,7 @@ from insurer_agent.consume_command import add_consume_command
 from insurer_agent.import_command import add_import_command
 from insurer_agent.recheck_command import add_recheck_command
 from insurer_agent.roles import DAYS, MAX_DAYS, Role
-from transport.commands import command_maker, run_command
+from transport.commands import command_maker, hand_out, run_command
 from transport.settings import SettingsError, write_private
 from transport.tls_files import add_tls_commands
 
@@ -153,10 +153,7 @@ def _make_api_key(args: argparse.Namespace) -> int:
         return _register_certificate(args)
     with _api_keys(args.state) as keys:
         key = keys.make(args.name, secrets.token_bytes, roles=_roles(args), days=args.days, replace=args.replace)
-    if args.file is None:
-        print(key)
-    else:
-        write_private(args.file, key.encode() + b"\n")
+    hand_out(key, args.file)
     return 0
 
 

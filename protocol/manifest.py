@@ -18,7 +18,6 @@ from protocol import signing
 from protocol.encoding import HASH, NAME, POINT, Blob, Fixed, Nested, Seq, Text, UInt, decode, encode, message
 from protocol.errors import ProtocolError
 from protocol.group import Element
-from protocol.kdf import join
 from protocol.secret import Secret
 from protocol.sharing import HALF_RING, MAX_SLOTS, MIN_SLOTS
 from protocol.stamps import MAX_TICK_SECONDS, MIN_TICK_SECONDS
@@ -257,7 +256,7 @@ def sign_terms(terms: Terms, admin: str, private: Secret) -> AdminSignature:
 
 def bytes_to_sign(terms: bytes) -> bytes:
     """Return what an admin's key signs of encoded terms, for a signer that holds the key elsewhere (RFC 8032)."""
-    return join(b"cover-lookup/v1", _PURPOSE.encode(), terms)
+    return signing.signed_bytes(_PURPOSE, terms)
 
 
 def verify_signature(public: bytes, signature: bytes, terms: bytes) -> None:
@@ -275,7 +274,7 @@ def verify_manifest(data: bytes, pins: AdminPins) -> Manifest:
     for entry in signed.signatures:
         key = pins.keys.get(entry.admin)
         if key is not None:
-            signing.verify(key, entry.signature, _PURPOSE, signed.terms)
+            verify_signature(key, entry.signature, signed.terms)
             good.add(key)
     if len(good) < pins.threshold:
         raise ProtocolError("under-signed", "fewer pinned admins have signed the manifest than are needed")

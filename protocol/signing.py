@@ -19,14 +19,18 @@ def public_key(private: Secret) -> bytes:
 
 def sign(private: Secret, purpose: str, *parts: bytes) -> bytes:
     """Return 64 bytes: the signature (RFC 8032) of the purpose and the parts, injectively joined."""
-    key = private.once(Ed25519PrivateKey.from_private_bytes)
-    return key.sign(join(b"cover-lookup/v1", purpose.encode(), *parts))
+    return private.once(Ed25519PrivateKey.from_private_bytes).sign(signed_bytes(purpose, *parts))
+
+
+def signed_bytes(purpose: str, *parts: bytes) -> bytes:
+    """Return what is signed of a purpose and parts, injectively joined; for a signer that holds the key elsewhere."""
+    return join(b"cover-lookup/v1", purpose.encode(), *parts)
 
 
 def verify(public: bytes, signature: bytes, purpose: str, *parts: bytes) -> None:
     """Refuse (`bad-signature`) unless the holder of `public` signed these parts for this purpose."""
     try:
-        _parsed(public).verify(signature, join(b"cover-lookup/v1", purpose.encode(), *parts))
+        _parsed(public).verify(signature, signed_bytes(purpose, *parts))
     except (InvalidSignature, ValueError):
         raise ProtocolError("bad-signature", f"the signature of a {purpose} does not verify") from None
 

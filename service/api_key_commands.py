@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 from service.api_keys import Action, ApiKeys, Role, day_time
-from transport.commands import command_maker
-from transport.settings import write_private
+from transport.commands import command_maker, hand_out
 
 
 def add_api_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,10 +30,7 @@ def add_api_key_commands(commands: "argparse._SubParsersAction[argparse.Argument
 def _make(args: argparse.Namespace) -> int:
     keys = ApiKeys(args.state, time.time)
     key = keys.make(args.name, Role(args.role), args.days, secrets.token_bytes, map(Action, args.only))
-    if args.file is None:
-        print(key)
-    else:
-        write_private(args.file, key.encode() + b"\n")
+    hand_out(key, args.file)
     return 0
 
 

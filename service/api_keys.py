@@ -5,7 +5,6 @@ the alliance agrees on is signed with the admins' own keys, which the service do
 """
 
 import datetime as dt
-import fcntl
 import hashlib
 import json
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.party import RandomBytes
+from service.file_lock import locked
 from transport.problems import Problem
 from transport.settings import SettingsError, refuse_readable_by_others, write_private
 
@@ -142,8 +142,7 @@ class ApiKeys:
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Holder]]:
         """Yield the keys for one process to change, and write them back whole."""
-        with self._file.with_name(_LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self._file.with_name(_LOCK)):
             known = dict(self._read())
             yield known
             keys = [asdict(one) | {"hash": digest, "scope": sorted(one.scope)} for digest, one in known.items()]

@@ -9,12 +9,11 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from service.file_lock import locked
 from transport.problems import Problem
 from transport.settings import sync_folder
 
@@ -52,7 +51,7 @@ class AuditLog:
     def write(self, act: Act) -> None:
         """Add a line, durably; refuse (`audit-unwritable`) where that cannot be."""
         try:
-            with self._locked(fcntl.LOCK_EX):
+            with locked(self._state / _LOCK, fcntl.LOCK_EX):
                 self._write(act)
         except OSError as error:
             log.error("the audit log cannot be written: %s", error.strerror)  # noqa: TRY400  no fault of ours
@@ -64,7 +63,7 @@ class AuditLog:
     def page(self, after: int) -> list[tuple[int, Act]]:
         """Return up to `PAGE` acts whose numbers are above `after`, by number; refuse (`audit-unreadable`)."""
         try:
-            with self._locked(fcntl.LOCK_SH):
+            with locked(self._state / _LOCK, fcntl.LOCK_SH):
                 found: list[tuple[int, Act]] = []
                 for file in self._files(after):
                     found += [one for one in map(_parsed, file.read_bytes().splitlines()) if one and one[0] > after]
@@ -125,12 +124,6 @@ class AuditLog:
         full = self._full()
         first = max((place for place, file in enumerate(full) if _first(file) <= after + 1), default=0)
         return full[first:] + ([self._file] if self._file.exists() else [])
-
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        with (self._state / _LOCK).open("ab") as lock:  # a description of its own, which excludes threads, too
-            fcntl.flock(lock, how)
-            yield
 
 
 def _first(file: Path) -> int:

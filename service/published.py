@@ -4,7 +4,6 @@ Whoever asks verifies what it gets by the keys that it pins: the service verifie
 vain is refused where it is published.
 """
 
-import fcntl
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from protocol.manifest import (
     require_succession,
     verify_manifest,
 )
+from service.file_lock import locked
 from transport.settings import sync_folder
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,5 @@ class Published:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Have this thread be the only one, of all processes, that adds a manifest."""
-        with self._lock, (self._folder / ".lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._lock, locked(self._folder / ".lock"):
             yield

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from protocol.errors import ProtocolError
 from transport.problems import Problem
-from transport.settings import SettingsError
+from transport.settings import SettingsError, write_private
 
 
 def command_maker(
@@ -24,6 +24,14 @@ def command_maker(
         return sub
 
     return command
+
+
+def hand_out(key: str, file: Path | None) -> None:
+    """Print a key, once, or write it to a file that its owner alone can read."""
+    if file is None:
+        print(key)  # noqa: T201  printing is what a command does
+    else:
+        write_private(file, key.encode() + b"\n")
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
