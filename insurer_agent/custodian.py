@@ -7,6 +7,7 @@ answer leaves.
 import hmac
 import logging
 import time
+from collections.abc import Sequence
 from copy import copy
 from typing import Self
 
@@ -23,6 +24,7 @@ from protocol.messages import (
     RELAY_PURPOSE,
     CheckAnswer,
     CheckCall,
+    CheckReply,
     CommitCall,
     HolderReceipts,
     KeyConfirmation,
@@ -36,6 +38,7 @@ from protocol.party import Party, RandomBytes
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 from transport.places import FEW_LANES, FOR_BATCHES, Places
+from transport.problems import Problem
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,16 @@ class Custodian:
             with self._batch_places.taken():
                 return self._check(call)
         return self._check(call)
+
+    def check_together(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckReply]:
+        """Answer attempts of several checks, each under its party, as `check` does one; a refusal is that call's alone."""
+        return [self._reply(party, call) for party, call in calls]
+
+    def _reply(self, party: Party, call: CheckCall) -> CheckReply:
+        try:
+            return CheckReply(answer=self.under(party).check(call), refusal=None)
+        except (ProtocolError, Problem) as error:
+            return CheckReply(answer=None, refusal=error.code)
 
     def _check(self, call: CheckCall) -> CheckAnswer:
         # 3a. Signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C, equal fields.

@@ -32,6 +32,8 @@ from protocol.voprf import DleqProof
 
 MAX_ATTEMPTS = 3
 MAX_DEPOSITS = 256
+MAX_TOGETHER = 16
+"""How many checks' calls a message takes to one custodian."""
 FRESHNESS_SECONDS = 60
 """How far a custodian lets the time of a signed message lie from its own clock."""
 
@@ -197,6 +199,28 @@ class CheckAnswer:
     committee_key: Annotated[KeyName, Nested(KeyName)]
     spent: Annotated[tuple[int, ...], Seq(LANE, most=MAX_LANES)]
     part: Annotated[Part, Nested(Part)]
+
+
+@message("check calls", version=1)
+class CheckCalls:
+    """Service to one custodian: calls of several checks that leave together, each judged by itself."""
+
+    calls: Annotated[tuple[CheckCall, ...], Seq(Nested(CheckCall), least=1, most=MAX_TOGETHER)]
+
+
+@message("check reply", version=1)
+class CheckReply:
+    """What came of one of several calls: an answer, or the code of a refusal; one of the two."""
+
+    answer: Annotated[CheckAnswer | None, Maybe(Nested(CheckAnswer))]
+    refusal: Annotated[str | None, Maybe(Text(64))]
+
+
+@message("check replies", version=1)
+class CheckReplies:
+    """Custodian to service: a reply for each call, in their order."""
+
+    replies: Annotated[tuple[CheckReply, ...], Seq(Nested(CheckReply), least=1, most=MAX_TOGETHER)]
 
 
 @message("check outcome", version=2)

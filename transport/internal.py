@@ -26,6 +26,8 @@ PURPOSE = "internal call"
 _ANSWER = "answer of the service"
 
 CHECK = "/internal/v1/check"
+CHECKS = "/internal/v1/checks"
+"""Calls of several checks at once."""
 PREPARE = "/internal/v1/prepare"
 COMMIT = "/internal/v1/commit"
 COMMITTEE_KEY = "/internal/v1/committee-key"

@@ -9,7 +9,16 @@ from werkzeug.wrappers import Request
 
 from insurer_agent.agent import Agent
 from insurer_agent.rest import access, api_keys, batches, checks, jobs, pages, policies
-from protocol.messages import CheckAnswer, CheckCall, CommitCall, PrepareAnswer, PrepareCall, Relayed
+from protocol.messages import (
+    CheckAnswer,
+    CheckCall,
+    CheckCalls,
+    CheckReplies,
+    CommitCall,
+    PrepareAnswer,
+    PrepareCall,
+    Relayed,
+)
 from transport import internal, web
 from transport.capture import Capture
 from transport.message_face import Answer, MessageFace, answer_of, read_message
@@ -52,10 +61,15 @@ def _internal(face: MessageFace, agent: Agent) -> None:
     def check(call: CheckCall) -> CheckAnswer:
         return custodian.under(acting.of_check(call.signed.statement.manifest_hash)).check(call)
 
+    def checks(several: CheckCalls) -> CheckReplies:
+        parties = [acting.of_check(call.signed.statement.manifest_hash) for call in several.calls]
+        return CheckReplies(replies=tuple(custodian.check_together(list(zip(parties, several.calls, strict=True)))))
+
     def prepare(call: PrepareCall) -> PrepareAnswer:
         return custodian.under(acting.of_deposit(call.manifest_hash)).prepare(call)
 
     serve(internal.CHECK, CheckCall, check)
+    serve(internal.CHECKS, CheckCalls, checks)
     serve(internal.PREPARE, PrepareCall, prepare)
     serve(internal.COMMIT, CommitCall, lambda call: custodian.under(acting.now()).commit(call))
     serve(internal.COMMITTEE_KEY, Relayed, lambda call: custodian.under(acting.now()).receive_key(call))
