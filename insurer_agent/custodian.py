@@ -87,7 +87,7 @@ class Custodian:
         return self._check(call)
 
     def check_together(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckReply]:
-        """Answer attempts of several checks, each under its party, as `check` does one; a refusal is that call's alone."""
+        """Answer attempts of several checks, each under its party, as `check` does; a refusal is of that call alone."""
         return [self._reply(party, call) for party, call in calls]
 
     def _reply(self, party: Party, call: CheckCall) -> CheckReply:
