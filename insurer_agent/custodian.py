@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Self
 
-from insurer_agent.store.custody import PostgresCustody
+from insurer_agent.store.custody import Admitted, PostgresCustody
 from insurer_agent.store.keyring import Keyring
 from protocol import committee_keys, signing
-from protocol.check import accept_call, answer_call
+from protocol.check import AcceptedCheck, accept_call, garble_calls
+from protocol.committee_keys import CommitteeKey
 from protocol.deposit import accept_commit, accept_prepare, confirm, give_receipts, holder_place
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.manifest import china_day
+from protocol.manifest import Manifest, china_day
 from protocol.messages import (
     RECHECK,
     RELAY_PURPOSE,
@@ -38,11 +39,12 @@ from protocol.party import Party, RandomBytes
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
 from transport.places import FEW_LANES, FOR_BATCHES, Places
-from transport.problems import Problem
+from transport.problems import Problem, fault
 
 log = logging.getLogger(__name__)
 
 _RELAY_SECONDS = 2.0
+_Accepted = tuple[Party, AcceptedCheck, CommitteeKey]
 
 
 class Custodian:
@@ -78,33 +80,66 @@ class Custodian:
 
     def check(self, call: CheckCall) -> CheckAnswer:
         """Answer one attempt of a check; refuses (`busy`) a recheck or a check of a batch while many are under way."""
-        if call.signed.statement.occasion == RECHECK:
-            with self._recheck_places.taken():
-                return self._check(call)
-        if len(call.signed.statement.lanes) > FEW_LANES:
-            with self._batch_places.taken():
-                return self._check(call)
-        return self._check(call)
+        (answer,) = self._answers([(self._party, call)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def check_together(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckReply]:
         """Answer attempts of several checks, each under its party, as `check` does; a refusal is of that call alone."""
-        return [self._reply(party, call) for party, call in calls]
+        return [_reply(answer) for answer in self._answers(calls)]
 
-    def _reply(self, party: Party, call: CheckCall) -> CheckReply:
-        try:
-            return CheckReply(answer=self.under(party).check(call), refusal=None)
-        except (ProtocolError, Problem) as error:
-            return CheckReply(answer=None, refusal=error.code)
+    def _answers(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckAnswer | Exception]:
+        """Answer those of underwriters who wait in one go, and each other for itself where there is a place for it."""
+        waiting = [place for place, (_, call) in enumerate(calls) if self._places_of(call) is None]
+        found = dict(zip(waiting, self._answer([calls[place] for place in waiting]), strict=True))
+        for place, (party, call) in enumerate(calls):
+            places = self._places_of(call)
+            if places is not None:
+                try:
+                    with places.taken():
+                        (found[place],) = self._answer([(party, call)])
+                except ProtocolError as error:
+                    found[place] = error
+        return [found[place] for place in range(len(calls))]
 
-    def _check(self, call: CheckCall) -> CheckAnswer:
-        # 3a. Signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C, equal fields.
-        accepted = accept_call(self._party, call, time.time())
-        key = self._key(accepted.statement.shard, accepted.omitted)
+    def _places_of(self, call: CheckCall) -> Places | None:
+        """Return the places of a check that can wait."""
+        if call.signed.statement.occasion == RECHECK:
+            return self._recheck_places
+        return self._batch_places if len(call.signed.statement.lanes) > FEW_LANES else None
+
+    def _answer(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckAnswer | Exception]:
+        found, accepted, now = dict[int, CheckAnswer | Exception](), dict[int, _Accepted](), time.time()
+        for place, (party, call) in enumerate(calls):
+            try:
+                # 3a. Signature, envelope, freshness, manifest, A, proofs of D and, as one of two, of C, equal fields.
+                judged = accept_call(party, call, now)
+                key = self._key(party.manifest, judged.statement.shard, judged.omitted)
+            except ProtocolError as error:
+                found[place] = error
+            else:
+                accepted[place] = party, judged, key
+        if accepted:
+            found |= zip(accepted, self._admit_and_garble(list(accepted.values())), strict=True)
+        return [found[place] for place in range(len(calls))]
+
+    def _admit_and_garble(self, accepted: Sequence[_Accepted]) -> list[CheckAnswer | Exception]:
+        views = list[Admitted | Exception]()
         # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid. Rows
         # and stamps of one snapshot.
-        spent, view = self._custody.admit_and_view(accepted.admission(), accepted.reading())
-        # 3c. Sum, add the proposal, garble.
-        return answer_call(self._party, accepted, key, view, spent)
+        with self._custody.admitting([(one.admission(), one.reading()) for _, one, _ in accepted]) as admitted:
+            # 3c. Garble, while the database is at work: nothing that is stored comes into it.
+            garbled = garble_calls(accepted)
+            for number in range(len(accepted)):
+                try:
+                    views.append(admitted(number))
+                except Exception as error:  # noqa: BLE001  of this check alone, whatever it is; its caller is told
+                    views.append(error)
+        # 3d. Sum, add the proposal, activate labels.
+        return [
+            view if isinstance(view, Exception) else one.answer(*view) for one, view in zip(garbled, views, strict=True)
+        ]
 
     # --- deposits
 
@@ -113,7 +148,7 @@ class Custodian:
         now = time.time()
         # 3a. Both proofs, envelopes, equal fields; who garbles.
         _, omitted = holder_place(self._party, call, now)
-        key = self._key(call.shard, omitted)
+        key = self._key(self._party.manifest, call.shard, omitted)
         accepted = accept_prepare(self._party, call, key, now)
         for item in accepted.deposits:
             if isinstance(item, ProtocolError):
@@ -162,7 +197,7 @@ class Custodian:
         unconfirmed = [holder for holder in holders[1:] if holder not in held.confirmed_by]
         return sum(not self._hand_out(held.key, holder) for holder in unconfirmed)
 
-    def _hand_out(self, key: committee_keys.CommitteeKey, holder: str) -> bool:
+    def _hand_out(self, key: CommitteeKey, holder: str) -> bool:
         envelope = committee_keys.seal(self._party, key, holder, self._random(32))
         relay = Relay(sender=self._party.id, recipient=holder, issued_at=int(time.time()), envelope=envelope)
         signature = signing.sign(self._party.keys.signing, RELAY_PURPOSE, encode(relay))
@@ -201,5 +236,14 @@ class Custodian:
         committees = self._party.manifest.terms.committees
         return [committee.shard for committee in committees if self._party.id in committee.slots]
 
-    def _key(self, shard: int, omitted: int | None) -> committee_keys.CommitteeKey:
-        return self._keyring.current(shard, omitted, self._party.manifest.committee(shard).version)
+    def _key(self, manifest: Manifest, shard: int, omitted: int | None) -> CommitteeKey:
+        return self._keyring.current(shard, omitted, manifest.committee(shard).version)
+
+
+def _reply(answer: CheckAnswer | Exception) -> CheckReply:
+    if isinstance(answer, CheckAnswer):
+        return CheckReply(answer=answer, refusal=None)
+    if isinstance(answer, ProtocolError | Problem):
+        return CheckReply(answer=None, refusal=answer.code)
+    log.error("internal fault: %s", fault(answer))
+    return CheckReply(answer=None, refusal="internal-error")

@@ -141,7 +141,10 @@ class Requester:
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
-        counted = self._own.count(self._random(16), occasion, _own_lanes(party, questions, occasion), now)
+        with self._own.counting(self._random(16), occasion, _own_lanes(party, questions, occasion), now) as counting:
+            # All are asked while the database counts, and asked anew without those that it stops, which are few.
+            pending, request = ask(party, questions, now, now + seconds, self._random, occasion=occasion)
+            counted = counting()
         sent = [place for place in range(len(questions)) if place not in counted.stopped]
         stopped = {place: _stopped(questions[place].rule, counted, place) for place in counted.stopped}
         if not sent:
@@ -149,14 +152,9 @@ class Requester:
             return Answer(self._random(16), china_day(now), current, lanes)
         answered = list[int]()
         try:
-            pending, request = ask(
-                party,
-                [questions[place] for place in sent],
-                now,
-                now + seconds,
-                self._random,
-                occasion=occasion,
-            )
+            if stopped:
+                left = [questions[place] for place in sent]
+                pending, request = ask(party, left, now, now + seconds, self._random, occasion=occasion)
             call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
             try:
                 reply = self._peers.call(call, seconds - (time.monotonic() - began))

@@ -13,7 +13,16 @@ from enum import Enum
 from protocol import kdf, signing, voprf
 from protocol.committee import excluded_slot, preferred_choice
 from protocol.committee_keys import CommitteeKey, KeyName, require_key
-from protocol.comparison import Disagreement, LaneInput, Part, Seed, evaluate, garble, tags
+from protocol.comparison import (
+    Answered,
+    Disagreement,
+    Garbling,
+    LaneInput,
+    Seed,
+    evaluate_together,
+    garble_together,
+    tags,
+)
 from protocol.custody import Admission, Charge, Custody, CustodyView, Reading
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
@@ -306,6 +315,59 @@ def call_for(evaluation: Evaluation, attempt: int, chosen: tuple[int, ...], tick
     )
 
 
+@dataclass(frozen=True)
+class Conclusion:
+    """What the service concludes one attempt from: A, the tick, and the answers of all of A by slot."""
+
+    evaluation: Evaluation
+    attempt: int
+    chosen: tuple[int, ...]
+    tick: int
+    answers: Mapping[int, CheckAnswer]
+
+
+def conclude_together(
+    attempts: Sequence[tuple[ServiceParty, Conclusion]],
+) -> list[CheckOutcome | Disagreement]:
+    """Step 4: compare the four answers of each attempt, evaluate, and return the tags, or where they differ.
+
+    A lane that any of the four says is spent has no tag. That they agree is seen first: which pseudonyms have a budget
+    left is told of none but the one that all four came to.
+    """
+    found: list[CheckOutcome | Disagreement] = []
+    answered: list[Answered] = []
+    places: list[int] = []
+    for place, (service, one) in enumerate(attempts):
+        names = [one.answers[slot].committee_key for slot in one.chosen]
+        odd = tuple(slot for slot, name in zip(one.chosen, names, strict=True) if names.count(name) < CHOSEN - 1)
+        found.append(Disagreement(odd, "committee key"))  # unless there is something better below
+        if len(set(names)) == 1:
+            answered.append(_answered(service, one, names[0]))
+            places.append(place)
+    for place, comparison, opened in zip(places, answered, evaluate_together(answered), strict=True):
+        found[place] = opened if isinstance(opened, Disagreement) else _told(attempts[place][1], comparison, opened)
+    return found
+
+
+def _answered(service: ServiceParty, one: Conclusion, key: KeyName) -> Answered:
+    statement = one.evaluation.request.signed.statement
+    size = len(service.manifest.committee(statement.shard).slots)
+    return Answered(
+        {slot: one.answers[slot].part for slot in one.chosen},
+        _chosen(one.chosen, size),
+        len(statement.lanes),
+        encode(_header(service.manifest, statement, one.attempt, one.chosen, one.tick, key)),
+        {slot: one.answers[slot].spent for slot in one.chosen},
+    )
+
+
+def _told(one: Conclusion, comparison: Answered, opened: list[bytes]) -> CheckOutcome:
+    spent = set().union(*comparison.withheld.values())
+    tags = tuple(None if lane in spent else tag for lane, tag in enumerate(opened))
+    check_id = one.evaluation.request.signed.statement.check_id
+    return CheckOutcome(check_id=check_id, attempt=one.attempt, chosen=one.chosen, tags=tags, void=None)
+
+
 def conclude(
     service: ServiceParty,
     evaluation: Evaluation,
@@ -314,24 +376,11 @@ def conclude(
     tick: int,
     answers: Mapping[int, CheckAnswer],
 ) -> CheckOutcome:
-    """Step 4: compare the four answers, evaluate, and return the tags; raise `Disagreement` where they differ.
-
-    A lane that any of the four says is spent has no tag. That they agree is seen first: which pseudonyms have a budget
-    left is told of none but the one that all four came to.
-    """
-    statement = evaluation.request.signed.statement
-    committee_size = len(service.manifest.committee(statement.shard).slots)
-    names = [answers[slot].committee_key for slot in chosen]
-    odd = tuple(slot for slot, name in zip(chosen, names, strict=True) if names.count(name) < CHOSEN - 1)
-    if len(set(names)) != 1:
-        raise Disagreement(odd, "committee key")
-    header = encode(_header(service.manifest, statement, attempt, chosen, tick, names[0]))
-    parts: dict[int, Part] = {slot: answers[slot].part for slot in chosen}
-    withheld = {slot: answers[slot].spent for slot in chosen}
-    opened = evaluate(parts, _chosen(chosen, committee_size), len(statement.lanes), header, withheld)
-    spent = set().union(*withheld.values())
-    told = tuple(None if lane in spent else tag for lane, tag in enumerate(opened))
-    return CheckOutcome(check_id=statement.check_id, attempt=attempt, chosen=chosen, tags=told, void=None)
+    """Do as `conclude_together` with one attempt; raise `Disagreement` where its answers differ."""
+    (found,) = conclude_together([(service, Conclusion(evaluation, attempt, chosen, tick, answers))])
+    if isinstance(found, Disagreement):
+        raise found
+    return found
 
 
 def void_outcome(check_id: bytes, reason: Void) -> CheckOutcome:
@@ -494,30 +543,54 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     )
 
 
+@dataclass(frozen=True)
+class GarbledCheck:
+    """An accepted call, garbled as all four of A garble it: all but what is stored comes into it."""
+
+    accepted: AcceptedCheck
+    key: CommitteeKey
+    garbling: Garbling
+
+    def answer(self, view: CustodyView, spent: tuple[int, ...] = ()) -> CheckAnswer:
+        """Step 3, the end: sum labels over the window, add the proposal, and answer, once the attempt is recorded.
+
+        `view` is one snapshot of the store; `spent` are the lanes that the store did not charge, for which nothing is
+        sent that opens.
+        """
+        accepted, statement = self.accepted, self.accepted.statement
+        inputs, size, slot = [], accepted.chosen.committee_size, accepted.slot
+        for lane in accepted.lanes:
+            sums = view.persons[lane.person].sums(lane.rule, statement.as_of, size, slot, lane.proposal)
+            inputs.append(LaneInput(tuple(group_sums(accepted.chosen, slot, sums)), lane.rule.limit))
+        part = self.garbling.part(inputs, accepted.chosen, slot, view.stamp_sums, spent)
+        return CheckAnswer(committee_key=self.key.name, spent=spent, part=part)
+
+
+def garble_calls(calls: Sequence[tuple[Party, AcceptedCheck, CommitteeKey]]) -> list[GarbledCheck]:
+    """Step 3, in between: garble accepted calls, each under its own seed, while the store records them.
+
+    A key is the committee key without the requester's group; refuses (`other-committee-key`) another.
+    """
+    seeds = []
+    for party, accepted, key in calls:
+        statement, shown = accepted.statement, accepted.seed.reveal()
+        require_key(party.manifest, key, statement.shard, accepted.omitted)
+        slots, pseudonyms = accepted.chosen.slots, tuple(person.pseudonym for person in accepted.persons)
+        header = encode(_header(party.manifest, statement, accepted.attempt, slots, accepted.tick, key.name))
+        seed = Seed.derive(shown, key.secret.reveal(), header, pseudonyms)
+        seeds.append((seed, tags(shown, statement.check_id, accepted.attempt, slots, len(accepted.lanes))))
+    return [
+        GarbledCheck(accepted, key, garbling)
+        for (_, accepted, key), garbling in zip(calls, garble_together(seeds), strict=True)
+    ]
+
+
 def answer_call(
     party: Party, accepted: AcceptedCheck, key: CommitteeKey, view: CustodyView, spent: tuple[int, ...] = ()
 ) -> CheckAnswer:
-    """Step 3, second half: sum labels over the window, add the proposal, garble.
-
-    `key` is the committee key without the requester's group; `view` is one snapshot of the store; `spent` are the lanes
-    that the store did not charge, for which nothing is sent that opens.
-    """
-    statement = accepted.statement
-    require_key(party.manifest, key, statement.shard, accepted.omitted)
-    header = encode(
-        _header(party.manifest, statement, accepted.attempt, accepted.chosen.slots, accepted.tick, key.name)
-    )
-    seed = Seed.derive(
-        accepted.seed.reveal(), key.secret.reveal(), header, tuple(person.pseudonym for person in accepted.persons)
-    )
-    inputs = []
-    size, slot = accepted.chosen.committee_size, accepted.slot
-    for lane in accepted.lanes:
-        sums = view.persons[lane.person].sums(lane.rule, statement.as_of, size, slot, lane.proposal)
-        inputs.append(LaneInput(tuple(group_sums(accepted.chosen, slot, sums)), lane.rule.limit))
-    lane_tags = tags(accepted.seed.reveal(), statement.check_id, accepted.attempt, accepted.chosen.slots, len(inputs))
-    part = garble(seed, lane_tags, inputs, accepted.chosen, slot, view.stamp_sums, spent)
-    return CheckAnswer(committee_key=key.name, spent=spent, part=part)
+    """Step 3, second half, of one call: garble it, and answer."""
+    (garbled,) = garble_calls([(party, accepted, key)])
+    return garbled.answer(view, spent)
 
 
 # --- shared by the steps -------------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ a custodian, who knows both tags, would flip the verdict.
 
 import hashlib
 import hmac
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocol import kdf
 from protocol.circuit import INPUTS, Wires, plain_bits
@@ -134,59 +135,103 @@ def tags(
     return list(zip(pieces[0::2], pieces[1::2], strict=True))
 
 
+@dataclass(frozen=True)
+class Garbling:
+    """What all four of A garble alike for one check, before anything that is stored comes into it. Secret."""
+
+    seed: Seed
+    wires: ZeroLabels
+    vouchers: NDArray[np.uint8] = field(repr=False)
+    circuit: Garbled
+
+    def part(
+        self,
+        lanes: list[LaneInput],
+        chosen: Chosen,
+        slot: int,
+        stamp_sums: Mapping[int, bytes],
+        withheld: Collection[int] = (),
+    ) -> Part:
+        """Return one custodian's part of the comparison; `stamp_sums` maps excluded slot to running sum.
+
+        Of lanes that it has `withheld` it sends what all four garble alike, and neither active labels nor masked K nor
+        digests: without three of its K they open for nobody.
+        """
+        position = chosen.position(slot)
+        told = [lane for lane in range(len(lanes)) if lane not in withheld]
+        active = self.wires.activate(_input_bits(lanes))
+        session = self.seed.key("session")
+        sent, vouched = [], []
+        for place, pair in enumerate(GROUPS):
+            if position not in pair:
+                continue
+            slots = (chosen.slots[pair[0]], chosen.slots[pair[1]])
+            stamp = pair_stamp(session, slots, chosen.committee_size, stamp_sums)
+            labels = active.labels[told, place].tobytes()
+            if position == pair[0]:
+                sent.append(Sent(labels=labels, stamp=stamp))
+            else:
+                vouched.append(_vouch(labels, stamp, place, self.vouchers[told, place].tobytes(), told))
+        return Part(
+            session_check=hmac.digest(session, b"session check", "sha256"),
+            garbled=self.circuit if position == 0 else None,
+            garbled_digest=self.circuit.digest(),
+            sent=tuple(sent),
+            vouched=tuple(vouched),
+        )
+
+
+Tags = list[tuple[bytes, bytes]]
+"""Of each lane what `tags` returns."""
+
+
+def garble_together(asked: Sequence[tuple[Seed, Tags]]) -> list[Garbling]:
+    """Garble several checks, each under its own seed and AES key, in one run over the arrays of all."""
+    counts = [len(lane_tags) for _, lane_tags in asked]
+    wires = [_wires(seed, count) for (seed, _), count in zip(asked, counts, strict=True)]
+    keys = [(seed.key("AES key", AES_KEY_BYTES), count) for (seed, _), count in zip(asked, counts, strict=True)]
+    garbler = Garbler(keys, _joined(wires))
+    vouchers = [
+        np.frombuffer(kdf.stream(seed.key("K"), count * INPUTS * K_BYTES), dtype=np.uint8).reshape(
+            count, INPUTS, K_BYTES
+        )
+        for (seed, _), count in zip(asked, counts, strict=True)
+    ]
+    masks = [
+        _output_mask(seed.header, lane, row.tobytes())
+        for (seed, _), rows in zip(asked, vouchers, strict=True)
+        for lane, row in enumerate(rows)
+    ]
+    pairs = [pair for _, lane_tags in asked for pair in lane_tags]
+    within, exceeding = (
+        _blocks(b"".join(_xor(pair[bit], mask) for pair, mask in zip(pairs, masks, strict=True)), len(masks))
+        for bit in (0, 1)
+    )
+    outputs, table, made, at = garbler.encrypt_outputs(within, exceeding), garbler.table.rows, [], 0
+    for (seed, _), own, (key, count), rows in zip(asked, wires, keys, vouchers, strict=True):
+        of = slice(at, at + count)
+        circuit = Garbled(
+            table=Table(table[of]).encode(),
+            aes_key=key,
+            outputs=outputs[of].tobytes(),
+            vouchers=b"".join(_voucher_hash(one.tobytes()) for one in rows.reshape(-1, K_BYTES)),
+        )
+        made.append(Garbling(seed, own, rows, circuit))
+        at += count
+    return made
+
+
 def garble(
     seed: Seed,
-    lane_tags: list[tuple[bytes, bytes]],
+    lane_tags: Tags,
     lanes: list[LaneInput],
     chosen: Chosen,
     slot: int,
     stamp_sums: Mapping[int, bytes],
-    withheld: Collection[int] = (),
 ) -> Part:
-    """Return one custodian's part of the comparison; `stamp_sums` maps excluded slot to running sum.
-
-    Of lanes that it has `withheld` it garbles what all four garble alike, and sends neither active labels nor masked K
-    nor digests: without three of its K they open for nobody.
-    """
-    position, count = chosen.position(slot), len(lanes)
-    wires = ZeroLabels(
-        _blocks(
-            kdf.stream(seed.key("wire labels"), count * INPUTS * RING_BITS * LABEL_BYTES),
-            count,
-            INPUTS,
-            RING_BITS,
-        ),
-        _offsets(seed, count),
-    )
-    aes_key = seed.key("AES key", AES_KEY_BYTES)
-    garbler = Garbler(aes_key, wires)
-    vouchers = np.frombuffer(kdf.stream(seed.key("K"), count * INPUTS * K_BYTES), dtype=np.uint8)
-    vouchers = vouchers.reshape(count, INPUTS, K_BYTES)
-    outputs = _masked_outputs(seed, garbler, lane_tags, [row.tobytes() for row in vouchers])
-    hashes = b"".join(_voucher_hash(one.tobytes()) for one in vouchers.reshape(-1, K_BYTES))
-    garbled = Garbled(table=garbler.table.encode(), aes_key=aes_key, outputs=outputs, vouchers=hashes)
-
-    told = [lane for lane in range(count) if lane not in withheld]
-    active = wires.activate(_input_bits(lanes))
-    session = seed.key("session")
-    sent, vouched = [], []
-    for place, pair in enumerate(GROUPS):
-        if position not in pair:
-            continue
-        slots = (chosen.slots[pair[0]], chosen.slots[pair[1]])
-        stamp = pair_stamp(session, slots, chosen.committee_size, stamp_sums)
-        labels = active.labels[told, place].tobytes()
-        if position == pair[0]:
-            sent.append(Sent(labels=labels, stamp=stamp))
-        else:
-            vouched.append(_vouch(labels, stamp, place, vouchers[told, place].tobytes(), told))
-    return Part(
-        session_check=hmac.digest(session, b"session check", "sha256"),
-        garbled=garbled if position == 0 else None,
-        garbled_digest=garbled.digest(),
-        sent=tuple(sent),
-        vouched=tuple(vouched),
-    )
+    """Garble one check, and return one custodian's part of it, as `Garbling.part` does."""
+    (garbling,) = garble_together([(seed, lane_tags)])
+    return garbling.part(lanes, chosen, slot, stamp_sums)
 
 
 def _vouch(labels: bytes, stamp: bytes, place: int, vouchers: bytes, told: list[int]) -> Vouched:
@@ -214,20 +259,76 @@ class Disagreement(Exception):  # noqa: N818  it names what happened, and is no 
         return hash((self.slots, self.what))
 
 
-def evaluate(
-    parts: Mapping[int, Part],
-    chosen: Chosen,
-    lanes: int,
-    header: bytes,
-    withheld: Mapping[int, tuple[int, ...]] | None = None,
-) -> list[bytes]:
-    """Compare the four parts and return one 16-byte tag a lane; raise `Disagreement` where they do not match.
+@dataclass(frozen=True)
+class Answered:
+    """What four custodians answered of one check: the part of each slot of A, and by slot the lanes it has withheld."""
+
+    parts: Mapping[int, Part]
+    chosen: Chosen
+    lanes: int
+    header: bytes
+    withheld: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+def evaluate_together(answered: Sequence[Answered]) -> list[list[bytes] | Disagreement]:
+    """Compare the four parts of each check and return one 16-byte tag a lane, or where they do not match.
 
     The service learns nothing from a tag; where parts disagreed in a way that it does not notice, the tag is noise. So
-    it is of lanes that any of A has `withheld`, by slot: they are not compared, and do not open.
+    it is of lanes that any of A has withheld: they are not compared, and do not open. All that match are evaluated in
+    one run over the arrays of all.
     """
-    gone = {slot: (withheld or {}).get(slot, ()) for slot in chosen.slots}
-    ordered = [_in_place(parts[slot], chosen, slot, lanes, gone[slot]) for slot in chosen.slots]
+    found: list[list[bytes] | Disagreement] = []
+    matching: list[_Matching] = []
+    places: list[int] = []
+    for place, one in enumerate(answered):
+        try:
+            matching.append(_matched(one))
+            places.append(place)
+            found.append([])
+        except Disagreement as disagreement:
+            found.append(disagreement)
+    if not matching:
+        return found
+    rows = [Table.decode(one.garbled.table, one.answered.lanes).rows for one in matching]
+    evaluator = Evaluator(
+        [(one.garbled.aes_key, one.answered.lanes) for one in matching],
+        ActiveLabels(_concatenated([one.inputs for one in matching])),
+        Table(_concatenated(rows)),
+    )
+    outputs = [_blocks(one.garbled.outputs, one.answered.lanes, 2) for one in matching]
+    opened = iter(evaluator.open_outputs(_concatenated(outputs)))
+    for place, match in zip(places, matching, strict=True):
+        header, vouchers = match.answered.header, match.vouchers
+        found[place] = [
+            _xor(next(opened).tobytes(), _output_mask(header, lane, b"".join(vouchers.get(lane, ()))))
+            for lane in range(match.answered.lanes)
+        ]
+    return found
+
+
+def evaluate(parts: Mapping[int, Part], chosen: Chosen, lanes: int, header: bytes) -> list[bytes]:
+    """Do as `evaluate_together` with one check; raise `Disagreement` where its parts do not match."""
+    (found,) = evaluate_together([Answered(parts, chosen, lanes, header)])
+    if isinstance(found, Disagreement):
+        raise found
+    return found
+
+
+@dataclass(frozen=True)
+class _Matching:
+    """Parts that belong together, as far as the service can see: active labels (lanes, 6, 48, 2), K by lane."""
+
+    answered: Answered
+    garbled: Garbled
+    inputs: Wires
+    vouchers: dict[int, list[bytes]]
+
+
+def _matched(answered: Answered) -> _Matching:
+    """Compare the parts of one check; raise `Disagreement` where they do not match."""
+    chosen, lanes = answered.chosen, answered.lanes
+    gone = {slot: answered.withheld.get(slot, ()) for slot in chosen.slots}
+    ordered = [_in_place(answered.parts[slot], chosen, slot, lanes, gone[slot]) for slot in chosen.slots]
     silent = set().union(*gone.values())
     told = [lane for lane in range(lanes) if lane not in silent]
     _compare(ordered, chosen, told)
@@ -245,12 +346,7 @@ def evaluate(
             if not hmac.compare_digest(_voucher_hash(voucher), garbled.vouchers[at : at + K_BYTES]):
                 raise Disagreement((chosen.slots[GROUPS[place][1]],), "a voucher's K")
             vouchers[lane].append(voucher)
-    evaluator = Evaluator(garbled.aes_key, ActiveLabels(np.stack(inputs, axis=1)), Table.decode(garbled.table, lanes))
-    opened = evaluator.open_outputs(_blocks(garbled.outputs, lanes, 2))
-    return [
-        _xor(opened[lane].tobytes(), _output_mask(header, lane, b"".join(vouchers.get(lane, ()))))
-        for lane in range(lanes)
-    ]
+    return _Matching(answered, garbled, np.stack(inputs, axis=1), vouchers)
 
 
 def _in_place(part: Part, chosen: Chosen, slot: int, lanes: int, withheld: tuple[int, ...]) -> Part:
@@ -352,13 +448,17 @@ def _offsets(seed: Seed, lanes: int) -> Block:
     return offsets
 
 
-def _masked_outputs(seed: Seed, garbler: Garbler, lane_tags: list[tuple[bytes, bytes]], vouchers: list[bytes]) -> bytes:
-    masks = [_output_mask(seed.header, lane, joined) for lane, joined in enumerate(vouchers)]
-    within, exceeding = (
-        _blocks(b"".join(_xor(pair[bit], mask) for pair, mask in zip(lane_tags, masks, strict=True)), len(masks))
-        for bit in (0, 1)
-    )
-    return garbler.encrypt_outputs(within, exceeding).tobytes()
+def _wires(seed: Seed, lanes: int) -> ZeroLabels:
+    labels = kdf.stream(seed.key("wire labels"), lanes * INPUTS * RING_BITS * LABEL_BYTES)
+    return ZeroLabels(_blocks(labels, lanes, INPUTS, RING_BITS), _offsets(seed, lanes))
+
+
+def _joined(wires: Sequence[ZeroLabels]) -> ZeroLabels:
+    return ZeroLabels(_concatenated([one.labels for one in wires]), _concatenated([one.offsets for one in wires]))
+
+
+def _concatenated(arrays: Sequence[Wires]) -> Wires:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _output_mask(header: bytes, lane: int, vouchers: bytes) -> bytes:

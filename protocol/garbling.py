@@ -9,6 +9,7 @@ correlation robust: Guo, Katz, Wang, Yu 2020, section 7.4). Each AND takes two t
 Garbler and evaluator run the same circuit (`protocol.circuit`); `Garbler.land` and `Evaluator.land` are mirror images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -28,6 +29,8 @@ _ONE = np.uint64(1)
 
 Block = NDArray[np.uint64]
 """128 bits as two little-endian uint64; the last axis."""
+Keys = Sequence[tuple[bytes, int]]
+"""AES keys, each with the number of lanes that are under it: garblings of their own, whose arrays are one."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +72,32 @@ class Table:
 
 
 class _Hash:
-    """H(x, i) for arrays of labels, under one AES key."""
+    """H(x, i) for arrays of labels, lanes first, under the AES key of each lane."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, keys: Keys) -> None:
         # ECB over independent blocks is the fixed-key permutation itself, not a mode of encryption here.
-        self._permute = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305
+        self._ciphers = [(Cipher(algorithms.AES(key), modes.ECB()).encryptor(), lanes) for key, lanes in keys]  # noqa: S305
 
     def __call__(self, labels: Wires, tweaks: NDArray[np.uint64]) -> Wires:
-        """Return the hashes of contiguous labels, (..., 2), under tweaks of their shape without its last axis."""
+        """Return the hashes of contiguous labels, (lanes, ..., 2), under tweaks that fit their shape without the last
+        axis.
+        """
         once = self._pi(labels)
         hashed = once.copy()
         hashed[..., 0] ^= tweaks
         return self._pi(hashed) ^ once
 
     def _pi(self, blocks: Wires) -> Wires:
-        return np.frombuffer(self._permute.update(blocks.tobytes()), dtype="<u8").reshape(blocks.shape)
+        data = blocks.tobytes()
+        if len(self._ciphers) == 1:
+            permuted = self._ciphers[0][0].update(data)
+        else:
+            view, a_lane, at, pieces = memoryview(data), len(data) // len(blocks), 0, []
+            for cipher, lanes in self._ciphers:
+                pieces.append(cipher.update(view[at : at + lanes * a_lane]))
+                at += lanes * a_lane
+            permuted = b"".join(pieces)
+        return np.frombuffer(permuted, dtype="<u8").reshape(blocks.shape)
 
 
 def _select(labels: Wires) -> Wires:
@@ -91,30 +105,38 @@ def _select(labels: Wires) -> Wires:
     return labels[..., :1] & _ONE
 
 
-@lru_cache(maxsize=8)
-def _gate_tweaks(lanes: int) -> NDArray[np.uint64]:
-    """Return the tweaks of all gates, (2, lanes, 321): the generator's half's, then the evaluator's, one more."""
-    per_lane = np.arange(lanes, dtype=np.uint64)[:, None] * TWEAKS_PER_LANE
-    generator = per_lane + np.arange(0, 2 * ANDS, 2, dtype=np.uint64)[None, :]
-    tweaks = np.stack([generator, generator + _ONE])
+@lru_cache(maxsize=64)
+def _gate_tweaks(counts: tuple[int, ...]) -> NDArray[np.uint64]:
+    """Return the tweaks of all gates, (lanes, 2, 321): the generator's half's, then the evaluator's, one more.
+
+    Lanes are counted anew under each AES key; `counts` says how many each has.
+    """
+    first = _first_tweaks(counts)[:, None, None]
+    halves = np.arange(2 * ANDS, dtype=np.uint64).reshape(ANDS, 2).T
+    tweaks = np.ascontiguousarray(first + halves)
     tweaks.flags.writeable = False
     return tweaks
 
 
-def _output_tweaks(lanes: int) -> NDArray[np.uint64]:
-    return np.arange(lanes, dtype=np.uint64) * TWEAKS_PER_LANE + _OUTPUT_TWEAK
+def _first_tweaks(counts: tuple[int, ...]) -> NDArray[np.uint64]:
+    lanes = [lane for count in counts for lane in range(count)]
+    return np.array(lanes, dtype=np.uint64) * TWEAKS_PER_LANE
+
+
+def _output_tweaks(counts: tuple[int, ...]) -> NDArray[np.uint64]:
+    return _first_tweaks(counts) + _OUTPUT_TWEAK
 
 
 class Garbler:
     """Garbles the comparison circuit for all lanes at once."""
 
-    def __init__(self, aes_key: bytes, inputs: ZeroLabels) -> None:
-        self._hash = _Hash(aes_key)
+    def __init__(self, keys: Keys, inputs: ZeroLabels) -> None:
+        self._hash = _Hash(keys)
+        self._counts = tuple(lanes for _, lanes in keys)
         self._offsets = inputs.offsets[:, None, :]
         self._gates = 0
-        lanes = inputs.labels.shape[0]
-        self._tweaks = _gate_tweaks(lanes)
-        self._rows = np.empty((lanes, ANDS, 2, 2), dtype=np.uint64)
+        self._tweaks = _gate_tweaks(self._counts)
+        self._rows = np.empty((sum(self._counts), ANDS, 2, 2), dtype=np.uint64)
         self._output = exceeds(inputs.labels, self.land)
         self.table = Table(self._rows)
 
@@ -123,24 +145,25 @@ class Garbler:
         lanes, gates, _ = left.shape
         layer = slice(self._gates, self._gates + gates)
         self._gates += gates
-        labels = np.empty((2, 2, lanes, gates, 2), dtype=np.uint64)  # by bit, then left and right
-        labels[0, 0], labels[0, 1] = left, right
-        np.bitwise_xor(labels[0], self._offsets, out=labels[1])
-        hashed = self._hash(labels, self._tweaks[:, :, layer])
-        select = _select(labels[0])
-        halves = hashed[0] ^ hashed[1]
-        halves[0] ^= select[1] * self._offsets  # the generator's; the evaluator's is sent with the left label added
+        labels = np.empty((lanes, 2, 2, gates, 2), dtype=np.uint64)  # by bit, then left and right
+        zeros = labels[:, 0]
+        zeros[:, 0], zeros[:, 1] = left, right
+        np.bitwise_xor(zeros, self._offsets[:, None], out=labels[:, 1])
+        hashed = self._hash(labels, self._tweaks[:, None, :, layer])
+        select = _select(zeros)
+        halves = hashed[:, 0] ^ hashed[:, 1]
+        halves[:, 0] ^= select[:, 1] * self._offsets  # the generator's; the evaluator's is sent with the left label
         rows = self._rows[:, layer]
-        rows[:, :, 0] = halves[0]
-        np.bitwise_xor(halves[1], left, out=rows[:, :, 1])
-        chosen: Wires = hashed[0] ^ select * halves
-        zero: Wires = chosen[0] ^ chosen[1]
+        rows[:, :, 0] = halves[:, 0]
+        np.bitwise_xor(halves[:, 1], left, out=rows[:, :, 1])
+        chosen: Wires = hashed[:, 0] ^ select * halves
+        zero: Wires = chosen[:, 0] ^ chosen[:, 1]
         return zero
 
     def encrypt_outputs(self, when_zero: Block, when_one: Block) -> Block:
         """Return two blocks a lane, (lanes, 2, 2), ordered by select bit: each opens under one output label."""
         lanes = self._output.shape[0]
-        tweaks = _output_tweaks(lanes)
+        tweaks = _output_tweaks(self._counts)
         rows = np.empty((lanes, 2, 2), dtype=np.uint64)
         lane = np.arange(lanes)
         for bit, block in ((0, when_zero), (1, when_one)):
@@ -152,11 +175,12 @@ class Garbler:
 class Evaluator:
     """Evaluates a garbled comparison: one active label a wire, nothing learnt but which output row opens."""
 
-    def __init__(self, aes_key: bytes, inputs: ActiveLabels, table: Table) -> None:
-        self._hash = _Hash(aes_key)
+    def __init__(self, keys: Keys, inputs: ActiveLabels, table: Table) -> None:
+        self._hash = _Hash(keys)
+        self._counts = tuple(lanes for _, lanes in keys)
         self._rows = table.rows
         self._gates = 0
-        self._tweaks = _gate_tweaks(inputs.labels.shape[0])
+        self._tweaks = _gate_tweaks(self._counts)
         self._output = exceeds(inputs.labels, self.land)
 
     def land(self, left: Wires, right: Wires) -> Wires:
@@ -164,19 +188,18 @@ class Evaluator:
         lanes, gates, _ = left.shape
         layer = slice(self._gates, self._gates + gates)
         self._gates += gates
-        labels = np.empty((2, lanes, gates, 2), dtype=np.uint64)
-        labels[0], labels[1] = left, right
+        labels = np.empty((lanes, 2, gates, 2), dtype=np.uint64)
+        labels[:, 0], labels[:, 1] = left, right
         halves = np.empty_like(labels)
         rows = self._rows[:, layer]
-        halves[0] = rows[:, :, 0]
-        np.bitwise_xor(rows[:, :, 1], left, out=halves[1])
+        halves[:, 0] = rows[:, :, 0]
+        np.bitwise_xor(rows[:, :, 1], left, out=halves[:, 1])
         chosen = self._hash(labels, self._tweaks[:, :, layer])
         chosen ^= _select(labels) * halves
-        active: Wires = chosen[0] ^ chosen[1]
+        active: Wires = chosen[:, 0] ^ chosen[:, 1]
         return active
 
     def open_outputs(self, rows: Block) -> Block:
         """Return the block that each lane's active output label opens, (lanes, 2)."""
-        lanes = self._output.shape[0]
-        chosen = rows[np.arange(lanes), _select(self._output)[:, 0].astype(np.intp)]
-        return chosen ^ self._hash(self._output, _output_tweaks(lanes))
+        chosen = rows[np.arange(len(rows)), _select(self._output)[:, 0].astype(np.intp)]
+        return chosen ^ self._hash(self._output, _output_tweaks(self._counts))

@@ -115,14 +115,21 @@ def as_blocks(data: bytes, *shape: int) -> NDArray[np.uint64]:
 )
 def test_the_garbling_hash_is_that_of_an_independent_aes(key: bytes, pairs: list[tuple[int, int]]) -> None:
     labels = as_blocks(b"".join(label.to_bytes(16, "little") for label, _ in pairs), len(pairs))
-    hashed = _Hash(key)(labels, np.array([tweak for _, tweak in pairs], dtype=np.uint64))
+    hashed = _Hash([(key, len(pairs))])(labels, np.array([tweak for _, tweak in pairs], dtype=np.uint64))
     assert [int.from_bytes(row.tobytes(), "little") for row in hashed] == [slow_hash(key, *pair) for pair in pairs]
 
 
 def test_no_two_gates_or_outputs_of_a_garbling_share_a_tweak() -> None:
     lanes = 64
-    used = np.concatenate([_gate_tweaks(lanes).ravel(), _output_tweaks(lanes)])
+    used = np.concatenate([_gate_tweaks((lanes,)).ravel(), _output_tweaks((lanes,))])
     assert len(np.unique(used)) == len(used) == lanes * (2 * ANDS + 1)
+
+
+def test_garblings_that_are_computed_together_have_the_tweaks_that_each_has_alone() -> None:
+    gates, outputs = _gate_tweaks((1, 3, 2)), _output_tweaks((1, 3, 2))
+    for at, lanes in ((0, 1), (1, 3), (4, 2)):
+        assert np.array_equal(gates[at : at + lanes], _gate_tweaks((lanes,)))
+        assert np.array_equal(outputs[at : at + lanes], _output_tweaks((lanes,)))
 
 
 # --- half-gates in plain integers, one lane, as an oracle -----------------------------------------------------------
@@ -194,7 +201,7 @@ def test_a_slow_evaluator_with_another_aes_opens_what_the_fast_one_opens(seed: i
     limit = (sum(groups) - difference) % RING
     row = negated(groups, limit)
     key, wires, lanes = draw(16), zero_labels(2, b"slow"), 2  # the second lane, so that its tweaks differ from gates'
-    garbler = Garbler(key, wires)
+    garbler = Garbler([(key, lanes)], wires)
     active = wires.activate(plain_bits(np.array([[0] * INPUTS, row], dtype=np.uint64)))
     zero, one = as_blocks(b"\x55" * 32, lanes), as_blocks(b"\xaa" * 32, lanes)
     rows = garbler.encrypt_outputs(zero, one)
@@ -208,7 +215,7 @@ def test_a_slow_evaluator_with_another_aes_opens_what_the_fast_one_opens(seed: i
     opened = int.from_bytes(rows[1, output & 1].tobytes(), "little") ^ slow_hash(key, output, 1024 + 1023)
     expected = b"\xaa" * 16 if difference > 0 else b"\x55" * 16
     assert opened.to_bytes(16, "little") == expected
-    fast = Evaluator(key, active, Table.decode(garbler.table.encode(), lanes)).open_outputs(rows)
+    fast = Evaluator([(key, lanes)], active, Table.decode(garbler.table.encode(), lanes)).open_outputs(rows)
     assert fast[1].tobytes() == expected
 
 
@@ -224,17 +231,17 @@ def test_garbled_lanes_open_as_the_plain_circuit_says(lanes: int) -> None:
     ]
     rows[0] = [HALF_RING - 1, 1, 0, 0, 0, 0]
     wires, key = zero_labels(lanes, b"plain"), draw(16)
-    garbler = Garbler(key, wires)
+    garbler = Garbler([(key, lanes)], wires)
     outputs = garbler.encrypt_outputs(as_blocks(b"0" * 16 * lanes, lanes), as_blocks(b"1" * 16 * lanes, lanes))
     active = wires.activate(plain_bits(np.array(rows, dtype=np.uint64)))
-    opened = Evaluator(key, active, garbler.table).open_outputs(outputs)
+    opened = Evaluator([(key, lanes)], active, garbler.table).open_outputs(outputs)
     assert [row.tobytes() for row in opened] == [b"%d" % bit * 16 for bit in plain(rows)]
 
 
 def test_lanes_have_offsets_and_tables_of_their_own() -> None:
     wires = zero_labels(2, b"own")
     same = ZeroLabels(np.repeat(wires.labels[:1], 2, axis=0), np.repeat(wires.offsets[:1], 2, axis=0))
-    table = Garbler(bytes(16), same).table
+    table = Garbler([(bytes(16), 2)], same).table
     assert not (table.rows[0] == table.rows[1]).all(axis=-1).any()  # tweaks alone keep equal lanes apart
 
 
@@ -246,7 +253,7 @@ def test_a_table_of_another_length_is_refused(size: int) -> None:
 
 def test_labels_and_offsets_do_not_print() -> None:
     wires = zero_labels(1, b"print")
-    for value in (wires, ActiveLabels(wires.labels), Garbler(bytes(16), wires).table):
+    for value in (wires, ActiveLabels(wires.labels), Garbler([(bytes(16), 1)], wires).table):
         assert repr(value) in {"ZeroLabels()", "ActiveLabels()", "Table()"}
 
 

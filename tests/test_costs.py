@@ -6,7 +6,7 @@ and so says it.
 
 import math
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from urllib.request import Request
 
 import pytest
@@ -21,6 +21,7 @@ from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.roles import Role
 from insurer_agent.store import api_keys, own_answers
 from protocol.check import Question, Verdict
+from protocol.comparison import Garbling, Seed, Tags, garble_together
 from protocol.encoding import encode
 from protocol.token import Token, verify_unblinder
 
@@ -152,13 +153,11 @@ def test_a_check_that_verifies_a_proof_twice_is_noticed(world: World, monkeypatc
 
 
 def test_a_check_that_garbles_twice_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    garble = protocol.check.garble
-
-    def twice(*args: object) -> object:
-        garble(*args)
-        return garble(*args)
+    def twice(asked: Sequence[tuple[Seed, Tags]]) -> list[Garbling]:
+        garble_together(asked)
+        return garble_together(asked)
 
     plain = costs(lambda: world, lambda given: check(given, 1), monkeypatch)
-    monkeypatch.setattr(protocol.check, "garble", twice)
+    monkeypatch.setattr(protocol.check, "garble_together", twice)
     told = complaints(costs(lambda: world, lambda given: check(given, 1), monkeypatch), plain)
     assert any(one.startswith("array elements: ") for one in told)

@@ -788,7 +788,7 @@ def calls(*folders: str) -> Iterator[tuple[str, ast.Call]]:
                     yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id, node
 
 
-NAMING = ("run", "_in_turn", "_outgoing")
+NAMING = ("run", "begun", "_in_turn", "_outgoing")
 """What is called with the name of a transaction first."""
 
 

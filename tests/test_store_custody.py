@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -23,6 +24,7 @@ from insurer_agent.store.custody import KEEP_CHECK_RECORDS_DAYS, PostgresCustody
 from insurer_agent.store.custody_deposits import FACTS, _place, read_facts
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.partitions import arrange_partitions
+from insurer_agent.store.statements import Row, Statement, Value
 from insurer_agent.store.vault import Vault, VaultError
 from protocol import group
 from protocol.check import Verdict, shard_of_person
@@ -724,16 +726,17 @@ def test_two_checks_at_midnight_do_not_both_have_the_last_answer(store: Database
     class Slow:
         """Is about to commit for as long as the test likes."""
 
-        def run(self, name: str, transaction: Callable[[Rows], T], *, one_statement: bool) -> T:
-            assert one_statement
-
-            def held(connection: Rows) -> T:
-                result = transaction(connection)
+        @contextmanager
+        def begun(
+            self, name: str, statement: Statement, asked: Sequence[Sequence[Value]]
+        ) -> Iterator[Callable[[], list[list[Row]]]]:
+            def held(connection: Rows) -> list[list[Row]]:
+                result = statement.send(connection, asked).rows()
                 charged.set()
                 assert go_on.wait(20)
                 return result
 
-            return store.run(name, held)
+            yield lambda: store.run(name, held)
 
     slow = PostgresCustody(Slow(), VAULT, TICK_SECONDS, EPOCH)  # type: ignore[arg-type]  # all of it that `admit` takes
     before, after = (

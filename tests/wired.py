@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.keys import AgentKeys
 from insurer_agent.rest import make_app
 from insurer_agent.store.database import Database, Rows
+from insurer_agent.store.statements import Row, Statement, Value
 from protocol import signing
 from protocol.encoding import encode
 from protocol.manifest import SignedManifest, hash_of, sign_terms
@@ -80,6 +81,14 @@ class NamedDatabase(Database):
     ) -> Any:  # noqa: ANN401  as there
         self.running, self.commit = name, b"" if one_statement else b"COMMIT\0"
         return super().run(name, transaction, snapshot=snapshot, one_statement=one_statement)
+
+    @contextlib.contextmanager
+    def begun(
+        self, name: str, statement: Statement, asked: Sequence[Sequence[Value]]
+    ) -> Iterator[Callable[[], list[list[Row]]]]:
+        self.running, self.commit = name, b""
+        with super().begun(name, statement, asked) as rows:
+            yield rows
 
     def commits(self, name: str) -> Callable[[bytes], bool]:
         """Return what tells the COMMIT of a transaction, or its one statement, which commits itself."""

@@ -256,7 +256,7 @@ class FourCustodians:
         groups = list(comparison._groups(ordered))
         blocks = [np.frombuffer(sent.labels, dtype="<u8").reshape(lanes, 48, 2) for _, sent, _ in groups]
         table = Table.decode(garbled.table, lanes)
-        evaluator = Evaluator(garbled.aes_key, ActiveLabels(np.stack(blocks, axis=1)), table)
+        evaluator = Evaluator([(garbled.aes_key, lanes)], ActiveLabels(np.stack(blocks, axis=1)), table)
         rows = np.frombuffer(garbled.outputs, dtype="<u8").reshape(lanes, 2, 2)
         verdicts = []
         for lane, masked_tag in enumerate(evaluator.open_outputs(rows)):

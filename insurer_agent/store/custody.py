@@ -5,13 +5,16 @@
 
 import datetime as dt
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from insurer_agent.store import custody_stamps
+from insurer_agent.store.arrays import bytes_array, text_array
 from insurer_agent.store.custody_deposits import FACTS, CustodyDeposits, read_facts
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.partitions import PartitionsBusyError, arrange_partitions
+from insurer_agent.store.statements import Statement, Value
 from insurer_agent.store.vault import Vault
 from protocol.custody import (
     Admission,
@@ -36,31 +39,30 @@ KEEP_CHECK_RECORDS_DAYS = 3
 """Replay records outlive the freshness of what they guard, 60 s, by far."""
 
 _ADMISSION = (
-    "admit_check(%s, %s, %s::smallint, %s, %s, %s, %s,"
-    " %s::bigint[], %s::bytea[], %s::text[], %s::smallint[], %s::date[], %s::bigint[])"
+    "admit_check($1, $2, $3::smallint, $4, $5, $6, $7,"
+    " $8::bigint[], $9::bytea[], $10::text[], $11::smallint[], $12::date[], $13::bigint[])"
 )
-_READING = "read_custody(%s, %s, %s::bytea[], %s, %s)"
-_ADMIT = f"SELECT * FROM {_ADMISSION}".encode()  # noqa: S608  texts above
-_VIEW = f"SELECT * FROM {_READING}".encode()  # noqa: S608  as above
-_ADMIT_AND_VIEW = f"SELECT a.*, v.* FROM {_ADMISSION} a LEFT JOIN LATERAL {_READING} v ON a.is_new".encode()  # noqa: S608  as above
+_ADMIT = Statement("admit_check", f"SELECT * FROM {_ADMISSION}")  # noqa: S608  a text above
+_VIEW = Statement("read_custody", "SELECT * FROM read_custody($1, $2, $3::bytea[], $4, $5)")
+_ADMIT_AND_VIEW = Statement(
+    "admit_and_view",
+    f"SELECT a.*, v.* FROM {_ADMISSION} a"  # noqa: S608  a text above
+    " LEFT JOIN LATERAL read_custody($14, $15, $16::bytea[], $17, $18) v ON a.is_new",
+)
 _LOCKS_A_GROUP = 64
 _OF_ADMISSION = 4
 """Columns that `admit_check` returns."""
+_LOCKS = 7
+"""The place of the locks among its parameters."""
+Admitted = tuple[CustodyView, tuple[int, ...]]
+"""One snapshot, and which lanes are spent."""
 _EXCLUDED = FACTS.split(", ").index("excluded")
 
 
-_BYTEA = "\\x"
-
-
-def _array(values: Iterable[str]) -> str:
-    """Return an array as PostgreSQL reads it: psycopg's own way with lists takes a check twice the time."""
-    return "{" + ",".join('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values) + "}"
-
-
-def _of_reading(reading: Reading) -> tuple[object, ...]:
-    tokens = sorted({index.hex() for index, _ in reading.persons})
+def _of_reading(reading: Reading) -> tuple[Value, ...]:
+    tokens = sorted({bytes(index) for index, _ in reading.persons})
     first_day = _day(min(first for _, first in reading.persons))
-    return reading.shard, reading.tick, _array(_BYTEA + token for token in tokens), first_day, reading.epoch
+    return reading.shard, reading.tick, bytes_array(tokens), first_day, reading.epoch
 
 
 def _admitted(admission: Admission, row: Sequence[Any]) -> tuple[int, ...]:
@@ -88,29 +90,39 @@ class PostgresCustody:
 
     def admit(self, admission: Admission) -> tuple[int, ...]:
         """See `Custody.admit`: request hash, attempt and budget in one transaction."""
-        asked = self._of_admission(admission)
-        row = self._database.run(
-            "admit check",
-            lambda connection: connection.execute(_ADMIT, asked, binary=True).fetchone(),
-            one_statement=True,
-        )
-        assert row is not None
+        with self._database.begun("admit check", _ADMIT, [self._of_admission(admission)]) as rows:
+            ((row,),) = rows()
         return _admitted(admission, row)
 
     def admit_and_view(self, admission: Admission, reading: Reading) -> tuple[tuple[int, ...], CustodyView]:
         """See `Custody.admit_and_view`: one trip to the database, which every check makes."""
-        require_epoch(self._epoch, reading.epoch)
-        asked = (*self._of_admission(admission), *_of_reading(reading))
-        found = self._database.run(
-            "admit check and read custody",
-            lambda connection: connection.execute(_ADMIT_AND_VIEW, asked, binary=True).fetchall(),
-            one_statement=True,
-        )
-        spent = _admitted(admission, found[0])
-        rows = [row[_OF_ADMISSION:] for row in found]
-        return spent, self._viewed(reading, rows if any(value is not None for value in rows[0]) else [])
+        with self.admitting([(admission, reading)]) as admitted:
+            view, spent = admitted(0)
+        return spent, view
 
-    def _of_admission(self, admission: Admission) -> tuple[object, ...]:
+    @contextmanager
+    def admitting(self, asked: Sequence[tuple[Admission, Reading]]) -> Iterator[Callable[[int], Admitted]]:
+        """Do `admit_and_view` for attempts of several checks, in one trip and one transaction, while the block goes on.
+
+        Yields what waits for it and returns what came of one, by place; each is refused by itself. A block that never
+        asks knows nothing: they may be recorded or not.
+        """
+        for _, reading in asked:
+            require_epoch(self._epoch, reading.epoch)
+        given = [(*self._of_admission(admission), *_of_reading(reading)) for admission, reading in asked]
+        # Budgets are locked one check after the other: in one order everywhere, so that none locks another up.
+        order = sorted(range(len(given)), key=lambda place: given[place][_LOCKS])
+        with self._database.begun("admit check and read custody", _ADMIT_AND_VIEW, [given[at] for at in order]) as rows:
+
+            def admitted(place: int) -> Admitted:
+                (admission, reading), found = asked[place], rows()[order.index(place)]
+                spent = _admitted(admission, found[0])
+                seen = [row[_OF_ADMISSION:] for row in found]
+                return self._viewed(reading, seen if any(value is not None for value in seen[0]) else []), spent
+
+            yield admitted
+
+    def _of_admission(self, admission: Admission) -> tuple[Value, ...]:
         group, charges = admission.requester_group, admission.charges
         return (
             admission.requester,
@@ -120,12 +132,12 @@ class PostgresCustody:
             admission.tick,
             _day(admission.today),
             group,
-            _array(map(str, self._budget_locks(group, charges))),
-            _array(_BYTEA + one.index.hex() for one in charges),
-            _array(one.rule_id for one in charges),
-            _array(str(one.occasion) for one in charges),
-            _array(_day(admission.today - one.budget_days + 1).isoformat() for one in charges),
-            _array(str(one.budget) for one in charges),
+            text_array(map(str, self._budget_locks(group, charges))),
+            bytes_array(one.index for one in charges),
+            text_array(one.rule_id for one in charges),
+            text_array(str(one.occasion) for one in charges),
+            text_array(_day(admission.today - one.budget_days + 1).isoformat() for one in charges),
+            text_array(str(one.budget) for one in charges),
         )
 
     def _budget_locks(self, group: str, charges: Sequence[Charge]) -> list[int]:
@@ -141,11 +153,8 @@ class PostgresCustody:
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody.view`: one snapshot of rows and stamps."""
         require_epoch(self._epoch, reading.epoch)
-        found = self._database.run(
-            "read custody",
-            lambda connection: connection.execute(_VIEW, _of_reading(reading), binary=True).fetchall(),
-            one_statement=True,
-        )
+        with self._database.begun("read custody", _VIEW, [_of_reading(reading)]) as rows:
+            (found,) = rows()
         return self._viewed(reading, found)
 
     def _viewed(self, reading: Reading, found: Sequence[Sequence[Any]]) -> CustodyView:

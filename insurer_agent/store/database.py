@@ -3,8 +3,9 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from insurer_agent.store.locks import Lock
+from insurer_agent.store.statements import Row, Sent, Statement, Value
 from transport.problems import Problem
 
 T = TypeVar("T")
@@ -87,16 +89,77 @@ class Database:
         one state of the database. What consists of `one_statement` does so, and is a transaction, by itself: that saves
         trips to the server. Raises `Problem` (503, `database-unavailable`) when the server cannot be reached.
         """
+
+        def once() -> T:
+            with self._connection() as connection, nullcontext() if one_statement else connection.transaction():
+                if snapshot:
+                    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                return transaction(connection)
+
+        return self._tried(name, once)
+
+    @contextmanager
+    def begun(
+        self, name: str, statement: Statement, asked: Sequence[Sequence[Value]]
+    ) -> Iterator[Callable[[], list[list[Row]]]]:
+        """Have a statement run, once for each of these parameters and all in one transaction, while the block goes on.
+
+        Yields what waits, and returns the rows of each: then it is done as by `run`. A block that ends without
+        waiting knows nothing: the transaction may be done or not.
+        """
+        with ExitStack() as held:
+            sent: Sent | psycopg.Error | None
+            try:
+                sent = held.enter_context(self._sent(statement, asked))
+            except psycopg.Error as error:
+                sent = error
+
+            def once() -> list[list[Row]]:
+                nonlocal sent
+                begun, sent = sent, None
+                if isinstance(begun, psycopg.Error):
+                    raise begun
+                if begun is not None:
+                    return begun.rows()
+                held.close()  # the connection of the try before is another's again
+                with self._sent(statement, asked) as again:
+                    return again.rows()
+
+            @cache
+            def outcome() -> list[list[Row]] | Problem:
+                try:
+                    return self._tried(name, once)
+                except Problem as problem:
+                    return problem
+
+            def rows() -> list[list[Row]]:
+                found = outcome()
+                if isinstance(found, Problem):
+                    raise found
+                return found
+
+            yield rows
+
+    @contextmanager
+    def _sent(self, statement: Statement, asked: Sequence[Sequence[Value]]) -> Iterator[Sent]:
+        with self._connection() as connection:
+            sent = statement.send(connection, asked)
+            try:
+                yield sent
+            finally:
+                if not sent.is_done:  # who uses it next must not meet these answers
+                    connection.close()
+
+    def _tried(self, name: str, once: Callable[[], T]) -> T:
+        """Do it, and again where the server asks for that or a connection breaks."""
         for attempt in range(1, MAX_TRIES + 1):
             try:
-                with (
-                    self._connection() as connection,
-                    nullcontext() if one_statement else connection.transaction(),
-                ):
-                    if snapshot:
-                        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    return transaction(connection)
-            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                return once()
+            except (
+                psycopg.errors.SerializationFailure,
+                psycopg.errors.DeadlockDetected,
+                psycopg.errors.InvalidSqlStatementName,  # psycopg has what is prepared forgotten after a ROLLBACK
+            ):
                 log.warning("transaction %s: try %d of %d failed, retried", name, attempt, MAX_TRIES)
                 time.sleep(_random.uniform(1, 2**attempt) * _PAUSE_SECONDS)
             except psycopg.OperationalError as error:

@@ -11,12 +11,14 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from insurer_agent.store.arrays import bytes_array, text_array
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.locks import Lock
+from insurer_agent.store.statements import Statement
 from insurer_agent.store.vault import Vault
 from protocol.budget import charged_from, latest_today
 from transport.problems import Problem, fault
@@ -28,9 +30,10 @@ _LOCKS = 64
 """Of persons and rules, as many as an agent's checks take turns by: a server has so many locks in all."""
 _LINGER_SECONDS = 0.5
 """For how long what came of checks is gathered, to be noted together."""
-_COUNT = (
-    b"SELECT * FROM count_own_answers(%s, %s, %s, %s::smallint, %s, %s::integer[], %s::bytea[], %s::text[],"
-    b" %s::bigint[], %s::integer[], %s::bigint[], %s::bigint[])"
+_COUNT = Statement(
+    "count_own_answers",
+    "SELECT * FROM count_own_answers($1, $2, $3, $4::smallint, $5, $6::integer[], $7::bytea[], $8::text[],"
+    " $9::bigint[], $10::integer[], $11::bigint[], $12::bigint[])",
 )
 _NOTE = b"""
 WITH given AS (
@@ -103,6 +106,14 @@ class OwnAnswers:
         Those that custodians would certainly refuse, or would if what is under way is answered, are stopped, and not
         counted. Counting the same check again changes nothing.
         """
+        with self.counting(claim, occasion, lanes, now) as counted:
+            return counted()
+
+    @contextmanager
+    def counting(
+        self, claim: bytes, occasion: int, lanes: Sequence[OwnLane], now: float
+    ) -> Iterator[Callable[[], Counted]]:
+        """Do as `count` while the block goes on; yields what waits for the count and returns it."""
         keys = tuple((self._key(lane.person), lane.rule_id) for lane in lanes)
         day = dt.date.fromordinal(charged_from(now))
         locks = sorted({self._vault.index("lock", person, rule.encode())[0] % _LOCKS for person, rule in keys})
@@ -120,13 +131,14 @@ class OwnAnswers:
                 for name in ("budget", "budget_days", "most", "most_whatever")
             ),
         )
-        rows = self._database.run(
-            "count own answers",
-            lambda connection: connection.execute(_COUNT, asked, binary=True).fetchall(),
-            one_statement=True,
-        )
-        stopped = {place: Stopped(until.toordinal(), is_certain) for place, until, is_certain in rows}
-        return Counted(claim, occasion, day, keys, stopped)
+        with self._database.begun("count own answers", _COUNT, [asked]) as rows:
+
+            def counted() -> Counted:
+                stops = rows()[0]
+                stopped = {place: Stopped(until.toordinal(), is_certain) for place, until, is_certain in stops}
+                return Counted(claim, occasion, day, keys, stopped)
+
+            yield counted
 
     def note(self, counted: Counted, answered: Iterable[int]) -> None:
         """Do as `put`; a failure is logged alone, as the answers are right all the same."""

@@ -1,0 +1,124 @@
+"""Statements that every check makes: sent straight through libpq, so that the agent works on while the server does.
+
+What psycopg does for any statement (find out its types, plan the rows' making, remember what to prepare) takes more of
+a check's time than its SQL. Here a statement is prepared once a connection; several of one kind go to the server in one
+trip and are one transaction; and their rows are waited for later (libpq's pipeline mode).
+"""
+
+import datetime as dt
+import select
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+import psycopg
+from psycopg import Connection, pq
+from psycopg.adapt import Transformer
+
+Value = bytes | str | int | dt.date
+Row = tuple[Any, ...]
+_GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+
+
+class Statement:
+    """A statement with parameters $1, $2, … whose types follow from it: a function's arguments, or with casts."""
+
+    def __init__(self, name: str, sql: str) -> None:
+        self._name = name.encode()
+        self._sql = sql.encode()
+        self._prepared: WeakSet[Connection[Any]] = WeakSet()
+
+    def send(self, connection: Connection[Any], asked: Sequence[Sequence[Value]]) -> "Sent":
+        """Send the statement once for each of these parameters, as one transaction; the connection is idle and in
+        autocommit. Raises `psycopg.OperationalError` if the connection is broken.
+        """
+        server = connection.pgconn
+        server.enter_pipeline_mode()
+        if connection not in self._prepared:
+            server.send_prepare(self._name, self._sql)
+        for values in asked:
+            written = [_written(value) for value in values]
+            server.send_query_prepared(
+                self._name, [data for data, _ in written], [form for _, form in written], pq.Format.BINARY
+            )
+        server.pipeline_sync()
+        return Sent(self, connection, len(asked), prepares=connection not in self._prepared)
+
+    def known_to(self, connection: Connection[Any], *, known: bool) -> None:
+        """Note whether the connection has the statement prepared."""
+        (self._prepared.add if known else self._prepared.discard)(connection)
+
+
+class Sent:
+    """Statements under way; `rows` ends them."""
+
+    def __init__(self, statement: Statement, connection: Connection[Any], count: int, *, prepares: bool) -> None:
+        self._statement = statement
+        self._connection = connection
+        self._count = count
+        self._prepares = prepares
+        self.is_done = False
+        """Whether nothing more comes, so that the connection is free for others."""
+        self._waiting = select.poll()
+        self._waiting.register(connection.pgconn.socket, select.POLLIN)
+        self._flush()
+
+    def rows(self) -> list[list[Row]]:
+        """Wait; return the rows of each statement, durable with all that they did. Raises `psycopg.Error`, with no
+        effect unless the connection broke.
+        """
+        server, found, fault = self._connection.pgconn, list[list[Row]](), None
+        reader = Transformer.from_context(self._connection)
+        for place in range(self._prepares + self._count):
+            result = self._result()
+            if result is None or result.status not in _GOOD:
+                fault = fault or _error(result)  # what comes after one that failed is refused for that alone
+            elif place >= self._prepares:
+                reader.set_pgresult(result)
+                found.append(reader.load_rows(0, result.ntuples, tuple))
+            while result is not None:
+                result = self._result()
+        synced = self._result()
+        if synced is None or synced.status != pq.ExecStatus.PIPELINE_SYNC:
+            raise psycopg.OperationalError("the connection is out of step")
+        server.exit_pipeline_mode()
+        self.is_done = True
+        self._statement.known_to(self._connection, known=fault is None)
+        if fault is not None:
+            raise fault
+        return found
+
+    def _flush(self) -> None:
+        """Send what is still here; what arrives meanwhile is taken in, or both ends would wait for each other."""
+        server = self._connection.pgconn
+        while server.flush():
+            self._waiting.modify(server.socket, select.POLLIN | select.POLLOUT)
+            self._waiting.poll()
+            self._waiting.modify(server.socket, select.POLLIN)
+            server.consume_input()
+
+    def _result(self) -> pq.abc.PGresult | None:
+        server = self._connection.pgconn
+        while server.is_busy():
+            self._waiting.poll()
+            server.consume_input()
+        return server.get_result()
+
+
+def _written(value: Value) -> tuple[bytes, int]:
+    """Return a parameter as it is sent, with its format."""
+    if isinstance(value, bytes):
+        return value, pq.Format.BINARY
+    if isinstance(value, dt.date):
+        return value.isoformat().encode(), pq.Format.TEXT
+    return str(value).encode(), pq.Format.TEXT
+
+
+def _error(result: pq.abc.PGresult | None) -> psycopg.Error:
+    state = None if result is None else result.error_field(pq.DiagnosticField.SQLSTATE)
+    if state is None:
+        return psycopg.OperationalError("the server gave no result")
+    try:
+        return psycopg.errors.lookup(state.decode())("the server refused a statement")
+    except KeyError:
+        return psycopg.DatabaseError("the server refused a statement")
