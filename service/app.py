@@ -9,7 +9,6 @@ from threading import BoundedSemaphore
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.wrappers import Request
 
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
@@ -34,7 +33,7 @@ from transport.capture import Capture
 from transport.certificates import REVOCATIONS_PATH
 from transport.http_answers import NOT_MODIFIED
 from transport.manifests import BY_HASH_PATH, NEWEST_PATH
-from transport.message_face import Answer, MessageFace, answer_of, read_message
+from transport.message_face import Answer, Asked, MessageFace, answer_of, read_message
 from transport.peers import Peers
 from transport.server import MAX_BODY
 from transport.settings import SettingsError, load_pins
@@ -112,16 +111,16 @@ def _messages(face: MessageFace, acting: Acting, relay: Relay, directory: DataDi
     def serve(path: str, kind: type[M], answer: Callable[[M], object], sender: Callable[[M], str]) -> None:
         """Answer messages; over TLS those alone that the very member that each says it is of sends."""
 
-        def over_tls(request: Request) -> Answer:
+        def over_tls(request: Asked) -> Answer:
             assert tls is not None
             tls.require_member(request.environ)  # before the body is read
             message = read_message(request, kind)
             tls.require_sender(request.environ, sender(message))
             return answer_of(answer(message))
 
-        def plain(request: Request) -> Answer:
+        def plain(request: Asked) -> Answer:
             body = encode(answer(read_message(request, kind)))
-            signature = internal.sign_answer(acting.now().keys.signing, path, request.get_data(), body)
+            signature = internal.sign_answer(acting.now().keys.signing, path, request.body, body)
             return body, [(internal.SIGNATURE_HEADER, signature)]
 
         face.add(path, plain if tls is None else over_tls)

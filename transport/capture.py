@@ -9,12 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException
-from werkzeug.wrappers import Request
-
-from transport.internal import CONTENT_TYPE
-
 
 class Capture:
     """Appends binary exchanges to a file of JSON lines: at, path, request, response, status."""
@@ -24,17 +18,11 @@ class Capture:
         self._file = file
         self._lock = threading.Lock()
 
-    def record(self, request: Request, response: bytes, status: int) -> None:
+    def record(self, path: str, body: bytes, response: bytes, status: int) -> None:
         """Append one exchange."""
-        if request.mimetype != CONTENT_TYPE:
-            return
-        try:
-            body = request.get_data()
-        except (HTTPException, ParseException):  # a body that was cut off or is too large was refused, not received
-            return
         entry = {
             "at": time.time(),
-            "path": request.path,
+            "path": path,
             "request": base64.b64encode(body).decode(),
             "response": base64.b64encode(response).decode(),
             "status": status,

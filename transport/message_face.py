@@ -4,26 +4,62 @@ Every hop of a check and a deposit comes this way, so it does no more than HTTP 
 problem+json.
 """
 
+import time
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from flask import Flask
-from werkzeug.exceptions import MethodNotAllowed
-from werkzeug.wrappers import Request, Response
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.wsgi import get_input_stream
 
+from protocol import signing
 from protocol.encoding import decode, encode
+from protocol.errors import ProtocolError
+from protocol.messages import FRESHNESS_SECONDS
 from transport import web
 from transport.capture import Capture
-from transport.internal import CONTENT_TYPE
+from transport.internal import CONTENT_TYPE, PURPOSE, SIGNATURE_HEADER, TIME_HEADER, signed_parts
 from transport.problems import Problem
+from transport.tls import Tls
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from werkzeug.wrappers import Response
 
 M = TypeVar("M")
 Headers = list[tuple[str, str]]
 Answer = tuple[bytes, Headers]
 """An answer's body, and what headers it has besides type and length."""
+
+
+class Asked:
+    """A request as messages need it; its body has at most `most` bytes, or reading it is refused."""
+
+    def __init__(self, environ: "WSGIEnvironment", most: int) -> None:
+        self.environ = environ
+        self._most = most
+
+    @property
+    def path(self) -> str:
+        """What was asked, without a query."""
+        return str(self.environ["PATH_INFO"])
+
+    @property
+    def is_message(self) -> bool:
+        """Whether the body says that it is a message."""
+        kind: str = self.environ.get("CONTENT_TYPE", "")
+        return kind == CONTENT_TYPE or kind.partition(";")[0].strip().lower() == CONTENT_TYPE
+
+    def header(self, name: str) -> str:
+        """Return a header, or nothing."""
+        return str(self.environ.get("HTTP_" + name.upper().replace("-", "_"), ""))
+
+    @cached_property
+    def body(self) -> bytes:
+        """The body. Raises what werkzeug and gunicorn do of one that is too long or breaks off."""
+        return get_input_stream(self.environ, max_content_length=self._most).read()
 
 
 class MessageFace:
@@ -33,10 +69,10 @@ class MessageFace:
         self._beyond = app.wsgi_app
         self._most = app.config["MAX_CONTENT_LENGTH"]
         self._capture = capture
-        self._paths: dict[str, Callable[[Request], Answer]] = {}
+        self._paths: dict[str, Callable[[Asked], Answer]] = {}
         app.wsgi_app = self  # type: ignore[method-assign]  # as Flask has middleware put in place
 
-    def add(self, path: str, handle: Callable[[Request], Answer]) -> None:
+    def add(self, path: str, handle: Callable[[Asked], Answer]) -> None:
         """Have POSTs to a path handled; what it raises leaves as a problem."""
         self._paths[path] = handle
 
@@ -45,33 +81,58 @@ class MessageFace:
         handle = self._paths.get(environ["PATH_INFO"])
         if handle is None:
             return self._beyond(environ, start_response)
-        request = Request(environ, populate_request=False)
-        request.max_content_length = self._most
+        request = Asked(environ, self._most)
         try:
-            body, headers = handle(request) if request.method == "POST" else _not_allowed()
+            body, headers = handle(request) if environ["REQUEST_METHOD"] == "POST" else _not_allowed()
         except Exception as error:  # noqa: BLE001  the application's own last resort
             problem: Response = web.error_response(error)
-            if self._capture is not None:
-                self._capture.record(request, problem.get_data(), problem.status_code)
+            self._record(request, problem.get_data(), problem.status_code)
             return problem(environ, start_response)
-        if self._capture is not None:
-            self._capture.record(request, body, 200)
+        self._record(request, body, 200)
         start_response("200 OK", [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(body))), *headers])
         return [body]
+
+    def _record(self, request: Asked, answer: bytes, status: int) -> None:
+        if self._capture is None or not request.is_message:
+            return
+        try:
+            body = request.body
+        except (HTTPException, ParseException):  # one that was cut off or is too large was refused, not received
+            return
+        self._capture.record(request.path, body, answer, status)
 
 
 def _not_allowed() -> Answer:
     raise MethodNotAllowed(["POST"])
 
 
-def read_message(request: Request, kind: type[M]) -> M:
+def read_message(request: Asked, kind: type[M]) -> M:
     """Return the message of a request's body."""
-    if request.mimetype != CONTENT_TYPE:
+    if not request.is_message:
         detail = f"the body's content type is {CONTENT_TYPE}"
         raise Problem(415, "unsupported-media-type", detail, hint="this endpoint is for the alliance's own processes")
-    return decode(kind, request.get_data())
+    return decode(kind, request.body)
 
 
 def answer_of(value: object) -> Answer:
     """Return a message as an answer."""
     return encode(value), []
+
+
+def require_service(request: Asked, tls: Tls | None, public: bytes, recipient: str) -> None:
+    """Refuse a request unless the service made it to this agent.
+
+    Over TLS its certificate says so (`not-the-service`), over plain HTTP its signature, of just now (`bad-signature`,
+    `stale`).
+    """
+    if tls is not None:
+        tls.require_service(request.environ)
+        return
+    try:
+        issued_at = int(request.header(TIME_HEADER))
+        signature = bytes.fromhex(request.header(SIGNATURE_HEADER))
+    except ValueError:
+        raise ProtocolError("bad-signature", "internal calls carry the service's time and signature") from None
+    if not 0 <= issued_at < 1 << 63 or abs(time.time() - issued_at) > FRESHNESS_SECONDS:
+        raise ProtocolError("stale", "the call is more than 60 s from this clock; check both clocks")
+    signing.verify(public, signature, PURPOSE, *signed_parts(recipient, request.path, issued_at, request.body))

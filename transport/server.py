@@ -25,6 +25,7 @@ from gunicorn.util import close_graceful
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from transport.lines import HANDSHAKE_SECONDS, ServerTlsSocket
+from transport.peer_requests import BAD_REQUEST, BadRequestError, answer_request, read_request
 from transport.tls import Tls, TlsSettings
 
 MAX_BODY = 8 << 20
@@ -34,14 +35,16 @@ LINGER_MILLISECONDS = 25
 REST_SECONDS = 1.0
 LINGER_SECONDS = 0.5
 """How long a thread stays with one connection, however soon its requests come."""
+HEARING_SECONDS = 10.0
+"""How long a request of a peer may take to come, from its first bytes on."""
 FIRST_BYTES_SECONDS = 6.0
 """How long a connection may say nothing at all; less than a worker has to end in."""
 MAX_CONNECTIONS = 4096
 _SPARE_FILES = 200
 """Of those that a process may have open: files, and connections to peers and databases."""
 _FEW = 16
-Inner = Callable[[bytes], bool]
-"""Tells by a client's certificate (DER, its chain verified) whether it is the alliance's own, whom others wait for."""
+Whose = Callable[[bytes], bool]
+"""Tells by a client's certificate (DER, its chain verified) whether it is a certain party's."""
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
@@ -85,7 +88,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     connections.
     """
 
-    inner: Inner | None = None
+    inner: Whose | None = None
+    peer: Whose | None = None
     pending_conns: deque[TConn]
     _tell_at = 0.0
     _look_at = 0.0
@@ -150,8 +154,12 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         super().murder_pending()
 
     def _is_inner(self, conn: TConn) -> bool:
+        return self._is(self.inner, conn)
+
+    @staticmethod
+    def _is(whose: Whose | None, conn: TConn) -> bool:
         certificate = conn.sock.certificate if isinstance(conn.sock, ServerTlsSocket) else None
-        return self.inner is not None and certificate is not None and self.inner(certificate)
+        return whose is not None and certificate is not None and whose(certificate)
 
     def notify(self) -> None:
         """Tell the master, unless that was done just now."""
@@ -162,9 +170,10 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def handle(self, conn: TConn) -> object:
         """Answer requests of a connection for as long as the next ones come soon, and nobody else waits."""
-        result, until = super().handle(conn), time.monotonic() + LINGER_SECONDS
+        step = self._hear_peer if self._is(self.peer, conn) else super().handle
+        result, until = step(conn), time.monotonic() + LINGER_SECONDS
         while result is True and time.monotonic() < until and self._next_comes_soon(conn):
-            result = super().handle(conn)
+            result = step(conn)
         if conn.sock.fileno() < 0:  # it stalled and is gone: gunicorn would count a closed connection twice
             conn.sock = _Closed(conn.sock)
             return False
@@ -172,6 +181,24 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self._take_the_rest(conn)
             self._part_from(conn)
         return result
+
+    def _hear_peer(self, conn: TConn) -> bool:
+        """Answer one request of a party of the alliance (`transport.peer_requests`); return whether the line stays."""
+        line = conn.sock
+        try:
+            with line.read_within(HEARING_SECONDS):
+                request = read_request(line, MAX_BODY)
+            if request is None:
+                return False
+            stays = request.stays and self.alive and len(self.keepalived_conns) < self.max_keepalived
+            line.sendall(answer_request(self.wsgi, request.environ() | {"gunicorn.socket": line}, stays=stays))
+        except BadRequestError:
+            with suppress(OSError):
+                line.sendall(BAD_REQUEST)
+            return False
+        except OSError:  # it stalled, or is gone
+            return False
+        return stays
 
     def _part_from(self, conn: TConn) -> None:
         """Close a connection such that its client reads the answer to its end: here, and not in the thread that waits
@@ -257,11 +284,11 @@ def serve(
     threads: int,
     tls: Tls | None,
     files: TlsSettings,
-    inner: Inner | None = None,
+    inner: Whose | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, over TLS if there is any. `make_app` runs in each worker, after the fork.
 
-    Clients with `inner` certificates have half as many threads again, for them alone.
+    Clients with `inner` certificates, whom others wait for, have half as many threads again, for them alone.
     """
     _keep_little_memory()
     run = state / "run"
@@ -275,12 +302,16 @@ def serve(
             "keyfile": str(files.tls_key),
             "ssl_context": lambda _config, _default: tls.server_context(),
         }
+    whose = {
+        "inner": None if inner is None else staticmethod(inner),
+        "peer": None if tls is None else staticmethod(tls.is_of_alliance),
+    }
     _Server(
         make_app,
         {
             "bind": f"{host}:{port}",
             "workers": workers,
-            "worker_class": type("Worker", (_Worker,), {"inner": None if inner is None else staticmethod(inner)}),
+            "worker_class": type("Worker", (_Worker,), whose),
             "threads": threads,
             "worker_connections": _files_for_connections(),
             "keepalive": KEEP_ALIVE_SECONDS,

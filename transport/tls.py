@@ -186,6 +186,10 @@ class Tls:
         self.require_good(certified)
         return certified.holder
 
+    def is_of_alliance(self, der: bytes) -> bool:
+        """Tell whether a certificate is that of any party of the alliance, good or not any more."""
+        return self.authority.certified(der) is not None
+
     def is_of_service(self, der: bytes) -> bool:
         """Tell whether a certificate is the service's; whether it is still good is another question."""
         certified = self.authority.certified(der)

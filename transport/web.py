@@ -1,20 +1,14 @@
-"""What both applications have in common: errors as problem+json, and who calls."""
+"""What both applications have in common: errors as problem+json."""
 
 import logging
-import time
 
 from flask import Flask, Response, json
 from gunicorn.http.errors import ParseException
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException
-from werkzeug.wrappers import Request
 
-from protocol import signing
 from protocol.errors import ProtocolError
-from protocol.messages import FRESHNESS_SECONDS
-from transport.internal import PURPOSE, SIGNATURE_HEADER, TIME_HEADER, signed_parts
 from transport.problems import HINT_OF_CODE, HINT_OF_STATUS, STATUS_OF_CODE, Problem, RateLimitedError, fault
-from transport.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -72,22 +66,3 @@ def _http_response(error: HTTPException) -> Response:
         if name.lower() == "allow":
             response.headers[name] = value
     return response
-
-
-def require_service(request: Request, tls: Tls | None, public: bytes, recipient: str) -> None:
-    """Refuse a request unless the service made it to this agent.
-
-    Over TLS its certificate says so (`not-the-service`), over plain HTTP its signature, of just now (`bad-signature`,
-    `stale`).
-    """
-    if tls is not None:
-        tls.require_service(request.environ)
-        return
-    try:
-        issued_at = int(request.headers.get(TIME_HEADER, ""))
-        signature = bytes.fromhex(request.headers.get(SIGNATURE_HEADER, ""))
-    except ValueError:
-        raise ProtocolError("bad-signature", "internal calls carry the service's time and signature") from None
-    if not 0 <= issued_at < 1 << 63 or abs(time.time() - issued_at) > FRESHNESS_SECONDS:
-        raise ProtocolError("stale", "the call is more than 60 s from this clock; check both clocks")
-    signing.verify(public, signature, PURPOSE, *signed_parts(recipient, request.path, issued_at, request.get_data()))

@@ -5,7 +5,6 @@ from threading import BoundedSemaphore
 from typing import TypeVar
 
 from flask import Flask, Response, jsonify
-from werkzeug.wrappers import Request
 
 from insurer_agent.agent import Agent
 from insurer_agent.rest import access, api_keys, batches, checks, jobs, pages, policies
@@ -21,7 +20,7 @@ from protocol.messages import (
 )
 from transport import internal, web
 from transport.capture import Capture
-from transport.message_face import Answer, MessageFace, answer_of, read_message
+from transport.message_face import Answer, Asked, MessageFace, answer_of, read_message, require_service
 from transport.problems import Problem
 from transport.server import MAX_BODY
 
@@ -50,8 +49,8 @@ def make_app(agent: Agent) -> Flask:
 
 def _internal(face: MessageFace, agent: Agent) -> None:
     def serve(path: str, kind: type[M], answer: Callable[[M], object]) -> None:
-        def handle(request: Request) -> Answer:
-            web.require_service(request, agent.tls, agent.party.manifest.terms.service_signing_key, agent.party.id)
+        def handle(request: Asked) -> Answer:
+            require_service(request, agent.tls, agent.party.manifest.terms.service_signing_key, agent.party.id)
             return answer_of(answer(read_message(request, kind)))
 
         face.add(path, handle)

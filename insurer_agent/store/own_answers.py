@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from insurer_agent.store.arrays import bytes_array, text_array
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.locks import Lock
-from insurer_agent.store.statements import Statement
+from insurer_agent.store.statements import Statement, Value
 from insurer_agent.store.vault import Vault
 from protocol.budget import charged_from, latest_today
 from transport.problems import Problem, fault
@@ -117,7 +117,7 @@ class OwnAnswers:
         keys = tuple((self._key(lane.person), lane.rule_id) for lane in lanes)
         day = dt.date.fromordinal(charged_from(now))
         locks = sorted({self._vault.index("lock", person, rule.encode())[0] % _LOCKS for person, rule in keys})
-        asked = (
+        asked: tuple[Value, ...] = (
             claim,
             day,
             dt.date.fromordinal(latest_today(now)),
