@@ -37,11 +37,11 @@ import sys, time
 sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 from certified import tls_settings
-from flask import Flask
+from flask import Flask, request
 from protocol.encoding import decode
 from protocol.manifest import Manifest, SignedManifest, Terms
 from transport.certificates import Holder
-from transport.server import serve
+from transport.server import MAX_BODY, serve
 from transport.tls import Tls
 state, port, go_on = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 terms = decode(Terms, decode(SignedManifest, (state / "manifest.bin").read_bytes()).terms)
@@ -49,6 +49,9 @@ files = tls_settings(state)
 tls = Tls(files, Manifest.of(terms), Holder("insurer-01"))
 app = Flask("two threads")
 app.add_url_rule("/", view_func=lambda: "here")
+app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+app.add_url_rule("/length", "length", view_func=lambda: str(len(request.get_data())), methods=["POST"])
+app.add_url_rule("/quiet", "quiet", view_func=lambda: ("", 304))
 def wait():
     while not go_on.exists():
         time.sleep(0.01)

@@ -68,11 +68,15 @@ class Sent:
         effect unless the connection broke.
         """
         server, found, fault = self._connection.pgconn, list[list[Row]](), None
+        is_known = True  # what is prepared stays so, whatever becomes of the transaction
         reader = Transformer.from_context(self._connection)
         for place in range(self._prepares + self._count):
             result = self._result()
             if result is None or result.status not in _GOOD:
-                fault = fault or _error(result)  # what comes after one that failed is refused for that alone
+                if fault is None:  # what comes after one that failed is refused for that alone
+                    fault = _error(result)
+                    forgotten = isinstance(fault, psycopg.errors.InvalidSqlStatementName)
+                    is_known = place >= self._prepares and not forgotten
             elif place >= self._prepares:
                 reader.set_pgresult(result)
                 found.append(reader.load_rows(0, result.ntuples, tuple))
@@ -83,7 +87,7 @@ class Sent:
             raise psycopg.OperationalError("the connection is out of step")
         server.exit_pipeline_mode()
         self.is_done = True
-        self._statement.known_to(self._connection, known=fault is None)
+        self._statement.known_to(self._connection, known=is_known)
         if fault is not None:
             raise fault
         return found

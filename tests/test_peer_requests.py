@@ -1,0 +1,252 @@
+"""Requests of the alliance's own parties, which are read beside gunicorn's parser: what is taken, and what is not."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+
+import pytest
+from certified import House
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import deterministic
+from test_server import secured, secured_server
+
+from transport import server
+from transport.http_answers import HttpAnswer, request_bytes
+from transport.peer_requests import MAX_HEAD, BadRequestError, Environ, PeerRequest, answer_request, read_request
+
+MOST = 1 << 16
+HEAD = b"POST /a HTTP/1.1\r\nHost: here\r\n"
+
+
+def taken(data: bytes, cuts: Sequence[int] = (), most: int = MOST) -> PeerRequest:
+    request, at = PeerRequest(most), 0
+    for end in [*sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]:
+        if end > at:
+            request.take(data[at:end])
+        at = end
+    return request
+
+
+@deterministic(150)
+@given(
+    path=st.from_regex(r"/[a-z0-9/._-]{0,40}(\?[a-z=&]{0,20})?", fullmatch=True),
+    headers=st.dictionaries(
+        st.from_regex(r"X-[A-Za-z0-9-]{1,20}", fullmatch=True),
+        st.from_regex(r"[!-~]([ -~]{0,40}[!-~])?", fullmatch=True),
+        max_size=5,
+    ),
+    body=st.binary(max_size=4000),
+    cuts=st.lists(st.integers(0, 5000), max_size=6),
+)
+def test_what_peers_write_is_read_however_it_is_cut(
+    path: str, headers: dict[str, str], body: bytes, cuts: list[int]
+) -> None:
+    request = taken(request_bytes("POST", "here", path, headers, body), cuts)
+    assert (request.whole, request.stays) == (True, True)
+    environ = request.environ()
+    assert environ["REQUEST_METHOD"] == "POST"
+    assert (environ["PATH_INFO"], environ["QUERY_STRING"]) == tuple(path.partition("?")[::2])
+    assert environ["CONTENT_LENGTH"] == str(len(body))
+    assert environ["wsgi.input"].read() == body
+    lowered = {name.lower(): value for name, value in headers.items()}
+    assert {"HTTP_" + name.upper().replace("-", "_") for name in headers} <= environ.keys()
+    if len(lowered) == len(headers):
+        assert all(environ["HTTP_" + name.upper().replace("-", "_")] == value for name, value in headers.items())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x00\xa5",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"POST /a HTTP/1.0\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
+        b"POST /a HTTP/1.1\nHost: here\nContent-Length: 0\n\n",
+        b"POST http://elsewhere/a HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"CONNECT here:443 HTTP/1.1\r\nHost: here\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
+        HEAD + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        HEAD + b"Content-Length: 3, 3\r\n\r\nabc",
+        HEAD + b"Content-Length: -1\r\n\r\n",
+        HEAD + b"Content-Length: +3\r\n\r\nabc",
+        HEAD + b"Content-Length: 0x3\r\n\r\nabc",
+        HEAD + b"Content-Length: 99999999999999999999\r\n\r\n",
+        HEAD + b"Content-Length : 3\r\n\r\nabc",
+        HEAD + b"Content_Length: 3\r\n\r\nabc",
+        HEAD + b"Lookup_Time: 3\r\n\r\n",
+        HEAD + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n",
+        HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        HEAD + b"Content-Length: 0\r\n\r\nGET /b HTTP/1.1\r\nHost: here\r\n\r\n",
+        HEAD + b"Content-Length: 3\r\n\r\nabcd",
+        HEAD + b" folded: 1\r\nContent-Length: 0\r\n\r\n",
+        HEAD + b"X: a\x00b\r\nContent-Length: 0\r\n\r\n",
+        HEAD + b"X: " + MAX_HEAD * b"x",
+    ],
+)
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(BadRequestError):
+        taken(data)
+    with pytest.raises(BadRequestError):
+        taken(data, range(0, len(data), 7))
+
+
+@deterministic(300)
+@given(
+    data=st.binary(max_size=300)
+    | st.builds(
+        lambda at, by: HEAD[:at] + by + HEAD[at:] + b"Content-Length: 1\r\n\r\na", st.integers(0, 31), st.binary()
+    )
+)
+def test_whatever_comes_is_read_or_refused(data: bytes) -> None:
+    try:
+        request = taken(data)
+        if request.whole:
+            assert request.environ()["PATH_INFO"].startswith("/")
+    except BadRequestError:
+        pass
+
+
+def test_a_body_that_is_too_long_is_not_read() -> None:
+    here, there = socket.socketpair()
+    with closing(here), closing(there):
+        there.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (MOST + 1))
+        request = read_request(here, MOST)
+    assert request is not None
+    assert (request.whole, request.stays) == (True, False)
+    assert request.environ()["wsgi.input"].read() == b""
+    assert (
+        taken(HEAD + b"Content-Length: %d\r\n\r\n" % MOST + MOST * b"x").environ()["wsgi.input"].read() == MOST * b"x"
+    )
+
+
+def test_a_line_that_breaks_off_is_no_request() -> None:
+    for data, wanted in (
+        (b"", None),
+        (HEAD, BadRequestError),
+        (HEAD + b"Content-Length: 3\r\n\r\nab", BadRequestError),
+    ):
+        here, there = socket.socketpair()
+        with closing(here):
+            there.sendall(data)
+            there.close()
+            if wanted is None:
+                assert read_request(here, MOST) is None
+            else:
+                with pytest.raises(wanted):
+                    read_request(here, MOST)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("status", ["200 OK", "304 Not Modified", "503 Service Unavailable"])
+def test_answers_are_what_peers_read(status: str, method: str, stays: bool) -> None:  # noqa: FBT001  a parameter of pytest's
+    closed = []
+
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            return iter([b"a", b"b"])
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def application(environ: Environ, start_response: Callable[..., object]) -> Body:
+        assert environ["REQUEST_METHOD"] == method
+        start_response(status, [("Content-Type", "text/plain"), ("ETag", '"x"')])
+        return Body()
+
+    data = answer_request(application, {"REQUEST_METHOD": method}, stays=stays)
+    assert closed == [True]
+    assert (b"\r\nConnection: close\r\n" in data) is not stays
+    assert b"\r\nContent-Length: 2\r\n" in data
+    if method == "GET" and not status.startswith("304"):
+        answer = HttpAnswer()
+        answer.take(memoryview(data))
+        assert (answer.status, answer.body, answer.whole) == (int(status[:3]), b"ab", True)
+    else:
+        assert data.endswith(b"\r\n\r\n")
+
+
+# --- over TLS ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    root = tmp_path_factory.mktemp("house")
+    built = House(root)
+    with secured_server(built, root / "go on"):
+        yield built
+
+
+def heard(line: socket.socket) -> bytes:
+    """Return what comes until the server hangs up."""
+    line.settimeout(20)
+    found = b""
+    while data := line.recv(1 << 16):
+        found += data
+    return found
+
+
+def exchange(line: socket.socket, data: bytes) -> HttpAnswer:
+    line.settimeout(20)
+    line.sendall(data)
+    answer = HttpAnswer()
+    while not answer.whole:
+        got = line.recv(1 << 16)
+        assert got
+        answer.take(memoryview(got))
+    return answer
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_one_line_has_many_requests_of_all_lengths(house: House, inner: bool) -> None:  # noqa: FBT001  as above
+    with secured(house, inner=inner) as line:
+        for length in (0, 1, 16_383, 16_384, 16_385, 200_000, 5):
+            answer = exchange(line, request_bytes("POST", "here", "/length", {}, length * b"x"))
+            assert (answer.status, answer.body, answer.stays) == (200, str(length).encode(), True)
+        assert exchange(line, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").body == b"here"
+        assert exchange(line, b"GET /quiet HTTP/1.1\r\nHost: here\r\n\r\n").status == 304
+        assert exchange(line, b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n").status == 404
+
+
+def test_what_is_no_request_is_answered_so_and_ends_the_line(house: House) -> None:
+    for data in (b"nonsense\r\n\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+        with secured(house, inner=True) as line:
+            line.sendall(data)
+            assert heard(line).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(house: House) -> None:
+    with secured(house, inner=True) as line:
+        line.sendall(b"POST /length HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (server.MAX_BODY + 1))
+        found = heard(line)
+    assert found.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nConnection: close\r\n" in found
+
+
+def test_two_requests_at_once_are_one_too_many(house: House) -> None:
+    with secured(house, inner=True) as line:
+        line.sendall(2 * b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert heard(line).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_request_that_comes_byte_by_byte_ends_in_time(house: House) -> None:
+    began = time.monotonic()
+    with secured(house, inner=True) as line:
+        line.settimeout(0.2)
+        line.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        while time.monotonic() - began < 3 * server.HEARING_SECONDS:
+            try:
+                line.sendall(b"x")
+                if not line.recv(1):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    assert time.monotonic() - began < 2 * server.HEARING_SECONDS
+    with secured(house, inner=True) as line:
+        assert exchange(line, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").body == b"here"
