@@ -11,7 +11,6 @@ Garbler and evaluator run the same circuit (`protocol.circuit`); `Garbler.land` 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -22,10 +21,11 @@ from protocol.errors import ProtocolError
 
 LABEL_BYTES = 16
 AES_KEY_BYTES = 16
-TWEAKS_PER_LANE = np.uint64(1024)
+TWEAKS_PER_LANE = 1024
 """Two a gate (642), then one for the outputs: each lane has a range of tweaks of its own."""
-_OUTPUT_TWEAK = np.uint64(1023)
+_OUTPUT_TWEAK = np.array([1023, 0], dtype=np.uint64)
 _ONE = np.uint64(1)
+_WORD = np.dtype("<u8")
 
 Block = NDArray[np.uint64]
 """128 bits as two little-endian uint64; the last axis."""
@@ -78,14 +78,10 @@ class _Hash:
         # ECB over independent blocks is the fixed-key permutation itself, not a mode of encryption here.
         self._ciphers = [(Cipher(algorithms.AES(key), modes.ECB()).encryptor(), lanes) for key, lanes in keys]  # noqa: S305
 
-    def __call__(self, labels: Wires, tweaks: NDArray[np.uint64]) -> Wires:
-        """Return the hashes of contiguous labels, (lanes, ..., 2), under tweaks that fit their shape without the last
-        axis.
-        """
+    def __call__(self, labels: Wires, tweaks: Wires) -> Wires:
+        """Return the hashes of contiguous labels, (lanes, ..., 2), under tweaks of 128 bits that fit their shape."""
         once = self._pi(labels)
-        hashed = once.copy()
-        hashed[..., 0] ^= tweaks
-        return self._pi(hashed) ^ once
+        return self._pi(once ^ tweaks) ^ once
 
     def _pi(self, blocks: Wires) -> Wires:
         data = blocks.tobytes()
@@ -97,7 +93,7 @@ class _Hash:
                 pieces.append(cipher.update(view[at : at + lanes * a_lane]))
                 at += lanes * a_lane
             permuted = b"".join(pieces)
-        return np.frombuffer(permuted, dtype="<u8").reshape(blocks.shape)
+        return np.ndarray(blocks.shape, _WORD, permuted)
 
 
 def _select(labels: Wires) -> Wires:
@@ -105,26 +101,33 @@ def _select(labels: Wires) -> Wires:
     return labels[..., :1] & _ONE
 
 
-@lru_cache(maxsize=64)
-def _gate_tweaks(counts: tuple[int, ...]) -> NDArray[np.uint64]:
-    """Return the tweaks of all gates, (lanes, 2, 321): the generator's half's, then the evaluator's, one more.
-
-    Lanes are counted anew under each AES key; `counts` says how many each has.
-    """
-    first = _first_tweaks(counts)[:, None, None]
-    halves = np.arange(2 * ANDS, dtype=np.uint64).reshape(ANDS, 2).T
-    tweaks = np.ascontiguousarray(first + halves)
+def _gates() -> Wires:
+    """Return the tweaks of a lane's gates, (2, 321, 2): the generator's half's, then the evaluator's, one more."""
+    tweaks = np.zeros((2, ANDS, 2), dtype=np.uint64)
+    tweaks[..., 0] = np.arange(2 * ANDS, dtype=np.uint64).reshape(ANDS, 2).T
     tweaks.flags.writeable = False
     return tweaks
 
 
-def _first_tweaks(counts: tuple[int, ...]) -> NDArray[np.uint64]:
-    lanes = [lane for count in counts for lane in range(count)]
-    return np.array(lanes, dtype=np.uint64) * TWEAKS_PER_LANE
+_GATES = _gates()
 
 
-def _output_tweaks(counts: tuple[int, ...]) -> NDArray[np.uint64]:
-    return _first_tweaks(counts) + _OUTPUT_TWEAK
+class _Tweaks:
+    """The tweaks of garblings with so many lanes each; lanes are counted anew under each AES key."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self._lanes = np.zeros((sum(counts), 2), dtype=np.uint64)
+        self._lanes[:, 0] = [TWEAKS_PER_LANE * lane for count in counts for lane in range(count)]
+        self._is_one_each = max(counts) == 1
+
+    def of_gates(self, layer: slice) -> Wires:
+        """Return those of a layer, (lanes, 2, gates, 2), or with one lane for all where they have the same."""
+        gates = _GATES[None, :, layer]
+        return gates if self._is_one_each else gates ^ self._lanes[:, None, None]
+
+    def of_outputs(self) -> Wires:
+        """Return those of the outputs, (lanes, 2)."""
+        return self._lanes ^ _OUTPUT_TWEAK
 
 
 class Garbler:
@@ -132,11 +135,10 @@ class Garbler:
 
     def __init__(self, keys: Keys, inputs: ZeroLabels) -> None:
         self._hash = _Hash(keys)
-        self._counts = tuple(lanes for _, lanes in keys)
         self._offsets = inputs.offsets[:, None, :]
         self._gates = 0
-        self._tweaks = _gate_tweaks(self._counts)
-        self._rows = np.empty((sum(self._counts), ANDS, 2, 2), dtype=np.uint64)
+        self._tweaks = _Tweaks([lanes for _, lanes in keys])
+        self._rows = np.empty((len(inputs.labels), ANDS, 2, 2), dtype=np.uint64)
         self._output = exceeds(inputs.labels, self.land)
         self.table = Table(self._rows)
 
@@ -149,7 +151,7 @@ class Garbler:
         zeros = labels[:, 0]
         zeros[:, 0], zeros[:, 1] = left, right
         np.bitwise_xor(zeros, self._offsets[:, None], out=labels[:, 1])
-        hashed = self._hash(labels, self._tweaks[:, None, :, layer])
+        hashed = self._hash(labels, self._tweaks.of_gates(layer)[:, None])
         select = _select(zeros)
         halves = hashed[:, 0] ^ hashed[:, 1]
         halves[:, 0] ^= select[:, 1] * self._offsets  # the generator's; the evaluator's is sent with the left label
@@ -163,7 +165,7 @@ class Garbler:
     def encrypt_outputs(self, when_zero: Block, when_one: Block) -> Block:
         """Return two blocks a lane, (lanes, 2, 2), ordered by select bit: each opens under one output label."""
         lanes = self._output.shape[0]
-        tweaks = _output_tweaks(self._counts)
+        tweaks = self._tweaks.of_outputs()
         rows = np.empty((lanes, 2, 2), dtype=np.uint64)
         lane = np.arange(lanes)
         for bit, block in ((0, when_zero), (1, when_one)):
@@ -177,10 +179,9 @@ class Evaluator:
 
     def __init__(self, keys: Keys, inputs: ActiveLabels, table: Table) -> None:
         self._hash = _Hash(keys)
-        self._counts = tuple(lanes for _, lanes in keys)
         self._rows = table.rows
         self._gates = 0
-        self._tweaks = _gate_tweaks(self._counts)
+        self._tweaks = _Tweaks([lanes for _, lanes in keys])
         self._output = exceeds(inputs.labels, self.land)
 
     def land(self, left: Wires, right: Wires) -> Wires:
@@ -194,7 +195,7 @@ class Evaluator:
         rows = self._rows[:, layer]
         halves[:, 0] = rows[:, :, 0]
         np.bitwise_xor(rows[:, :, 1], left, out=halves[:, 1])
-        chosen = self._hash(labels, self._tweaks[:, :, layer])
+        chosen = self._hash(labels, self._tweaks.of_gates(layer))
         chosen ^= _select(labels) * halves
         active: Wires = chosen[:, 0] ^ chosen[:, 1]
         return active
@@ -202,4 +203,4 @@ class Evaluator:
     def open_outputs(self, rows: Block) -> Block:
         """Return the block that each lane's active output label opens, (lanes, 2)."""
         chosen = rows[np.arange(len(rows)), _select(self._output)[:, 0].astype(np.intp)]
-        return chosen ^ self._hash(self._output, _output_tweaks(self._counts))
+        return chosen ^ self._hash(self._output, self._tweaks.of_outputs())

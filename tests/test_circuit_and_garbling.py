@@ -15,7 +15,7 @@ from world import LIMIT, FourCustodians, Shared, seeded
 from protocol.check import Verdict
 from protocol.circuit import ANDS, INPUTS, exceeds, plain_bits
 from protocol.errors import ProtocolError
-from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels, _gate_tweaks, _Hash, _output_tweaks
+from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels, _Hash, _Tweaks
 from protocol.sharing import HALF_RING, RING, RING_BITS, Chosen
 
 EXCEEDS, WITHIN = Verdict.EXCEEDS, Verdict.WITHIN
@@ -115,21 +115,25 @@ def as_blocks(data: bytes, *shape: int) -> NDArray[np.uint64]:
 )
 def test_the_garbling_hash_is_that_of_an_independent_aes(key: bytes, pairs: list[tuple[int, int]]) -> None:
     labels = as_blocks(b"".join(label.to_bytes(16, "little") for label, _ in pairs), len(pairs))
-    hashed = _Hash([(key, len(pairs))])(labels, np.array([tweak for _, tweak in pairs], dtype=np.uint64))
+    hashed = _Hash([(key, len(pairs))])(labels, np.array([[tweak, 0] for _, tweak in pairs], dtype=np.uint64))
     assert [int.from_bytes(row.tobytes(), "little") for row in hashed] == [slow_hash(key, *pair) for pair in pairs]
 
 
 def test_no_two_gates_or_outputs_of_a_garbling_share_a_tweak() -> None:
     lanes = 64
-    used = np.concatenate([_gate_tweaks((lanes,)).ravel(), _output_tweaks((lanes,))])
-    assert len(np.unique(used)) == len(used) == lanes * (2 * ANDS + 1)
+    tweaks = _Tweaks([lanes])
+    used = np.concatenate([tweaks.of_gates(slice(ANDS)).reshape(-1, 2), tweaks.of_outputs()])
+    assert len(np.unique(used, axis=0)) == len(used) == lanes * (2 * ANDS + 1)
+    assert not used[:, 1].any()
 
 
 def test_garblings_that_are_computed_together_have_the_tweaks_that_each_has_alone() -> None:
-    gates, outputs = _gate_tweaks((1, 3, 2)), _output_tweaks((1, 3, 2))
+    together, layer = _Tweaks([1, 3, 2]), slice(7, 91)
     for at, lanes in ((0, 1), (1, 3), (4, 2)):
-        assert np.array_equal(gates[at : at + lanes], _gate_tweaks((lanes,)))
-        assert np.array_equal(outputs[at : at + lanes], _output_tweaks((lanes,)))
+        alone, of = _Tweaks([lanes]), slice(at, at + lanes)
+        assert np.array_equal(together.of_gates(layer)[of], alone.of_gates(layer))
+        assert np.array_equal(together.of_outputs()[of], alone.of_outputs())
+    assert np.array_equal(_Tweaks([1, 1]).of_gates(layer), _Tweaks([1]).of_gates(layer))
 
 
 # --- half-gates in plain integers, one lane, as an oracle -----------------------------------------------------------
