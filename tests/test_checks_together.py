@@ -212,7 +212,7 @@ def kept(place: str) -> Iterator[Database]:
 @pytest.fixture
 def database(place: str, kept: Database) -> Database:
     with psycopg.connect(place, autocommit=True) as aside:
-        aside.execute("TRUNCATE check_request, check_attempt, budget")
+        aside.execute("TRUNCATE check_request, budget")
     return kept
 
 
@@ -231,7 +231,7 @@ def test_calls_admitted_together_are_admitted_as_one_after_the_other(
     place: str, kept: Database, messages: list[list[tuple[int, int, list[int], int, bytes]]]
 ) -> None:
     with psycopg.connect(place, autocommit=True) as aside:
-        aside.execute("TRUNCATE check_request, check_attempt, budget")
+        aside.execute("TRUNCATE check_request, budget")
     stored, memory = PostgresCustody(kept, VAULT, 1, EPOCH), MemoryCustody()
     reading = Reading(0, EPOCH, 100, ((index(0), A_DAY),))
     for message in messages:

@@ -192,12 +192,7 @@ class PostgresCustody:
 
         def transaction(connection: Rows) -> None:
             limit = _day(today - KEEP_CHECK_RECORDS_DAYS)
-            connection.execute(
-                "WITH old AS (DELETE FROM check_request WHERE day < %s RETURNING requester, check_id)"
-                " DELETE FROM check_attempt a USING old"
-                " WHERE a.requester = old.requester AND a.check_id = old.check_id",
-                (limit,),
-            )
+            connection.execute("DELETE FROM check_request WHERE day < %s", (limit,))
             connection.execute("DELETE FROM budget WHERE day < %s", (_day(today - 400),))
 
         self._database.run("forget old checks", transaction)

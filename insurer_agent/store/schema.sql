@@ -285,16 +285,11 @@ CREATE TABLE IF NOT EXISTS check_request (
     tick           bigint NOT NULL,
     day            date NOT NULL,
     spent          smallint[] NOT NULL DEFAULT '{}',  -- lanes whose budget was spent when the check was charged
+    attempts       smallint[] NOT NULL DEFAULT '{}',  -- those that were answered
     PRIMARY KEY (requester, check_id)
 );
 ALTER TABLE check_request ADD COLUMN IF NOT EXISTS spent smallint[] NOT NULL DEFAULT '{}';
-
-CREATE TABLE IF NOT EXISTS check_attempt (
-    requester text NOT NULL,
-    check_id  bytea NOT NULL,
-    attempt   smallint NOT NULL,
-    PRIMARY KEY (requester, check_id, attempt)
-);
+ALTER TABLE check_request ADD COLUMN IF NOT EXISTS attempts smallint[] NOT NULL DEFAULT '{}';
 
 CREATE TABLE IF NOT EXISTS budget (
     requester_group text NOT NULL,
@@ -340,20 +335,20 @@ BEGIN
     known_tick := as_of_tick;
     spent_lanes := '{}';
     is_new := true;
-    INSERT INTO check_request (requester, check_id, statement_hash, tick, day)
-        VALUES (of_requester, of_check, request_hash, as_of_tick, today) ON CONFLICT DO NOTHING;
+    INSERT INTO check_request (requester, check_id, statement_hash, tick, day, attempts)
+        VALUES (of_requester, of_check, request_hash, as_of_tick, today, ARRAY[of_attempt]) ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
+        -- Locked, so that of two who ask for one attempt at once the second finds it answered.
         SELECT statement_hash, tick, spent INTO known_hash, known_tick, spent_lanes FROM check_request
-            WHERE requester = of_requester AND check_id = of_check;
+            WHERE requester = of_requester AND check_id = of_check FOR UPDATE;
         IF known_hash = request_hash AND known_tick = as_of_tick THEN
-            INSERT INTO check_attempt (requester, check_id, attempt) VALUES (of_requester, of_check, of_attempt)
-                ON CONFLICT DO NOTHING;
+            UPDATE check_request SET attempts = attempts || of_attempt
+                WHERE requester = of_requester AND check_id = of_check AND of_attempt <> ALL (attempts);
             is_new := FOUND;
         END IF;
         RETURN NEXT;
         RETURN;
     END IF;
-    INSERT INTO check_attempt (requester, check_id, attempt) VALUES (of_requester, of_check, of_attempt);
     -- One budget is spread over days, a row each, so checks on both sides of midnight must wait for each other: by locks,
     -- in order, so that none locks another up. The statement after it sees what the others have charged.
     PERFORM pg_advisory_xact_lock(one) FROM unnest(locks) AS one;

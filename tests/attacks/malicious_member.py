@@ -49,7 +49,6 @@ TABLES = (
     "custody_stamp",
     "custody_own_stamp",
     "check_request",
-    "check_attempt",
     "budget",
     "committee_key",
 )

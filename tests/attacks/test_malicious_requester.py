@@ -80,7 +80,7 @@ def test_the_honest_form_of_what_is_bent_below_is_answered_and_recorded_by_the_f
         done = tried(stage, me, lambda proposed=proposed: forged(me, [question(me, whom, proposed)]))
         assert (done.refusal, done.verdicts) == (None, [verdict])
         assert [*done.said.values()] == [["ok"]] * 4
-        assert done.changed == {member: {"check_request", "check_attempt", "budget"} for member in done.said}
+        assert done.changed == {member: {"check_request", "budget"} for member in done.said}
     stage.assert_right(whom)
 
 

@@ -179,7 +179,6 @@ GOOD_AFTER_ALL = {
 """Values that are bad elsewhere and good here: a reference may be any text, a policy number what an insurer likes."""
 MAY_GROW = {
     "check_request",
-    "check_attempt",
     "budget",
     "own_answer",
     "policy",
