@@ -9,7 +9,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
@@ -115,11 +115,12 @@ class Peers:
         replies = dict(self.replies(calls, seconds))
         return [replies[place] for place in range(len(calls))]
 
-    def replies(self, calls: Sequence[Call], seconds: float) -> Iterator[tuple[int, Reply | Unreachable]]:
+    def replies(self, calls: Sequence[Call], seconds: float) -> Generator[tuple[int, Reply | Unreachable]]:
         """Make all calls at once, in at most `seconds`; yield the place of each, and what came of it, when it ends.
 
-        They are made, and go on, in the thread that asks for the next. A call on a kept connection that the peer has
-        closed meanwhile is made once more on a new one, so a call must bear being made twice.
+        They are made, and go on, in the thread that asks for the next; those under way when nobody does (`close`) are
+        given up. A call on a kept connection that the peer has closed meanwhile is made once more on a new one, so a
+        call must bear being made twice.
         """
         began = time.monotonic()
         deadline, looked_until = began + seconds, began + min(seconds, CONNECT_SECONDS)
