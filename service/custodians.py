@@ -62,7 +62,7 @@ class Custodians:
     ) -> dict[int, M | ProtocolError]:
         """Send each slot its message at once; return each slot's answer, of `most` bytes, or why there is none."""
         slots = self._service.manifest.committee(shard).slots
-        calls = [_call(self._service, slots[slot], path, encode(message), most) for slot, message in messages.items()]
+        calls = [self._call(slots[slot], path, encode(message), most) for slot, message in messages.items()]
         results: dict[int, M | ProtocolError] = {}
         for slot, reply in zip(messages, self._peers.exchange(calls, seconds), strict=True):
             try:
@@ -75,9 +75,10 @@ class Custodians:
 
     def call_member(self, member: str, path: str, message: object, answer: type[M], seconds: float) -> M:
         """Send one member a message and return its answer; raises `ProtocolError` with why there is none."""
-        return internal.message_of(
-            answer, self._peers.call(_call(self._service, member, path, encode(message)), seconds)
-        )
+        return internal.message_of(answer, self._peers.call(self._call(member, path, encode(message)), seconds))
+
+    def _call(self, member: str, path: str, body: bytes, most: int = MAX_ANSWER) -> Call:
+        return _call(self._service, member, path, body, most)
 
     def fly(self, attempts: Sequence[CheckAttempt]) -> Generator[None]:
         """Ask the four custodians of each attempt, each member in one message; yield whenever some may be over.
@@ -119,7 +120,7 @@ class Custodians:
         return max((trouble.value[0] for trouble in noticed), default=0.0)
 
 
-def _call(service: ServiceParty, member: str, path: str, body: bytes, most: int = MAX_ANSWER) -> Call:
+def _call(service: ServiceParty, member: str, path: str, body: bytes, most: int) -> Call:
     manifest = service.manifest
     headers = {"Content-Type": internal.CONTENT_TYPE}
     if manifest.terms.plain_http:
