@@ -22,6 +22,8 @@ ENVIRONMENT_PREFIX = "LOOKUP_SERVICE"
 SETTINGS_FILE = "config.toml"
 KEY_FILE = "keys.json"
 _NAMES = ("blinding", "signing")
+FLIGHTS = 8
+"""How many are under way at once in a process unless told, and no more than it has threads."""
 
 
 class _SettingsSchema(Schema):
@@ -37,6 +39,7 @@ class _SettingsSchema(Schema):
     allow_plain_http = fields.Boolean(load_default=False)
     workers = fields.Integer(load_default=1, validate=validate.Range(1, 64))
     threads = fields.Integer(load_default=16, validate=validate.Range(2, 256))
+    flights = fields.Integer(load_default=None, validate=validate.Range(1, 64))
     check_seconds = fields.Float(load_default=1.9, validate=validate.Range(0.1, 60))
     attempt_seconds = fields.Float(load_default=0.6, validate=validate.Range(0.05, 10))
     recheck_seconds = fields.Float(load_default=9.0, validate=validate.Range(0.1, 60))
@@ -58,7 +61,8 @@ class Settings:
 
     Rates are those that one member, or one API key of an admin, may keep up: in all with `redis`, else in each worker
     process. A limit waits `redis_seconds` for Redis. An attempt at a check of a batch, which has more lanes than
-    `FEW_LANES`, has `lane_seconds` more for each of them.
+    `FEW_LANES`, has `lane_seconds` more for each of them. While a worker process asks custodians for `flights` checks,
+    or groups of them, at once, further checks wait and leave together.
     """
 
     state: Path
@@ -82,6 +86,7 @@ class Settings:
     tls: TlsSettings = field(default_factory=TlsSettings)
     lane_seconds: float = 0.03
     admin_requests_a_second: float = 10.0
+    flights: int = FLIGHTS
 
     @classmethod
     def load(cls, state: Path) -> "Settings":
@@ -90,6 +95,12 @@ class Settings:
         for name in ("manifest", "admins", "capture"):
             if values[name] is not None:
                 values[name] = state / values[name]
+        if values["flights"] is None:
+            values["flights"] = min(FLIGHTS, values["threads"])
+        elif values["flights"] > values["threads"]:
+            raise SettingsError(
+                f"flights is {values['flights']}: each takes a thread, of which there are {values['threads']} (threads)"
+            )
         return cls(state=state, tls=TlsSettings.taken_from(values, state), **values)
 
 

@@ -1,24 +1,31 @@
 """The service's line to the custodians: signed calls, and what is known of who does not answer or lags behind."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from typing import Self, TypeVar
 
 from protocol.encoding import encode
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, is_code
+from protocol.messages import CheckAnswer, CheckCalls, CheckReplies, CheckReply
 from protocol.party import ServiceParty
+from service.check_attempts import CheckAttempt, settle
 from service.directory import DataDirectory
 from transport import internal
 from transport.certificates import Holder
 from transport.http_answers import MAX_ANSWER
-from transport.peers import Call, Peers
+from transport.peers import Call, Peers, Reply, Unreachable
 
 M = TypeVar("M")
 
+Asked = list[tuple[CheckAttempt, int]]
+"""Attempts that ask one member in one message, and its slot in each."""
+
 BEHIND = 0.5
 """The score of one that members report as behind: less than of one that this process saw fail, as members may lie."""
+
+_MALFORMED = ProtocolError("malformed", "the custodian does not say to each call that it answers or refuses it")
 
 
 class Trouble(Enum):
@@ -71,11 +78,29 @@ class Custodians:
         return internal.message_of(answer, self._peers.call(self._call(member, path, encode(message)), seconds))
 
     def _call(self, member: str, path: str, body: bytes, most: int = MAX_ANSWER) -> Call:
-        manifest = self._service.manifest
-        headers = {"Content-Type": internal.CONTENT_TYPE}
-        if manifest.terms.plain_http:
-            headers = internal.signed_headers(self._service.keys.signing, member, path, body, time.time())
-        return Call(manifest.member(member).url, path, body, headers, to=Holder(member), most=most)
+        return _call(self._service, member, path, body, most)
+
+    def fly(self, attempts: Sequence[CheckAttempt]) -> Generator[None]:
+        """Ask the four custodians of each attempt, each member in one message; yield whenever some may be over.
+
+        An attempt is over when its own four have been heard. One that has no time left does not leave.
+        """
+        now = time.monotonic()
+        leaving = [attempt for attempt in attempts if attempt.leave(now)]
+        messages: dict[tuple[str, str], Asked] = {}
+        for attempt in leaving:
+            for slot in attempt.chosen:
+                member = attempt.member(slot)
+                url = attempt.service.manifest.member(member).url  # which is another under another manifest
+                messages.setdefault((member, url), []).append((attempt, slot))
+        asked = list(messages.values())
+        calls = [_check_call(member, those) for (member, _), those in messages.items()]
+        seconds = max((attempt.seconds for attempt in leaving), default=0.0)
+        for place, reply in self._peers.replies(calls, seconds):
+            for (attempt, slot), said in zip(asked[place], _answers(reply, len(asked[place])), strict=True):
+                attempt.answers[slot] = said
+            settle([attempt for attempt, _ in asked[place]])
+            yield
 
     def remember(self, member: str, shard: int, trouble: Trouble) -> None:
         """Ask this custodian of the shard last for a while."""
@@ -93,3 +118,38 @@ class Custodians:
         now = time.monotonic()
         noticed = (trouble for trouble in Trouble if self._until.get((member, shard, trouble), now) > now)
         return max((trouble.value[0] for trouble in noticed), default=0.0)
+
+
+def _call(service: ServiceParty, member: str, path: str, body: bytes, most: int) -> Call:
+    manifest = service.manifest
+    headers = {"Content-Type": internal.CONTENT_TYPE}
+    if manifest.terms.plain_http:
+        headers = internal.signed_headers(service.keys.signing, member, path, body, time.time())
+    return Call(manifest.member(member).url, path, body, headers, to=Holder(member), most=most)
+
+
+def _check_call(member: str, asked: Asked) -> Call:
+    first, slot = asked[0]
+    if len(asked) == 1:
+        return _call(first.service, member, internal.CHECK, encode(first.call(slot)), first.answer_bytes)
+    body = encode(CheckCalls(calls=tuple(attempt.call(slot) for attempt, slot in asked)))
+    return _call(first.service, member, internal.CHECKS, body, sum(attempt.answer_bytes for attempt, _ in asked))
+
+
+def _answers(reply: Reply | Unreachable, count: int) -> Sequence[CheckAnswer | ProtocolError]:
+    """Return what a custodian says to each of so many calls; what it says to all of them is said to each."""
+    try:
+        if count == 1:
+            return [internal.message_of(CheckAnswer, reply)]
+        replies = internal.message_of(CheckReplies, reply).replies
+    except ProtocolError as error:
+        return [error] * count
+    return [_answer(one) for one in replies] if len(replies) == count else [_MALFORMED] * count
+
+
+def _answer(reply: CheckReply) -> CheckAnswer | ProtocolError:
+    if reply.answer is not None and reply.refusal is None:
+        return reply.answer
+    if reply.answer is None and reply.refusal is not None and is_code(reply.refusal):
+        return ProtocolError(reply.refusal, "the custodian refused this call")
+    return _MALFORMED

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Self, TypeVar
 
 from protocol import signing
-from protocol.check import Evaluation, Void, accept_request, call_for, conclude, void_outcome
+from protocol.check import Evaluation, Void, accept_request, void_outcome
 from protocol.committee import preferred_choice
 from protocol.comparison import Disagreement
 from protocol.deposit import (
@@ -54,8 +54,10 @@ from protocol.messages import (
 from protocol.party import RandomBytes, ServiceParty
 from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
+from service.check_attempts import CheckAttempt, may_fly
 from service.config import Settings
 from service.custodians import Custodians, Trouble
+from service.flights import Flights
 from service.limits import RateLimit, rate_limits
 from transport import internal
 from transport.places import FEW_LANES, FOR_BATCHES, FOR_KEYS, Places
@@ -68,8 +70,6 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
-ANSWER_BYTES, ANSWER_LANE_BYTES = 8 << 10, 16 << 10
-"""What a custodian's answer to a check may have: a lane has 13 KB of it, its garbled circuit and labels."""
 NO_ANSWER = {"unreachable", "timeout", "not-ready", "busy", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
@@ -87,9 +87,10 @@ class Relay:
         self._batch_places = Places(settings.threads, FOR_BATCHES)
         self._deposit_places = Places(settings.threads, FOR_BATCHES)
         self._key_places = Places(settings.threads, FOR_KEYS)
+        self._flights = Flights(settings.flights, custodians.fly)
 
     def under(self, service: ServiceParty) -> Self:
-        """Return this relay acting under another manifest, with the same memory, rates and places."""
+        """Return this relay acting under another manifest, with the same memory, rates, places and flights."""
         if service is self._service:
             return self
         other = copy(self)
@@ -102,7 +103,7 @@ class Relay:
         """Relay a check: up to three attempts, each with four custodians, within the deadline.
 
         Rechecks have times, a rate and places of their own, and checks of batches times and places: underwriters who
-        wait are served beside them.
+        wait are served beside them, and where many wait their checks leave together.
         """
         settings, lanes = self._settings, len(request.signed.statement.lanes)
         if request.signed.statement.occasion == RECHECK:
@@ -126,44 +127,66 @@ class Relay:
         tick = as_of_tick(time.time(), self._service.manifest.terms.tick_seconds)  # one for all attempts
         for attempt in range(1, MAX_ATTEMPTS + 1):
             chosen = preferred_choice(statement.check_id, scores, refused=_OUT)
-            left = deadline - time.monotonic()
-            if chosen is None or chosen in tried or left <= 0:  # another attempt takes another A
+            if chosen is None or chosen in tried or time.monotonic() >= deadline:  # another attempt takes another A
                 break
             tried.add(chosen)
-            seconds = min(left, most_an_attempt)
-            outcome = self._attempt(evaluation, (attempt, chosen, tick), seconds, scores)
+            outcome = self._attempt(evaluation, (attempt, chosen, tick), (deadline, most_an_attempt), scores)
             if isinstance(outcome, CheckOutcome):
                 return outcome
             void = outcome
         return void_outcome(statement.check_id, void)
 
     def _attempt(
-        self, evaluation: Evaluation, place: tuple[int, tuple[int, ...], int], seconds: float, scores: dict[int, float]
+        self,
+        evaluation: Evaluation,
+        place: tuple[int, tuple[int, ...], int],
+        times: tuple[float, float],
+        scores: dict[int, float],
     ) -> CheckOutcome | Void:
         """Ask four custodians; return the outcome, or why there is none, with `scores` raised for the next attempt."""
-        statement, (attempt, chosen, tick) = evaluation.request.signed.statement, place
-        calls = {slot: call_for(evaluation, attempt, chosen, tick, slot) for slot in chosen}
-        most = ANSWER_BYTES + len(statement.lanes) * ANSWER_LANE_BYTES
-        answers = self._custodians.call(statement.shard, internal.CHECK, calls, CheckAnswer, seconds, most)
-        refusals = {slot: answer.code for slot, answer in answers.items() if isinstance(answer, ProtocolError)}
+        attempt = CheckAttempt(self._service, evaluation, place, *times)
+        if may_fly(evaluation.request):
+            self._flights.make(attempt)
+        else:
+            for _ in self._custodians.fly([attempt]):
+                pass
+        return self._came(attempt, scores)
+
+    def _came(self, attempt: CheckAttempt, scores: dict[int, float]) -> CheckOutcome | Void:
+        """4. Return the tags, that only the requester can read, or why there are none, as `_attempt`."""
+        if not attempt.seconds:  # it waited for others all its time: no custodian is to blame
+            return Void.TIMEOUT
+        came, refusals = attempt.came, self._refusals_of(attempt)
         for slot, code in refusals.items():
             scores[slot] = _OUT
-            self._note(statement.shard, slot, f"did not answer a check: {code}")
+            self._note(attempt.shard, slot, f"did not answer a check: {code}")
         if refusals:
             return _void_of(set(refusals.values()), remaining=sum(score < _OUT for score in scores.values()))
-        good = {slot: answer for slot, answer in answers.items() if isinstance(answer, CheckAnswer)}
-        try:
-            # 4. Compare, evaluate, return tags that only the requester can read.
-            outcome = conclude(self._service, evaluation, attempt, chosen, tick, good)
-        except Disagreement as disagreement:
-            self._note_disagreement(statement.shard, disagreement, scores)
+        if isinstance(came, Disagreement):
+            self._note_disagreement(attempt.shard, came, scores)
             return Void.DISAGREEMENT
-        if any(tag is not None for tag in outcome.tags):
-            return outcome
-        for slot in (slot for slot, answer in good.items() if answer.spent):  # others may have answers left
+        if came is None:  # the deadline came after the last answer, and before it was compared
+            return Void.TIMEOUT
+        if isinstance(came, Exception):
+            raise came
+        if any(tag is not None for tag in came.tags):
+            return came
+        spent = [slot for slot, said in attempt.answers.items() if isinstance(said, CheckAnswer) and said.spent]
+        for slot in spent:  # others may have answers left
             scores[slot] = _OUT
-            self._note(statement.shard, slot, "did not answer a check: budget-exhausted")
+            self._note(attempt.shard, slot, "did not answer a check: budget-exhausted")
         return Void.BUDGET_EXHAUSTED
+
+    def _refusals_of(self, attempt: CheckAttempt) -> dict[int, str]:
+        """Return by slot why there is no answer; one that gave none in its time is asked last for a while."""
+        refusals = {}
+        for slot in attempt.chosen:
+            said = attempt.answers.get(slot)
+            if not isinstance(said, CheckAnswer):
+                refusals[slot] = code = "timeout" if said is None else said.code
+                if code == "unreachable" or (code == "timeout" and attempt.had_time):
+                    self._custodians.remember(attempt.member(slot), attempt.shard, Trouble.NO_ANSWER)
+        return refusals
 
     # --- a deposit
 

@@ -20,17 +20,18 @@ from insiders import end
 from live import LiveAlliance, call, china_today, issue, pids_of, wait_for_ticks, wait_until, write_policies
 from oracle import plain_totals
 from taps import APPLICATION_DATA, HANDSHAKE, records_of, tapped
+from test_alliance_failures import settled
 
 from insurer_agent.keys import AgentKeys
 from protocol.encoding import decode, encode
 from protocol.identity import DocumentType, Identity
-from protocol.messages import CheckCall, CheckRequest, CommitCall, PrepareCall
+from protocol.messages import CheckCall, CheckCalls, CheckRequest, CommitCall, PrepareCall
 from protocol.token import Pseudonym, hash_identity, index_key
 from protocol.voprf import blind_evaluate
 from service.admin import cli as admin_cli
 from service.admin.samples import LIMIT, make_samples
 from service.config import load_keys
-from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
+from transport.internal import CHECK, CHECKS, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
 
 pytestmark = pytest.mark.alliance
 
@@ -91,6 +92,25 @@ def test_verdicts_over_hundreds_of_messy_people_equal_the_plain_sum(alliance: Li
 
     with ThreadPoolExecutor(4) as pool:
         assert [item for wrong in pool.map(both_sides, enumerate(totals)) for item in wrong] == []
+
+
+def test_checks_that_many_ask_at_once_leave_together_and_every_verdict_is_right(alliance: LiveAlliance) -> None:
+    totals = sorted(plain_totals(alliance.policies, china_today()).items())
+
+    def together() -> int:
+        """Return how many messages of several calls custodians have answered."""
+        entries = (entry for number in range(1, MEMBERS + 1) for entry in alliance.captured(f"insurer-{number:02d}"))
+        return sum((entry["path"], entry["status"]) == (CHECKS, 200) for entry in entries)
+
+    def is_right(entry: tuple[int, tuple[tuple[str, str], int]]) -> bool:
+        place, (person, total) = entry
+        proposed, right = (LIMIT - total, "within") if place % 2 else (LIMIT - total + 1, "exceeds")
+        return settled(alliance, 1 + place % MEMBERS, person, yuan(proposed)) == (right, None)
+
+    asked, before = [entry for entry in totals if entry[1] < LIMIT][:60], together()
+    with ThreadPoolExecutor(10) as pool:
+        assert all(pool.map(is_right, enumerate(asked)))
+    assert together() > before
 
 
 def test_the_smoke_load_finds_every_check_answered(alliance: LiveAlliance) -> None:
@@ -224,7 +244,7 @@ def test_custodians_take_calls_of_the_service_alone_and_never_twice(alliance: Li
     number, message = captured_check(alliance)
     body, service = encode(message), alliance.context_of(alliance.state / "service")
     members = [alliance.context_of(alliance.member_state(other)) for other in (1, number)]
-    for path in (CHECK, PREPARE, COMMIT, COMMITTEE_KEY):
+    for path in (CHECK, CHECKS, PREPARE, COMMIT, COMMITTEE_KEY):
         for stranger in (alliance.context, *members):
             assert internal_call(alliance, number, path, body, stranger) == (403, "not-the-service")
     assert internal_call(alliance, number, CHECK, body, service) == (409, "replayed")
@@ -262,6 +282,8 @@ def test_nothing_of_a_check_or_deposit_goes_back_to_its_originators_group(allian
             body = base64.b64decode(entry["request"])
             if entry["path"] == CHECK:
                 assert decode(CheckCall, body).signed.statement.requester != member
+            elif entry["path"] == CHECKS:
+                assert member not in {call.signed.statement.requester for call in decode(CheckCalls, body).calls}
             elif entry["path"] == PREPARE:
                 assert decode(PrepareCall, body).depositor != member
             elif entry["path"] == COMMIT:

@@ -27,7 +27,7 @@ from protocol.check import Question, Verdict, Void, accept_call, run_check
 from protocol.encoding import encode
 from protocol.manifest import Rule
 from protocol.messages import CheckEnvelope, CheckRequest, SealedLane
-from service.relay import ANSWER_BYTES, ANSWER_LANE_BYTES
+from service.check_attempts import ANSWER_BYTES, ANSWER_LANE_BYTES
 from transport.http_answers import MAX_ANSWER
 from transport.server import MAX_BODY
 

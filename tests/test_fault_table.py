@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -566,6 +567,19 @@ def a_check(ledger: Ledger) -> Callable[[], None]:
     return act
 
 
+def checks_together(ledger: Ledger) -> Callable[[], None]:
+    """Have several asked at once, of which the service, that has one flight, has all but the first leave together."""
+    asked = [(LIMIT - 3_000, Verdict.WITHIN), (LIMIT - 2_999, Verdict.EXCEEDS)] * 2
+
+    def act() -> None:
+        with ThreadPoolExecutor(len(asked)) as pool:
+            told = pool.map(ledger.verdict, [proposed for proposed, _ in asked])
+            for verdict, (_, right) in zip(told, asked, strict=True):
+                assert verdict in (right, Verdict.INDETERMINATE)
+
+    return act
+
+
 def a_key_exchange(ledger: Ledger) -> Callable[[], None]:
     ledger.there.forget_keys()
 
@@ -593,6 +607,7 @@ TO_AGENT = {
     internal.PREPARE: a_deposit,
     internal.COMMIT: a_deposit,
     internal.CHECK: a_check,
+    internal.CHECKS: checks_together,
     internal.COMMITTEE_KEY: a_key_exchange,
 }
 

@@ -118,6 +118,44 @@ def test_a_connection_that_the_peer_closed_is_made_anew(peers: Peers, server: Se
             assert isinstance(peers.call(to(url), 5), Reply)
 
 
+def test_what_came_of_a_call_is_told_when_it_ends_and_another_thread_may_go_on(
+    peers: Peers, server: Server, tls: Tls | None
+) -> None:
+    release = threading.Event()
+
+    def held(connection: socket.socket) -> None:
+        if read_request(connection):
+            assert release.wait(10)
+            connection.sendall(OK)
+
+    with server(held) as slow, server(answer_all) as lively:
+        replies = peers.replies([to(slow), to(lively)], 20)
+        assert next(replies) == (1, answered(tls))
+        release.set()
+        rest: list[tuple[int, Reply | Unreachable]] = []
+        thread = threading.Thread(target=lambda: rest.extend(replies))
+        thread.start()
+        thread.join(10)
+        assert rest == [(0, answered(tls))]
+        peers.close()
+
+
+def test_calls_under_way_when_nobody_goes_on_are_given_up(peers: Peers, server: Server, tls: Tls | None) -> None:
+    hung_up = threading.Event()
+
+    def silent(connection: socket.socket) -> None:
+        if read_request(connection) and not connection.recv(1):
+            hung_up.set()
+
+    with server(silent) as slow, server(answer_all) as lively:
+        replies = peers.replies([to(slow), to(lively)], 20)
+        assert next(replies) == (1, answered(tls))
+        replies.close()
+        assert hung_up.wait(10)
+        assert isinstance(peers.call(to(lively), 5), Reply)
+        peers.close()
+
+
 def test_nobody_there_is_told_at_once(peers: Peers, server: Server) -> None:
     with server(answer_all) as url:
         pass

@@ -161,6 +161,23 @@ def test_a_key_of_the_wrong_length_or_an_unreduced_index_is_refused(tmp_path: Pa
             AgentKeys.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("lines", "flights"), [("", 8), ("threads = 4\n", 4), ("flights = 3\n", 3), ("threads = 20\nflights = 20\n", 20)]
+)
+def test_a_service_has_eight_flights_at_once_unless_told_and_no_more_than_threads(
+    tmp_path: Path, lines: str, flights: int
+) -> None:
+    (tmp_path / "config.toml").write_text("port = 1\n" + lines)
+    assert ServiceSettings.load(tmp_path).flights == flights
+
+
+@pytest.mark.parametrize("lines", ["flights = 0\n", "flights = 17\n", "threads = 100\nflights = 65\n"])
+def test_flights_that_cannot_be_are_refused(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "config.toml").write_text("port = 1\n" + lines)
+    with pytest.raises(SettingsError, match="flights"):
+        ServiceSettings.load(tmp_path)
+
+
 def test_the_services_keys_are_read_back_and_never_overwritten(tmp_path: Path) -> None:
     keys = generate_keys()
     save_keys(keys, tmp_path)

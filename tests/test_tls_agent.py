@@ -19,7 +19,7 @@ from insurer_agent import cli as agent_cli
 from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.store.api_keys import REMEMBERED_SECONDS
 from transport.certificates import SERVICE
-from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
+from transport.internal import CHECK, CHECKS, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
 from transport.settings import SettingsError
 from transport.tls import Tls, TlsSettings
 
@@ -159,7 +159,7 @@ def test_nobody_but_the_service_calls_an_agents_inside(house: House, log: Path) 
         "the service, says the insurer's own CA": stranger(house, "forged", forged, KEY),
         "an underwriting system": stranger(house, "plain", of_own_ca("plain"), KEY),
     }
-    for path in (CHECK, PREPARE, COMMIT, COMMITTEE_KEY):
+    for path in (CHECK, CHECKS, PREPARE, COMMIT, COMMITTEE_KEY):
         request = Request(house.url(HERE) + path, b"x", {"Content-Type": CONTENT_TYPE}, method="POST")
         for name, context in callers.items():
             answer = call(request, context)

@@ -237,6 +237,7 @@ def _make_states(
         settings: dict[str, object] = {"port": 1, "allow_plain_http": True}
         if name == "service":
             save_keys(world.service.keys, states[name])
+            settings |= {"flights": 1}  # so that of few checks at once some leave together
         else:
             AgentKeys(world.members[name].party.keys, Secret(bytes(range(32)))).save(states[name])
             database = f"{root.name}_{name}".replace("-", "_")

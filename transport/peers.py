@@ -9,7 +9,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
@@ -111,10 +111,16 @@ class Peers:
         return self.exchange([call], seconds)[0]
 
     def exchange(self, calls: Sequence[Call], seconds: float) -> list[Reply | Unreachable]:
-        """Make all calls at once, in at most `seconds`; results stand in the order of the calls.
+        """Make all calls at once, in at most `seconds`; results stand in the order of the calls."""
+        replies = dict(self.replies(calls, seconds))
+        return [replies[place] for place in range(len(calls))]
 
-        A call on a kept connection that the peer has closed meanwhile is made once more on a new one, so a call must
-        bear being made twice.
+    def replies(self, calls: Sequence[Call], seconds: float) -> Generator[tuple[int, Reply | Unreachable]]:
+        """Make all calls at once, in at most `seconds`; yield the place of each, and what came of it, when it ends.
+
+        They are made, and go on, in the thread that asks for the next; those under way when nobody does (`close`) are
+        given up. A call on a kept connection that the peer has closed meanwhile is made once more on a new one, so a
+        call must bear being made twice.
         """
         began = time.monotonic()
         deadline, looked_until = began + seconds, began + min(seconds, CONNECT_SECONDS)
@@ -135,8 +141,8 @@ class Peers:
             until = min(deadline, time.monotonic() + CONNECT_SECONDS)
             return self._on_new(call, self._begin_look_up(call), until)
 
-        hold(talks, deadline, again)
-        return [self._reply(call, talk) for call, talk in zip(calls, talks, strict=True)]
+        for place in hold(talks, deadline, again):
+            yield place, self._reply(calls[place], talks[place])
 
     def _reply(self, call: Call, talk: Talk) -> Reply | Unreachable:
         if talk.answer is None or talk.line is None:

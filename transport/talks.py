@@ -4,7 +4,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from transport.http_answers import BadAnswerError, HttpAnswer
 from transport.lines import Address, Line, begin_line, secure
@@ -130,41 +130,51 @@ class Talk:
         return select.POLLIN
 
 
-def hold(talks: list[Talk], deadline: float, again: Callable[[int], Talk | None]) -> None:
-    """Have all of them end: with an answer, with what went wrong, or with `TimeoutError` at the deadline.
+def hold(talks: list[Talk], deadline: float, again: Callable[[int], Talk | None]) -> Iterator[int]:
+    """Have all of them end: with an answer, with what went wrong, or with `TimeoutError` at the deadline. Yield the
+    place of each when it has ended.
 
-    `again` is told the place of one that went wrong, and may return another to take it.
+    `again` is told the place of one that went wrong, and may return another to take it. One thread may go on where
+    another left off; those under way when nobody goes on (`close`) are given up.
     """
     poll, buffer = select.poll(), bytearray(_READ_BYTES)
     waiting: dict[int, int] = {}
 
-    def wait_for(place: int, awaited: int) -> None:
+    def waits(place: int, awaited: int) -> bool:
+        """Wait for one unless it has ended, and tell which."""
         talk = talks[place]
         while not awaited:
             following = again(place) if talk.error is not None else None
             if following is None:
-                return
+                return False
             talk = talks[place] = following
             awaited = talk.go_on(buffer)
         assert talk.line is not None
         handle = talk.line.sock.fileno()
         poll.register(handle, awaited)
         waiting[handle] = place
+        return True
 
-    for place, talk in enumerate(talks):
+    def begun(place: int, talk: Talk) -> bool:
         # What comes too late does not even leave: who asks will not hear what came of it.
-        wait_for(place, talk.give_up(TimeoutError()) if time.monotonic() >= deadline else talk.go_on(buffer))
-    while waiting:
-        until = min(deadline, *(talks[place].try_until for place in waiting.values()))
-        seconds = until - time.monotonic()
-        ready = [handle for handle, _ in poll.poll(max(0.0, 1000 * seconds))]
-        for handle in ready or [handle for handle, place in waiting.items() if talks[place].try_until <= until]:
-            poll.unregister(handle)
-            place = waiting.pop(handle)
-            step = talks[place].go_on(buffer) if ready else talks[place].try_next(TimeoutError())
-            wait_for(place, step)
-        if time.monotonic() >= deadline:
-            for handle, place in waiting.items():
+        late = time.monotonic() >= deadline
+        return waits(place, talk.give_up(TimeoutError()) if late else talk.go_on(buffer))
+
+    try:
+        yield from [place for place, talk in enumerate(list(talks)) if not begun(place, talk)]
+        while waiting:
+            until = min(deadline, *(talks[place].try_until for place in waiting.values()))
+            seconds = until - time.monotonic()
+            ready = [handle for handle, _ in poll.poll(max(0.0, 1000 * seconds))]
+            for handle in ready or [handle for handle, place in waiting.items() if talks[place].try_until <= until]:
                 poll.unregister(handle)
-                talks[place].give_up(TimeoutError())
-            return
+                place = waiting.pop(handle)
+                if not waits(place, talks[place].go_on(buffer) if ready else talks[place].try_next(TimeoutError())):
+                    yield place
+            if time.monotonic() >= deadline:
+                break
+    finally:
+        late = list(waiting.values())
+        for place in late:
+            talks[place].give_up(TimeoutError())
+    yield from late

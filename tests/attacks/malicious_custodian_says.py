@@ -17,7 +17,7 @@ from protocol.encoding import encode
 from protocol.messages import CheckAnswer, PrepareAnswer
 from protocol.secret import Secret
 from protocol.token import Pseudonym
-from service.relay import ANSWER_BYTES, ANSWER_LANE_BYTES
+from service.check_attempts import ANSWER_BYTES, ANSWER_LANE_BYTES
 from transport.internal import CONTENT_TYPE
 
 MOST = ANSWER_BYTES + ANSWER_LANE_BYTES

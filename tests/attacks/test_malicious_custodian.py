@@ -55,7 +55,7 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.messages import RELAY_PURPOSE, CheckAnswer, CheckOutcome, KeyConfirmation, Relay, SignedRelay
 from protocol.secret import Secret
-from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE, message_of, signed_headers
+from transport.internal import CHECK, CHECKS, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE, message_of, signed_headers
 
 pytestmark = pytest.mark.alliance
 
@@ -196,7 +196,7 @@ def test_a_custodian_cannot_call_other_members_or_give_them_its_answer(stage: St
     theirs = stage.service._service.keys.signing
     for number in set(range(1, MEMBERS + 1)) - {LIAR}:
         url, member = stage.alliance.member(number)["url"], f"insurer-{number:02d}"
-        for path in (CHECK, PREPARE, COMMIT, COMMITTEE_KEY):
+        for path in (CHECK, CHECKS, PREPARE, COMMIT, COMMITTEE_KEY):
             for body in (asked, answer):
                 headers = signed_headers(own, member, path, body, time.time())
                 refused = call(Request(url + path, body, headers, method="POST"))

@@ -74,7 +74,7 @@ from protocol.messages import (
 from protocol.messages import Relay as RelayMessage
 from service.relay import Relay
 from transport import internal
-from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
+from transport.internal import CHECK, CHECKS, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE
 
 pytestmark = pytest.mark.alliance
 
@@ -953,7 +953,7 @@ FORGERIES: dict[str, tuple[Forge, str]] = {
 }
 
 
-@pytest.mark.parametrize("path", [CHECK, PREPARE, COMMIT, COMMITTEE_KEY])
+@pytest.mark.parametrize("path", [CHECK, CHECKS, PREPARE, COMMIT, COMMITTEE_KEY])
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_an_agent_reads_no_call_but_what_the_service_signed_just_now_for_it_path_and_body(
     stage: Stage, forgery: str, path: str

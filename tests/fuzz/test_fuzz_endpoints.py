@@ -29,6 +29,8 @@ from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import (
     CheckCall,
+    CheckCalls,
+    CheckReplies,
     CheckRequest,
     CommitCall,
     HolderReceipts,
@@ -40,7 +42,7 @@ from protocol.messages import (
 )
 from protocol.progress import SignedReport
 from service.config import load_keys
-from transport.internal import CHECK, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE, signed_headers
+from transport.internal import CHECK, CHECKS, COMMIT, COMMITTEE_KEY, CONTENT_TYPE, PREPARE, signed_headers
 from transport.server import MAX_BODY
 
 pytestmark = pytest.mark.alliance
@@ -56,7 +58,13 @@ SERVICE = {
     "/v1/relay": SignedRelay,
     "/v1/watermarks": SignedReport,
 }
-AGENT = {CHECK: CheckCall, PREPARE: PrepareCall, COMMIT: CommitCall, COMMITTEE_KEY: Relayed}
+AGENT = {
+    CHECK: CheckCall,
+    CHECKS: CheckCalls,
+    PREPARE: PrepareCall,
+    COMMIT: CommitCall,
+    COMMITTEE_KEY: Relayed,
+}
 CANARY = "kanarienvogel77421"
 """Stands in every request that can hold it; no log may."""
 HTTP_CODES = {
@@ -107,6 +115,16 @@ def refused(tally: Tally, answer: Told, codes: Any = CODES) -> None:  # noqa: AN
     if answer.status < 300:
         tally.accepts(right=False)
     tally.refuses(answer.code, codes)
+
+
+def each_refused(tally: Tally, answer: bytes, codes: Any = CODES) -> None:  # noqa: ANN401  as above
+    """Count replies to calls of several checks, each of which must be a refusal."""
+    for reply in decode(CheckReplies, answer).replies:
+        tally.inputs += 1
+        if reply.answer is not None:
+            tally.accepts(right=False)
+        assert reply.refusal is not None
+        tally.refuses(reply.refusal, codes)
 
 
 # --- what must not have happened -----------------------------------------------------------------------------------
@@ -177,6 +195,9 @@ def captured(alliance: LiveAlliance, party: str, path: str) -> bytes:
 
 def asked_of(alliance: LiveAlliance, path: str) -> tuple[int, bytes]:
     """Return an agent with a call that it has just answered."""
+    if path == CHECKS:  # in one message what it has answered by itself
+        number, data = asked_of(alliance, CHECK)
+        return number, encode(CheckCalls(calls=(decode(CheckCall, data),)))
     if path == CHECK:
         assert settled(alliance, 2, PERSON, AT_LIMIT) == ("within", None)
     for number in range(1, MEMBERS + 1):
@@ -210,6 +231,10 @@ def test_a_call_that_the_test_signs_as_the_service_is_answered_and_an_unsigned_o
             refused(tally, one(alliance.member(number)["url"], request("POST", path, data, BINARY)), {"bad-signature"})
         number, data = asked[CHECK]
         refused(tally, call(alliance, number, CHECK, data), {"replayed"})
+        number, data = asked[CHECKS]
+        answer = call(alliance, number, CHECKS, data)
+        assert answer.status == 200
+        each_refused(tally, answer.body, {"replayed"})
 
 
 # --- bodies --------------------------------------------------------------------------------------------------------
@@ -263,6 +288,8 @@ def is_lasting(alliance: LiveAlliance, number: int, message: object) -> bool:
         return any(item.deposit_id in KNOWN_IDS for item in message.commits)
     if isinstance(message, PrepareCall):
         return message.order is not None and abs(time.time() - message.order.issued_at) < 70
+    if isinstance(message, CheckCalls):
+        return any(is_lasting(alliance, number, one) for one in message.calls)
     if isinstance(message, CheckCall):
         with Insider(alliance, number) as insider:
             try:
@@ -290,7 +317,7 @@ def test_no_call_that_was_bent_does_anything_at_an_agent_though_the_service_sign
     number, good = asked_of(alliance, path)
     url, kind = alliance.member(number)["url"], AGENT[path]
     original = decode(kind, good)
-    others = [asked_of(alliance, other)[1] for other in AGENT if other != CHECK]
+    others = [asked_of(alliance, other)[1] for other in AGENT if other not in (CHECK, CHECKS)]
     if isinstance(original, CommitCall):
         KNOWN_IDS.update(item.deposit_id for item in original.commits)
 
@@ -301,7 +328,9 @@ def test_no_call_that_was_bent_does_anything_at_an_agent_though_the_service_sign
             if is_lasting(alliance, number, decode(kind, body)):
                 return
         answer = call(alliance, number, path, body)
-        if answer.status == 200 and path in (PREPARE, COMMIT):
+        if answer.status == 200 and path == CHECKS:
+            each_refused(tally, answer.body)
+        elif answer.status == 200 and path in (PREPARE, COMMIT):
             tally.inputs += 1
             tally.accepts(right=bent_is_refused(original, decode(kind, body), answer.body))
         else:

@@ -73,6 +73,7 @@ from protocol.messages import (
     COUNT_OF_KIND,
     FRESHNESS_SECONDS,
     ISSUE,
+    RECHECK,
     Abandon,
     CheckAnswer,
     CheckCall,
@@ -227,6 +228,8 @@ def may_be_answered(call: CheckCall, slot: int, opened: CheckEnvelope | None) ->
     own = SLOTS.index(requester.id) if requester.id in SLOTS else None
     rules = {rule.id: rule for rule in (RULE, COUNT_RULE)}
     held = held_labels(len(SLOTS), excluded_slot(0, own, len(SLOTS), statement.check_id), slot)
+    if statement.occasion == RECHECK:  # which proposes nothing
+        held = []
     return (
         statement.manifest_hash == MANIFEST.hash
         and abs(NOW - statement.issued_at) <= FRESHNESS_SECONDS

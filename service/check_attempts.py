@@ -1,0 +1,109 @@
+"""An attempt at a check between its departure and what comes of it (SPEC.md, 6, steps 2 to 4)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from protocol.check import Evaluation, call_for, conclude
+from protocol.messages import RECHECK, CheckAnswer, CheckCall, CheckOutcome, CheckRequest
+from protocol.party import ServiceParty
+from protocol.sharing import CHOSEN
+from transport.places import FEW_LANES
+
+if TYPE_CHECKING:
+    from protocol.errors import ProtocolError
+
+MAX_ENVELOPE = 256 << 10
+"""Bytes that an envelope may have beside others in a message, of which a body takes 8 MB. One of 16 lanes has 7 KB."""
+ANSWER_BYTES, ANSWER_LANE_BYTES = 8 << 10, 16 << 10
+"""What a custodian's answer to a check may have: a lane has 13 KB of it, its garbled circuit and labels."""
+
+
+def may_fly(request: CheckRequest) -> bool:
+    """Tell whether a check may share messages with others: an underwriter's who waits, of the usual size."""
+    statement = request.signed.statement
+    few = statement.occasion != RECHECK and len(statement.lanes) <= FEW_LANES
+    return few and all(len(envelope) <= MAX_ENVELOPE for envelope in request.envelopes)
+
+
+class CheckAttempt:
+    """What four custodians are asked, until when, what they say, and what comes of it.
+
+    `place` is attempt, A and tick. `deadline` is the check's, by the monotonic clock; `most` is how many seconds
+    custodians have from the departure on, if the deadline leaves so many. One thread at a time writes to it, the one
+    that makes the calls; who asks may read what there is at any time.
+    """
+
+    def __init__(
+        self,
+        service: ServiceParty,
+        evaluation: Evaluation,
+        place: tuple[int, tuple[int, ...], int],
+        deadline: float,
+        most: float,
+    ) -> None:
+        self.service = service
+        self.evaluation = evaluation
+        self.number, self.chosen, self.tick = place
+        self.deadline = deadline
+        self._most = most
+        self.seconds = 0.0
+        """How long custodians have; 0 while it has not left."""
+        self.answers: dict[int, CheckAnswer | ProtocolError] = {}
+        """By slot, what was heard: an answer, or why there is none."""
+        self.came: CheckOutcome | Exception | None = None
+        """What four answers came to; an exception where they disagree, or are such as nothing can be made of."""
+        self.is_over = False
+
+    @property
+    def shard(self) -> int:
+        """The shard of the check."""
+        return self.evaluation.request.signed.statement.shard
+
+    @property
+    def answer_bytes(self) -> int:
+        """How long a custodian's answer may be."""
+        return ANSWER_BYTES + len(self.evaluation.request.signed.statement.lanes) * ANSWER_LANE_BYTES
+
+    @property
+    def had_time(self) -> bool:
+        """Whether a custodian that was not heard is to blame, and not that the attempt left late."""
+        return self.seconds >= self._most / 2
+
+    def leave(self, now: float) -> bool:
+        """Have it leave at this monotonic time; tell whether it does, as what has no time left asks nobody."""
+        self.seconds = max(0.0, min(self.deadline - now, self._most))
+        self.is_over = not self.seconds
+        return not self.is_over
+
+    def member(self, slot: int) -> str:
+        """Return whose the slot is."""
+        return self.service.manifest.committee(self.shard).slots[slot]
+
+    def call(self, slot: int) -> CheckCall:
+        """Return what a custodian of A is sent."""
+        return call_for(self.evaluation, self.number, self.chosen, self.tick, slot)
+
+
+def settle(attempts: Sequence[CheckAttempt]) -> None:
+    """End those of these attempts of which all four custodians were heard."""
+    whole = [attempt for attempt in attempts if len(attempt.answers) == CHOSEN]
+    answers = [
+        {slot: said for slot, said in attempt.answers.items() if isinstance(said, CheckAnswer)} for attempt in whole
+    ]
+    answered = [(attempt, four) for attempt, four in zip(whole, answers, strict=True) if len(four) == CHOSEN]
+    for (attempt, _), came in zip(answered, conclude_each(answered), strict=True):
+        attempt.came = came
+    for attempt in whole:
+        attempt.is_over = True
+
+
+def conclude_each(answered: Sequence[tuple[CheckAttempt, dict[int, CheckAnswer]]]) -> list[CheckOutcome | Exception]:
+    """4. Compare, evaluate, return tags that only each requester can read; what one raises is that one's alone."""
+    return [_concluded(attempt, answers) for attempt, answers in answered]
+
+
+def _concluded(attempt: CheckAttempt, answers: dict[int, CheckAnswer]) -> CheckOutcome | Exception:
+    try:
+        return conclude(attempt.service, attempt.evaluation, attempt.number, attempt.chosen, attempt.tick, answers)
+    except Exception as error:  # noqa: BLE001  raised in the thread that asked
+        return error
