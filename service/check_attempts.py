@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from protocol.check import Evaluation, call_for, conclude
+from protocol.check import Conclusion, Evaluation, call_for, conclude_together
 from protocol.messages import RECHECK, CheckAnswer, CheckCall, CheckOutcome, CheckRequest
 from protocol.party import ServiceParty
 from protocol.sharing import CHOSEN
@@ -99,11 +99,19 @@ def settle(attempts: Sequence[CheckAttempt]) -> None:
 
 def conclude_each(answered: Sequence[tuple[CheckAttempt, dict[int, CheckAnswer]]]) -> list[CheckOutcome | Exception]:
     """4. Compare, evaluate, return tags that only each requester can read; what one raises is that one's alone."""
-    return [_concluded(attempt, answers) for attempt, answers in answered]
-
-
-def _concluded(attempt: CheckAttempt, answers: dict[int, CheckAnswer]) -> CheckOutcome | Exception:
+    asked = [
+        (attempt.service, Conclusion(attempt.evaluation, attempt.number, attempt.chosen, attempt.tick, answers))
+        for attempt, answers in answered
+    ]
     try:
-        return conclude(attempt.service, attempt.evaluation, attempt.number, attempt.chosen, attempt.tick, answers)
+        return [*conclude_together(asked)]
+    except Exception:  # noqa: BLE001  whose it is shows when each is concluded by itself
+        return [_concluded(service, one) for service, one in asked]
+
+
+def _concluded(service: ServiceParty, one: Conclusion) -> CheckOutcome | Exception:
+    try:
+        (found,) = conclude_together([(service, one)])
     except Exception as error:  # noqa: BLE001  raised in the thread that asked
         return error
+    return found

@@ -25,8 +25,18 @@ from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.intake.policy import Event
 from insurer_agent.rest import make_app
 from insurer_agent.store.register import PolicyEvent
-from protocol.check import PendingCheck, Question, Verdict, Void, ask, conclude, read_outcome
+from protocol.check import (
+    Conclusion,
+    PendingCheck,
+    Question,
+    Verdict,
+    Void,
+    ask,
+    conclude_together,
+    read_outcome,
+)
 from protocol.committee import preferred_choice
+from protocol.comparison import Disagreement
 from protocol.encoding import decode, encode
 from protocol.manifest import Manifest, china_day
 from protocol.messages import (
@@ -386,12 +396,12 @@ def test_what_nothing_can_be_made_of_is_an_error_of_that_check_alone(
         several = [at.ask(1 + number, LIMIT - COVER + number % 2) for number in range(3)]
         fault, broken = ValueError("an array of another shape"), several[1].request
 
-        def failing(party: Any, evaluation: Any, *rest: Any) -> Any:  # noqa: ANN401  those of `conclude`
-            if evaluation.request is broken:
+        def failing(attempts: list[tuple[ServiceParty, Conclusion]]) -> list[CheckOutcome | Disagreement]:
+            if any(one.evaluation.request is broken for _, one in attempts):
                 raise fault
-            return conclude(party, evaluation, *rest)
+            return conclude_together(attempts)
 
-        monkeypatch.setattr(service.check_attempts, "conclude", failing)
+        monkeypatch.setattr(service.check_attempts, "conclude_together", failing)
         at.together(*several)
         assert [several[place].read() for place in (0, 2)] == [several[place].right for place in (0, 2)]
         with pytest.raises(AssertionError):
