@@ -23,7 +23,6 @@ from typing import (
     Any,
     Protocol,
     TypeVar,
-    cast,
     dataclass_transform,
     get_args,
     get_origin,
@@ -56,6 +55,21 @@ class Reader:
         piece = self._data[self._at : end]
         self._at = end
         return piece
+
+    def take_prefix(self, prefix: bytes) -> None:
+        """Go on past these bytes; refuse others."""
+        if not self._data.startswith(prefix, self._at):
+            raise malformed("it is another message or another version")
+        self._at += len(prefix)
+
+    @property
+    def at(self) -> int:
+        """The place of the next byte."""
+        return self._at
+
+    def since(self, at: int) -> bytes:
+        """Return what was read from a place on."""
+        return self._data[at : self._at]
 
     def finish(self) -> None:
         """Refuse bytes left over."""
@@ -233,8 +247,11 @@ PREFIX_BYTES = 8
 
 
 @dataclass_transform(frozen_default=True)
-def message(name: str, *, version: int) -> Callable[[type[M]], type[M]]:
-    """Make a class a frozen dataclass with a wire form. Fields cannot be reordered or changed within a version."""
+def message(name: str, *, version: int, kept: bool = False) -> Callable[[type[M]], type[M]]:
+    """Make a class a frozen dataclass with a wire form. Fields cannot be reordered or changed within a version.
+
+    Values of one that is `kept` keep their encoding, for what is written many times over.
+    """
 
     def apply(cls: type[M]) -> type[M]:
         made = dataclasses.dataclass(frozen=True, repr=False)(cls)
@@ -245,28 +262,45 @@ def message(name: str, *, version: int) -> Callable[[type[M]], type[M]]:
                 raise TypeError(f"{cls.__name__}.{field_name} has no codec")
             fields.append((field_name, get_args(hint)[1]))
         prefix = hashlib.sha256(f"cover-lookup/{name}/{version}".encode()).digest()[:PREFIX_BYTES]
-        made._wire = (prefix, tuple(fields))  # type: ignore[attr-defined]  # noqa: SLF001  read by _write and _read alone
+        made._wire = (prefix, tuple(fields), kept)  # type: ignore[attr-defined]  # noqa: SLF001  read by _write and _read alone
         return made
 
     return apply
 
 
-def _wire(kind: type[Any]) -> tuple[bytes, tuple[tuple[str, Codec], ...]]:
-    return cast("tuple[bytes, tuple[tuple[str, Codec], ...]]", kind._wire)  # noqa: SLF001  set by @message
+_KEPT = "_encoded"
+"""Where a kept message has its encoding: there is one for each value, and a frozen value stays what it is."""
+
+
+def _wire(kind: type[Any]) -> tuple[bytes, tuple[tuple[str, Codec], ...], bool]:
+    wire: tuple[bytes, tuple[tuple[str, Codec], ...], bool] = kind._wire  # noqa: SLF001  set by @message
+    return wire
 
 
 def _write(value: Any, out: bytearray) -> None:
-    prefix, fields = _wire(type(value))
+    prefix, fields, is_kept = _wire(type(value))
+    values, begin = value.__dict__, len(out)
+    if is_kept and _KEPT in values:
+        out += values[_KEPT]
+        return
     out += prefix
     for name, codec in fields:
-        codec.write(getattr(value, name), out)
+        codec.write(values[name], out)
+    if is_kept:
+        values[_KEPT] = bytes(out[begin:])
 
 
 def _read(kind: type[M], reader: Reader) -> M:
-    prefix, fields = _wire(kind)
-    if reader.take(PREFIX_BYTES) != prefix:
-        raise malformed("it is another message or another version")
-    return kind(**{name: codec.read(reader) for name, codec in fields})
+    prefix, fields, is_kept = _wire(kind)
+    begin = reader.at
+    reader.take_prefix(prefix)
+    value = kind.__new__(kind)
+    values = value.__dict__  # past the frozen class's own way, which takes longer than all the rest
+    for name, codec in fields:
+        values[name] = codec.read(reader)
+    if is_kept:
+        values[_KEPT] = reader.since(begin)
+    return value
 
 
 def encode(value: object) -> bytes:
@@ -278,10 +312,9 @@ def encode(value: object) -> bytes:
 
 def first_field(kind: type[Any], data: bytes) -> Any:
     """Return the first field of the message of that kind that `data` begins to encode; the rest is not read."""
-    prefix, fields = _wire(kind)
+    prefix, fields, _ = _wire(kind)
     reader = Reader(data)
-    if reader.take(PREFIX_BYTES) != prefix:
-        raise malformed("it is another message or another version")
+    reader.take_prefix(prefix)
     return fields[0][1].read(reader)
 
 

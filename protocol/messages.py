@@ -92,7 +92,7 @@ class EnvelopeHash:
     hash: Annotated[bytes, HASH]
 
 
-@message("check statement", version=2)
+@message("check statement", version=2, kept=True)
 class CheckStatement:
     """What the requester signs. `persons` are the blinded persons, B each."""
 
@@ -108,7 +108,7 @@ class CheckStatement:
     envelopes: Annotated[tuple[EnvelopeHash, ...], Seq(Nested(EnvelopeHash), least=CHOSEN, most=MAX_SLOTS)]
 
 
-@message("signed check", version=1)
+@message("signed check", version=1, kept=True)
 class SignedCheck:
     """A statement with the requester's Ed25519 signature."""
 

@@ -57,5 +57,5 @@ def values_of(codec: Codec) -> st.SearchStrategy[Any]:
 
 def messages(kind: type[Any]) -> st.SearchStrategy[Any]:
     """Return messages of a kind, as its annotations describe it."""
-    _, fields = kind._wire
+    _, fields, _ = kind._wire
     return st.builds(kind, **{field: values_of(codec) for field, codec in fields})

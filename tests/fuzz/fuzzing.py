@@ -224,7 +224,7 @@ def _write(codec: Codec, value: Any, out: bytearray, found: list[Count]) -> None
             out.append(1)
             _write(codec._codec, value, out, found)
         case Nested():
-            prefix, parts = codec._kind._wire
+            prefix, parts, _ = codec._kind._wire
             out += prefix
             for name, part in parts:
                 _write(part, getattr(value, name), out, found)
