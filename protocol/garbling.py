@@ -93,7 +93,7 @@ class _Hash:
                 pieces.append(cipher.update(view[at : at + lanes * a_lane]))
                 at += lanes * a_lane
             permuted = b"".join(pieces)
-        return np.ndarray(blocks.shape, _WORD, permuted)
+        return np.frombuffer(permuted, _WORD).reshape(blocks.shape)
 
 
 def _select(labels: Wires) -> Wires:
