@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import central
 import psycopg
 import pytest
+import servers
 from book import LIMIT, policies, questions
 from check_picture import REST, bars, picture
 from load import Blocks, Run
@@ -112,3 +113,10 @@ def test_the_picture_accounts_for_all_of_a_checks_time() -> None:
     assert sum(bar.core for bar in found) == pytest.approx(12.0)
     texts = [element.text for element in ET.fromstring(picture(figures)).iter() if element.text]  # noqa: S314  our own
     assert "custodians: <garble>" in texts
+
+
+def test_servers_are_compared_by_the_same_requests() -> None:
+    found = servers.compare(requests=20, rounds=1)
+    assert {"gunicorn, worker of threads", "gunicorn, this project's worker"} <= found.keys()
+    assert all(one["p50_us"] > 0 and one["core_us"] > 0 for one in found.values())
+    assert all(took > 0 for took in servers.parsers(requests=5, rounds=1).values())
