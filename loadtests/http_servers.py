@@ -1,6 +1,6 @@
 """What an HTTP server itself takes of a message: gunicorn as this project runs it, and others that are installed.
 
-    .venv/bin/python loadtests/servers.py [--requests 2000] [--rounds 5]
+    .venv/bin/python loadtests/http_servers.py [--requests 2000] [--rounds 5]
 
 Each serves one WSGI application that takes a kilobyte and answers three, in one process, and is asked by one client on
 a kept connection, in blocks that alternate. Compared are the medians and the processor time of the server's processes,
@@ -65,17 +65,17 @@ def _commands(state: Path) -> dict[str, list[str]]:
     here = Path(__file__)
     threads = [*GUNICORN, "127.0.0.1:{port}", "--worker-class", "gthread", "--threads", str(THREADS)]
     found = {
-        "gunicorn, worker of threads": [*threads, "servers:application"],
+        "gunicorn, worker of threads": [*threads, "http_servers:application"],
         "gunicorn, this project's worker": [sys.executable, str(here), "--serve", "{port}", "--state", str(state)],
     }
     if importlib.util.find_spec("gevent"):
-        line = [*GUNICORN, "127.0.0.1:{port}", "--worker-class", "gevent", "servers:application"]
+        line = [*GUNICORN, "127.0.0.1:{port}", "--worker-class", "gevent", "http_servers:application"]
         found["gunicorn, gevent"] = line
     if importlib.util.find_spec("granian"):
         line = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}"]
-        found["granian (Rust)"] = [*line, "--no-ws", "--log-level", "error", "servers:application"]
+        found["granian (Rust)"] = [*line, "--no-ws", "--log-level", "error", "http_servers:application"]
     if importlib.util.find_spec("bjoern"):
-        code = "import bjoern, servers; bjoern.run(servers.application, '127.0.0.1', {port})"
+        code = "import bjoern, http_servers; bjoern.run(http_servers.application, '127.0.0.1', {port})"
         found["bjoern (C)"] = [sys.executable, "-c", code]
     return found
 
