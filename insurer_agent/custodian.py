@@ -14,12 +14,12 @@ from typing import Self
 from insurer_agent.store.custody import Admitted, PostgresCustody
 from insurer_agent.store.keyring import Keyring
 from protocol import committee_keys, signing
-from protocol.check import AcceptedCheck, accept_call, garble_calls
+from protocol.check import AcceptedCheck, GarbledCheck, accept_call, garble_calls
 from protocol.committee_keys import CommitteeKey
 from protocol.deposit import accept_commit, accept_prepare, confirm, give_receipts, holder_place
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
-from protocol.manifest import Manifest, china_day
+from protocol.manifest import china_day
 from protocol.messages import (
     RECHECK,
     RELAY_PURPOSE,
@@ -115,8 +115,8 @@ class Custodian:
             try:
                 # 3a. Signature, envelope, freshness, manifest, A, proofs of D and, as one of two, of C, equal fields.
                 judged = accept_call(party, call, now)
-                key = self._key(party.manifest, judged.statement.shard, judged.omitted)
-            except ProtocolError as error:
+                key = self.under(party)._key(judged.statement.shard, judged.omitted)  # noqa: SLF001  its own
+            except Exception as error:  # noqa: BLE001  of this call alone, whatever it is; its caller is told
                 found[place] = error
             else:
                 accepted[place] = party, judged, key
@@ -125,20 +125,23 @@ class Custodian:
         return [found[place] for place in range(len(calls))]
 
     def _admit_and_garble(self, accepted: Sequence[_Accepted]) -> list[CheckAnswer | Exception]:
-        views = list[Admitted | Exception]()
+        views, is_small = list[Admitted | Exception](), sum(len(one.lanes) for _, one, _ in accepted) <= FEW_LANES
         # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid. Rows
         # and stamps of one snapshot.
         with self._custody.admitting([(one.admission(), one.reading()) for _, one, _ in accepted]) as admitted:
-            # 3c. Garble, while the database is at work: nothing that is stored comes into it.
-            garbled = garble_calls(accepted)
+            # 3c. Garble: nothing that is stored comes into it, so a little is done while the database is at work, and
+            # what takes long when its connection is free again.
+            garbled = garble_calls(accepted) if is_small else []
             for number in range(len(accepted)):
                 try:
                     views.append(admitted(number))
                 except Exception as error:  # noqa: BLE001  of this check alone, whatever it is; its caller is told
                     views.append(error)
+        garbled = garbled or garble_calls(accepted)
         # 3d. Sum, add the proposal, activate labels.
         return [
-            view if isinstance(view, Exception) else one.answer(*view) for one, view in zip(garbled, views, strict=True)
+            view if isinstance(view, Exception) else _answered(one, view)
+            for one, view in zip(garbled, views, strict=True)
         ]
 
     # --- deposits
@@ -148,7 +151,7 @@ class Custodian:
         now = time.time()
         # 3a. Both proofs, envelopes, equal fields; who garbles.
         _, omitted = holder_place(self._party, call, now)
-        key = self._key(self._party.manifest, call.shard, omitted)
+        key = self._key(call.shard, omitted)
         accepted = accept_prepare(self._party, call, key, now)
         for item in accepted.deposits:
             if isinstance(item, ProtocolError):
@@ -236,8 +239,15 @@ class Custodian:
         committees = self._party.manifest.terms.committees
         return [committee.shard for committee in committees if self._party.id in committee.slots]
 
-    def _key(self, manifest: Manifest, shard: int, omitted: int | None) -> CommitteeKey:
-        return self._keyring.current(shard, omitted, manifest.committee(shard).version)
+    def _key(self, shard: int, omitted: int | None) -> CommitteeKey:
+        return self._keyring.current(shard, omitted, self._party.manifest.committee(shard).version)
+
+
+def _answered(garbled: GarbledCheck, admitted: Admitted) -> CheckAnswer | Exception:
+    try:
+        return garbled.answer(*admitted)
+    except Exception as error:  # noqa: BLE001  as above
+        return error
 
 
 def _reply(answer: CheckAnswer | Exception) -> CheckReply:

@@ -8,21 +8,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from insurer_agent.acting import Acting
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.store.own_answers import Counted, OwnAnswers, OwnLane
 from protocol.budget import latest_today, most_answers, most_answers_whatever_was
-from protocol.check import Question, Verdict, Void, ask, read_outcome, shard_of_person
+from protocol.check import PendingCheck, Question, Verdict, Void, ask, read_outcome, shard_of_person
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
 from protocol.manifest import Rule, china_day
-from protocol.messages import RECHECK, UNDERWRITING, CheckOutcome
+from protocol.messages import RECHECK, UNDERWRITING, CheckOutcome, CheckRequest
 from protocol.party import Party, RandomBytes
 from protocol.watermark import Completeness
 from transport.internal import CONTENT_TYPE, service_message_of
 from transport.peers import Call, Peers
+from transport.places import FEW_LANES
 
 RECHECK_LANES = 64
 """Persons and rules that a recheck has in one check. A custodian takes some 50 ms of a processor for them and the first
@@ -141,9 +143,15 @@ class Requester:
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
+        make = partial(ask, party, now=now, deadline=now + seconds, random=self._random, occasion=occasion)
+        made: tuple[PendingCheck, CheckRequest] | None = None
         with self._own.counting(self._random(16), occasion, _own_lanes(party, questions, occasion), now) as counting:
-            # All are asked while the database counts, and asked anew without those that it stops, which are few.
-            pending, request = ask(party, questions, now, now + seconds, self._random, occasion=occasion)
+            if len(questions) <= FEW_LANES:  # asked while the database counts, and anew without what it stops
+                try:
+                    made = make(questions)
+                except ProtocolError:
+                    self._own.note(counting(), [])
+                    raise
             counted = counting()
         sent = [place for place in range(len(questions)) if place not in counted.stopped]
         stopped = {place: _stopped(questions[place].rule, counted, place) for place in counted.stopped}
@@ -152,9 +160,7 @@ class Requester:
             return Answer(self._random(16), china_day(now), current, lanes)
         answered = list[int]()
         try:
-            if stopped:
-                left = [questions[place] for place in sent]
-                pending, request = ask(party, left, now, now + seconds, self._random, occasion=occasion)
+            pending, request = made if made and not stopped else make([questions[place] for place in sent])
             call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
             try:
                 reply = self._peers.call(call, seconds - (time.monotonic() - began))

@@ -12,8 +12,8 @@ from transport.places import FEW_LANES
 if TYPE_CHECKING:
     from protocol.errors import ProtocolError
 
-MAX_ENVELOPE = 256 << 10
-"""Bytes that an envelope may have beside others in a message, of which a body takes 8 MB. One of 16 lanes has 7 KB."""
+MAX_ENVELOPE = 16 << 10
+"""Bytes that an envelope may have beside others in a message. One of 16 lanes has 7 KB."""
 ANSWER_BYTES, ANSWER_LANE_BYTES = 8 << 10, 16 << 10
 """What a custodian's answer to a check may have: a lane has 13 KB of it, its garbled circuit and labels."""
 
@@ -53,6 +53,11 @@ class CheckAttempt:
         self.came: CheckOutcome | Exception | None = None
         """What four answers came to; an exception where they disagree, or are such as nothing can be made of."""
         self.is_over = False
+
+    @property
+    def group(self) -> str:
+        """The requester's group."""
+        return self.service.manifest.member(self.evaluation.request.signed.statement.requester).group
 
     @property
     def shard(self) -> int:

@@ -1,9 +1,11 @@
 """Flights: what waits together leaves together, and only what waits.
 
 A process has so many flights under way at once. While it has fewer, an attempt leaves at once and alone, in its own
-thread. Others wait, and when a flight ends, those that wait longest leave together as the next. One of the threads
-that are carried does the work for all, the one with most time left, and when its own attempt is over it leaves what
-there is to do to another: nobody waits for what others asked, and there is no thread beside those that ask.
+thread. Others wait, and when a flight ends, whoever waits longest leaves as the next, with all that wait of the same
+group: by the time of an answer that came with others' one group could tell whom another asks about. Who has waited for
+long leaves in any case: a custodian that is slow would else hold up what never asks it. One of the threads that are
+carried does the work for all, the one with most time left, and when its own attempt is over it leaves what there is to
+do to another: nobody waits for what others asked, and there is no thread beside those that ask.
 """
 
 import threading
@@ -21,6 +23,10 @@ class Attempt(Protocol):
     @property
     def deadline(self) -> float:
         """When who asks stops waiting, by the monotonic clock."""
+
+    @property
+    def group(self) -> str:
+        """Whose it is: what is of one group may leave together."""
 
     @property
     def is_over(self) -> bool:
@@ -59,14 +65,20 @@ class _Flight(Generic[A]):
 
 
 class Flights(Generic[A]):
-    """At most `most` flights at once. `fly` takes the attempts of one, in the order in which they came, and yields
-    whenever some may be over; it is run by one thread at a time and closed when none is left that waits.
+    """At most `most` flights at once, and beyond them those of who has waited for `patience` seconds.
+
+    `fly` takes the attempts of one, in the order in which they came, and yields whenever some may be over; it is run by
+    one thread at a time and closed when none is left that waits.
     """
 
-    def __init__(self, most: int, fly: Callable[[Sequence[A]], Generator[None]]) -> None:
+    def __init__(
+        self, most: int, fly: Callable[[Sequence[A]], Generator[None]], patience: float = float("inf")
+    ) -> None:
         self._fly = fly
+        self._patience = patience
         self._lock = threading.Lock()
         self._free = most
+        """Below zero by the flights of who would not wait any more."""
         self._waiting: deque[_Seat[A]] = deque()
         """Empty while a place is free: whoever ends a flight hands its place on."""
 
@@ -78,20 +90,40 @@ class Flights(Generic[A]):
         """
         seat = _Seat(attempt)
         with self._lock:
-            if self._free:
+            if self._free > 0:
                 self._free -= 1
                 seat.leads = True
                 _Flight([seat], self._fly([attempt]))
             else:
                 self._waiting.append(seat)
         if not seat.leads:
-            seat.called.wait(max(0.0, attempt.deadline - time.monotonic()))
-            with self._lock:  # from here on nobody makes it lead who has not
-                self._leave(seat)
+            self._wait(seat)
         if seat.leads:
             self._lead(seat)
         elif seat.flight is not None and seat.flight.error is not None and not attempt.is_over:
             raise FlightFailedError("the flight that carried an attempt failed") from seat.flight.error
+
+    def _wait(self, seat: _Seat[A]) -> None:
+        """Wait until called, or until the deadline; leave without a place when patience ends."""
+        deadline = seat.attempt.deadline
+        seat.called.wait(max(0.0, min(self._patience, deadline - time.monotonic())))
+        with self._lock:
+            if seat.flight is None and time.monotonic() < deadline:
+                self._free -= 1
+                self._depart(seat)
+                seat.leads = True
+        if not seat.leads:
+            seat.called.wait(max(0.0, deadline - time.monotonic()))
+            with self._lock:  # from here on nobody makes it lead who has not
+                self._leave(seat)
+
+    def _depart(self, first: _Seat[A]) -> _Flight[A]:
+        """Have one that waits leave, with those of its group."""
+        kin = [seat for seat in self._waiting if seat.attempt.group == first.attempt.group and seat is not first]
+        seats = [seat for seat in self._waiting if seat is first or seat in kin[: MAX_TOGETHER - 1]]
+        for seat in seats:
+            self._waiting.remove(seat)
+        return _Flight(seats, self._fly([seat.attempt for seat in seats]))
 
     def _leave(self, seat: _Seat[A]) -> None:
         if seat.flight is None:
@@ -129,11 +161,10 @@ class Flights(Generic[A]):
         """Call all that are still there, and hand the flight's place to those that wait."""
         with self._lock:
             self._call(flight, list(flight.seats))
-            if not self._waiting:
-                self._free += 1
-                return
-            seats = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
-            self._have_led(_Flight(seats, self._fly([seat.attempt for seat in seats])))
+            self._free += 1
+            if self._waiting and self._free > 0:
+                self._free -= 1
+                self._have_led(self._depart(self._waiting[0]))
 
     def _call(self, flight: _Flight[A], seats: list[_Seat[A]]) -> None:
         for seat in seats:

@@ -70,6 +70,8 @@ _OUT = 100.0
 """The score of a custodian that is not asked again in this check."""
 _ODD = 1.0
 """The score of one that disagreed: asked again only if there is no other."""
+_PATIENCE = 0.15
+"""For how long a check waits for others' to be answered: some custodian may be slow that it does not ask."""
 NO_ANSWER = {"unreachable", "timeout", "not-ready", "busy", "database-unavailable", "internal-error", "malformed"}
 """What a peer says that is out of order: as good as no answer, and no refusal."""
 
@@ -87,7 +89,7 @@ class Relay:
         self._batch_places = Places(settings.threads, FOR_BATCHES)
         self._deposit_places = Places(settings.threads, FOR_BATCHES)
         self._key_places = Places(settings.threads, FOR_KEYS)
-        self._flights = Flights(settings.flights, custodians.fly)
+        self._flights = Flights(settings.flights, custodians.fly, _PATIENCE)
 
     def under(self, service: ServiceParty) -> Self:
         """Return this relay acting under another manifest, with the same memory, rates, places and flights."""

@@ -117,6 +117,12 @@ class Asked:
         return isinstance(self.came, CheckOutcome) and self.came.attempt == number
 
 
+@pytest.fixture(autouse=True)
+def fresh_budgets(there: Wired) -> None:
+    for agent in there.agents.values():
+        agent.database.run("fresh budgets", lambda connection: connection.execute("DELETE FROM budget"))
+
+
 class Gate:
     """An attempt that takes a place until it is told to give it free."""
 
@@ -251,8 +257,8 @@ def bent(there: Wired, bend: Bend) -> Iterator[None]:
 
 def test_checks_that_wait_leave_together_and_each_requester_gets_its_own_verdict(there: Wired) -> None:
     with serving_checks(there) as at:
-        several = [at.ask(1 + number % 6, LIMIT - COVER + number % 2) for number in range(7)]
-        several.append(at.ask(2, *(LIMIT - COVER + 1 if lane % 3 else LIMIT + lane for lane in range(FEW_LANES))))
+        several = [at.ask(1, LIMIT - COVER + number % 2) for number in range(7)]
+        several.append(at.ask(1, *(LIMIT - COVER + 1 if lane % 3 else LIMIT + lane for lane in range(FEW_LANES))))
         before = sum(wire.exchanges for wire in there.wires.values())
         at.together(*several)
         assert [asked.read() for asked in several] == [asked.right for asked in several]
@@ -278,7 +284,7 @@ def test_one_that_custodians_refuse_is_refused_alone(there: Wired) -> None:
         at.send(replayed)
         assert replayed.read() == replayed.right
         again = replace(replayed, came=None)
-        several = [at.ask(2, LIMIT - COVER), again, at.ask(4, LIMIT - COVER + 1), at.ask(5, LIMIT - COVER)]
+        several = [at.ask(1, LIMIT - COVER), again, at.ask(1, LIMIT - COVER + 1), at.ask(1, LIMIT - COVER)]
         at.together(*several)
         assert again.read() == [(Verdict.INDETERMINATE, Void.DISAGREEMENT)]
         others = [asked for asked in several if asked is not again]
@@ -295,8 +301,8 @@ def test_a_custodian_that_says_nothing_holds_up_none_but_those_that_ask_it(there
         return answer
 
     with bent(there, hold), serving_checks(there) as at:
-        several = [at.ask(1 + number, LIMIT - COVER + number % 2, without=LIAR) for number in (0, 3, 4)]
-        held = at.ask(2, LIMIT - COVER, of=LIAR)
+        several = [at.ask(1, LIMIT - COVER + number % 2, without=LIAR) for number in (0, 3, 4)]
+        held = at.ask(1, LIMIT - COVER, of=LIAR)
         several.insert(place, held)
         at.together(*several)
         others = [asked for asked in several if asked is not held]
@@ -316,7 +322,7 @@ def test_a_custodian_that_does_not_answer_in_time_counts_as_such_for_each_check(
         return answer
 
     with bent(there, hold), serving_checks(there, attempt_seconds=1.5) as at:
-        several = [at.ask(1 + number, LIMIT - COVER + number % 2, of=LIAR) for number in (0, 1, 3)]
+        several = [at.ask(1, LIMIT - COVER + number % 2, of=LIAR) for number in (0, 1, 3)]
         at.together(*several)
         assert [asked.read() for asked in several] == [asked.right for asked in several]
         assert all(asked.is_attempt(2) for asked in several)
@@ -371,8 +377,8 @@ def test_whatever_a_custodian_says_instead_counts_against_it_for_each_check_that
     code, bend = MALFORMED[what]
     once = lambda path, answer: bend(path, answer) if path == CHECKS else answer  # noqa: E731  as short
     with bent(there, once), serving_checks(there) as at:
-        several = [at.ask(1 + number, LIMIT - COVER + number % 2, of=LIAR) for number in (0, 1)]
-        several.append(at.ask(5, LIMIT - COVER + 1, without=LIAR))
+        several = [at.ask(1, LIMIT - COVER + number % 2, of=LIAR) for number in (0, 1)]
+        several.append(at.ask(1, LIMIT - COVER + 1, without=LIAR))
         at.together(*several)
         assert [asked.read() for asked in several] == [asked.right for asked in several]
         assert [asked.is_attempt(1) for asked in several] == [False, False, True]
@@ -382,7 +388,7 @@ def test_whatever_a_custodian_says_instead_counts_against_it_for_each_check_that
 
 def test_replies_in_another_order_void_what_they_are_not_for_and_no_verdict_is_wrong(there: Wired) -> None:
     with bent(there, replies(lambda told: told[::-1])), serving_checks(there) as at:
-        several = [at.ask(1 + number, LIMIT - COVER + number, of=LIAR) for number in (0, 1)]
+        several = [at.ask(1, LIMIT - COVER + number, of=LIAR) for number in (0, 1)]
         at.together(*several)
         for asked in several:
             assert asked.read() in (asked.right, [(Verdict.INDETERMINATE, Void.DISAGREEMENT)])
@@ -393,7 +399,7 @@ def test_what_nothing_can_be_made_of_is_an_error_of_that_check_alone(
     there: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving_checks(there) as at:
-        several = [at.ask(1 + number, LIMIT - COVER + number % 2) for number in range(3)]
+        several = [at.ask(1, LIMIT - COVER + number % 2) for number in range(3)]
         fault, broken = ValueError("an array of another shape"), several[1].request
 
         def failing(attempts: list[tuple[ServiceParty, Conclusion]]) -> list[CheckOutcome | Disagreement]:
@@ -408,6 +414,15 @@ def test_what_nothing_can_be_made_of_is_an_error_of_that_check_alone(
             several[1].read()
         assert several[1].came is fault
         assert at.flown == [3]
+
+
+def test_checks_of_several_groups_never_share_a_message(there: Wired) -> None:
+    """By the time of its own answer a requester could tell of whom another asks."""
+    with serving_checks(there) as at:
+        several = [at.ask(requester, LIMIT - COVER + place % 2) for place, requester in enumerate((1, 2, 1, 4, 2, 1))]
+        at.together(*several)
+        assert [one.read() for one in several] == [one.right for one in several]
+        assert at.flown == [3, 2, 1]
 
 
 def test_a_check_that_waits_all_its_time_is_a_timeout_for_which_no_custodian_is_to_blame(
@@ -430,7 +445,7 @@ def test_custodians_that_had_hardly_any_time_are_not_remembered_as_silent(there:
         return answer
 
     with bent(there, hold), serving_checks(there, check_seconds=0.7) as at:
-        several = [at.ask(requester, LIMIT - COVER, of=LIAR) for requester in (1, 2)]
+        several = [at.ask(1, LIMIT - COVER, of=LIAR) for _ in range(2)]
         at.together(*several)
         assert [asked.read() for asked in several] == [[(Verdict.INDETERMINATE, Void.TIMEOUT)]] * 2
         assert at.custodians._until == {}

@@ -28,6 +28,7 @@ class Asked:
     deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
     came: int | None = None
     is_over: bool = False
+    group: str = "one"
 
     def end(self) -> None:
         self.came = self.name
@@ -43,6 +44,7 @@ class Airport:
     """Flights, each of which goes on, step by step, when the test says so."""
 
     most: int = 1
+    patience: float = float("inf")
     flown: list[list[int]] = field(default_factory=list)
     leaders: list[list[int]] = field(default_factory=list)
     """By flight, the threads that did its steps, by the names of their own attempts."""
@@ -52,7 +54,7 @@ class Airport:
     threads: list[threading.Thread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.flights = Flights[Asked](self.most, self.fly)
+        self.flights = Flights[Asked](self.most, self.fly, self.patience)
         self.steps: dict[int, threading.Semaphore] = {}
         self.fail: set[int] = set()
 
@@ -107,9 +109,9 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def airport(most: int = 1) -> Iterator[Airport]:
+def airport(most: int = 1, patience: float = float("inf")) -> Iterator[Airport]:
     """Have flights; at the end all threads have returned and all places are free."""
-    made = Airport(most)
+    made = Airport(most, patience)
     yield made
     for thread in made.threads:
         thread.join(SECONDS)
@@ -340,3 +342,45 @@ def test_of_thousands_of_attempts_at_random_times_each_gets_what_is_its_own(most
     assert sum(count for size, count in storm.sizes.items() if size > 1) > 100
     assert storm.most_under_way == most
     assert (storm.flights._free, len(storm.flights._waiting)) == (most, 0)
+
+
+def test_what_waits_leaves_with_its_own_group_alone_and_groups_in_the_order_of_their_first() -> None:
+    with airport() as at:
+        at.board(Asked(0))
+        for number, group in enumerate(("one", "two", "one", "three", "two", "one"), start=1):
+            at.board(Asked(number, group=group))
+        at.let(0, 1, 3, 6)
+        until(lambda: len(at.flown) == 3)
+        at.let(2, 5)
+        until(lambda: len(at.flown) == 4)
+        at.let(4)
+    assert at.flown == [[0], [1, 3, 6], [2, 5], [4]]
+    assert set(at.ended) == set(range(7)) and not any(at.ended.values())  # noqa: PT018  both of all
+
+
+def test_who_has_waited_for_long_leaves_beyond_the_places_with_its_group() -> None:
+    with airport(patience=0.05) as at:
+        at.board(Asked(0))
+        at.board(Asked(1, group="two"))
+        until(lambda: len(at.flown) > 1)
+        assert at.flown == [[0], [1]]
+        assert at.flights._free == -1
+        at.let(1)
+        until(lambda: at.flights._free == 0)
+        at.let(0)
+    assert at.flown == [[0], [1]]
+
+
+def test_flights_beyond_the_places_are_made_up_for_before_others_leave_by_a_place() -> None:
+    with airport(patience=0.05) as at:
+        at.board(Asked(0))
+        for number in (1, 2):
+            at.board(Asked(number, group=f"group {number}"))
+            until(lambda: len(at.flown) == number + 1)  # noqa: B023  called at once
+        at.let(0, 1)
+        until(lambda: at.flights._free == 0)
+        at.let(2)
+        until(lambda: at.flights._free == 1)
+        at.board(Asked(3))
+        at.let(3)
+    assert at.flown == [[0], [1], [2], [3]]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -36,7 +37,7 @@ from protocol.comparison import (
     evaluate_together,
     garble_together,
 )
-from protocol.custody import Charge, MemoryCustody, Reading
+from protocol.custody import Admission, Charge, MemoryCustody, Reading
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
@@ -245,10 +246,7 @@ def test_calls_admitted_together_are_admitted_as_one_after_the_other(
             )
             for check, number, persons, tick, statement in message
         ]
-        # One store goes by the order of locks; those of one check or one person stay in the order of the message only
-        # where they have the same, so that is what is asked here.
-        locks = [str(stored._of_admission(one)[7]) for one in asked]
-        order = sorted(range(len(asked)), key=locks.__getitem__)
+        order = sorted(range(len(asked)), key=lambda at, asked=asked: asked[at].check_id)
         expected: dict[int, object] = {at: told(partial(memory.admit, asked[at])) for at in order}
         with stored.admitting([(one, reading) for one in asked]) as admitted:
             found = {at: told(lambda at=at, admitted=admitted: admitted(at)[1]) for at in range(len(asked))}
@@ -319,3 +317,47 @@ def test_a_database_that_is_away_is_told_to_each(world: World, database: Databas
         nowhere.close()
     assert [_code(reply) for reply in replies] == ["database-unavailable", "database-unavailable"]
     assert database.run("here", lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
+
+
+@pytest.mark.parametrize("checks", [1, 4, 16])
+def test_messages_of_checks_under_several_rules_do_not_lock_each_other_up(
+    database: Database, checks: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of one group, so that they share 64 locks, and in both orders of the same checks' attempts."""
+    stored, ends = PostgresCustody(database, VAULT, 1, EPOCH), list[int]()
+
+    def message(number: int, attempt: int) -> list[tuple[Admission, Reading]]:
+        asked = []
+        for check in range(checks):
+            persons = [index(1000 * number + 10 * check + place) for place in range(2)]
+            charges = tuple(
+                Charge(whom, rule_id, UNDERWRITING, 50, 30) for whom in persons for rule_id in ("rule", "other")
+            )
+            one = admission(10_000 + 100 * number + check, attempt=attempt, charges=charges)
+            asked.append((one, Reading(0, EPOCH, 100, tuple((whom, A_DAY) for whom in persons))))
+        return asked if attempt == 1 else asked[::-1]
+
+    def send(attempt: int) -> None:
+        for number in range(30):
+            with stored.admitting(message(number, attempt)) as admitted:
+                ends.extend(len(admitted(at)[1]) for at in range(checks))
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(send, attempt) for attempt in (1, 2, 3)]:
+            done.result(60)
+    assert ends == 90 * checks * [0]
+    assert not [record for record in caplog.records if "retried" in record.getMessage()]
+
+
+def test_attempts_of_an_earlier_schema_are_not_answered_again(place: str, database: Database) -> None:
+    stored, asked = PostgresCustody(database, VAULT, 1, EPOCH), admission(77)
+    assert stored.admit(asked) == ()
+    with psycopg.connect(place, autocommit=True) as aside:
+        aside.execute("UPDATE check_request SET attempts = '{}'")
+        aside.execute("CREATE TABLE check_attempt (requester text, check_id bytea, attempt smallint)")
+        aside.execute("INSERT INTO check_attempt SELECT requester, check_id, 1 FROM check_request")
+    database.migrate()
+    assert told(lambda: stored.admit(asked)) == "replayed"
+    assert stored.admit(replace(asked, attempt=2)) == ()
+    with psycopg.connect(place, autocommit=True) as aside:
+        assert aside.execute("SELECT to_regclass('check_attempt')").fetchone() == (None,)

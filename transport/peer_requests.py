@@ -23,45 +23,58 @@ _READ_BYTES = 64 << 10
 _LENGTH = re.compile(rb"[0-9]{1,9}")
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 """What bytes are answered with that are no request."""
+TOO_LONG = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class BadRequestError(Exception):
     """Bytes that are no request as peers of an alliance make them."""
 
 
-class PeerRequest:
-    """One request, whose body has at most `most` bytes; it is `whole` when all has been taken.
+class TooLongError(BadRequestError):
+    """A request says that its body is longer than it may be."""
 
-    One whose body is longer is whole with its head: the application refuses it by its length, and `stays` is false.
-    """
+
+class PeerRequest:
+    """One request, whose body has at most `most` bytes; it is `whole` when all has been taken."""
 
     def __init__(self, most: int) -> None:
         self.whole = False
         self.stays = True
         self._most = most
+        self._method = ""
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._parts: list[bytes] = []
+        self._body = bytearray()
         self._head_bytes = 0
-        self._has_head = False
-        self._parser = httptools.HttpRequestParser(self)
+        # The parser and this know each other: it is let go of at the end, or both would stay until the collector comes.
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
 
     def take(self, data: bytes) -> None:
-        """Take what has been read next; raises `BadRequestError`."""
+        """Take what has been read next; raises `BadRequestError`, and then takes no more."""
+        assert self._parser is not None
         try:
             self._parser.feed_data(data)
+        except BadRequestError:
+            self._parser = None
+            raise
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._parser = None
+            if isinstance(error.__context__, BadRequestError):  # of a callback, which the parser wraps
+                raise error.__context__ from None
             raise BadRequestError(type(error).__name__) from None
-        if not self._has_head:
+        if self.whole:
+            self._parser = None
+        elif not self._method:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD:
+                self._parser = None
                 raise BadRequestError("the head is too long")
 
     def environ(self) -> Environ:
         """Return the request's part of a WSGI environment."""
         path, _, query = self._target.partition(b"?")
         found: Environ = {
-            "REQUEST_METHOD": self._parser.get_method().decode("ascii"),
+            "REQUEST_METHOD": self._method,
             "SCRIPT_NAME": "",
             "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
             "RAW_URI": self._target.decode("latin-1"),
@@ -69,7 +82,7 @@ class PeerRequest:
             "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "https",
-            "wsgi.input": io.BytesIO(b"".join(self._parts)),
+            "wsgi.input": io.BytesIO(self._body),
             "wsgi.input_terminated": True,
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
@@ -102,22 +115,22 @@ class PeerRequest:
 
     def on_headers_complete(self) -> None:
         """Judge the head."""
-        self._has_head = True
+        assert self._parser is not None
         names = [name.lower() for name, _ in self._headers]
-        lengths = [value for name, value in zip(names, self._headers, strict=True) if name == b"content-length"]
+        lengths = [value for name, (_, value) in zip(names, self._headers, strict=True) if name == b"content-length"]
         unusual = {b"transfer-encoding", b"upgrade", b"expect"}.intersection(names)
-        if unusual or len(lengths) > 1 or any(not _LENGTH.fullmatch(value) for _, value in lengths):
+        if unusual or len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
             raise BadRequestError("a body without a plain length")
         if self._parser.get_http_version() != "1.1" or not self._target.startswith(b"/"):
             raise BadRequestError("another version or kind of request")
+        if lengths and int(lengths[0]) > self._most:
+            raise TooLongError("the body is too long")
+        self._method = self._parser.get_method().decode("ascii")
         self.stays = self._parser.should_keep_alive()
-        if lengths and int(lengths[0][1]) > self._most:
-            self.whole, self.stays = True, False
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
-        if self.stays or not self.whole:
-            self._parts.append(body)
+        self._body += body
 
     def on_message_complete(self) -> None:
         """Take note of the end."""
@@ -125,7 +138,10 @@ class PeerRequest:
 
 
 def read_request(sock: socket.socket, most: int) -> PeerRequest | None:
-    """Read one request from a blocking socket; None if the peer hangs up before one. Raises `BadRequestError`."""
+    """Read one request from a blocking socket; None if the peer hangs up before one.
+
+    Raises `BadRequestError`; of one whose body is too long nothing but the head is read.
+    """
     request, began = PeerRequest(most), False
     while not request.whole:
         data = sock.recv(_READ_BYTES)
@@ -156,11 +172,11 @@ def answer_request(application: Application, environ: Environ, *, stays: bool) -
         close = getattr(answered, "close", None)
         if close is not None:
             close()
-    body = b"".join(parts)
-    if not any(name.lower() == "content-length" for name, _ in headers):
+    body, has_none = b"".join(parts), status.startswith(("204", "304"))
+    if not has_none and not any(name.lower() == "content-length" for name, _ in headers):
         headers.append(("Content-Length", str(len(body))))
     if not stays:
         headers.append(("Connection", "close"))
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "\r\n"]
-    bodiless = environ["REQUEST_METHOD"] == "HEAD" or status.startswith(("204", "304"))
-    return "\r\n".join(lines).encode("latin-1") + (b"" if bodiless else body)
+    has_none = has_none or environ["REQUEST_METHOD"] == "HEAD"
+    return "\r\n".join(lines).encode("latin-1") + (b"" if has_none else body)

@@ -25,7 +25,14 @@ from gunicorn.util import close_graceful
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from transport.lines import HANDSHAKE_SECONDS, ServerTlsSocket
-from transport.peer_requests import BAD_REQUEST, BadRequestError, answer_request, read_request
+from transport.peer_requests import (
+    BAD_REQUEST,
+    TOO_LONG,
+    BadRequestError,
+    TooLongError,
+    answer_request,
+    read_request,
+)
 from transport.tls import Tls, TlsSettings
 
 MAX_BODY = 8 << 20
@@ -184,19 +191,22 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def _hear_peer(self, conn: TConn) -> bool:
         """Answer one request of a party of the alliance (`transport.peer_requests`); return whether the line stays."""
-        line = conn.sock
+        line, stays = conn.sock, False
         try:
             with line.read_within(HEARING_SECONDS):
                 request = read_request(line, MAX_BODY)
+        except BadRequestError as error:
+            data = TOO_LONG if isinstance(error, TooLongError) else BAD_REQUEST
+        except OSError:  # it stalled, or is gone
+            return False
+        else:
             if request is None:
                 return False
             stays = request.stays and self.alive and len(self.keepalived_conns) < self.max_keepalived
-            line.sendall(answer_request(self.wsgi, request.environ() | {"gunicorn.socket": line}, stays=stays))
-        except BadRequestError:
-            with suppress(OSError):
-                line.sendall(BAD_REQUEST)
-            return False
-        except OSError:  # it stalled, or is gone
+            data = answer_request(self.wsgi, request.environ() | {"gunicorn.socket": line}, stays=stays)
+        try:
+            line.sendall(data)
+        except OSError:
             return False
         return stays
 

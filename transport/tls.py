@@ -187,8 +187,14 @@ class Tls:
         return certified.holder
 
     def is_of_alliance(self, der: bytes) -> bool:
-        """Tell whether a certificate is that of any party of the alliance, good or not any more."""
-        return self.authority.certified(der) is not None
+        """Tell whether a certificate is that of any party of the alliance, and still good."""
+        certified = self.authority.certified(der)
+        try:
+            if certified is not None:
+                self.require_good(certified)
+        except ProtocolError:
+            return False
+        return certified is not None
 
     def is_of_service(self, der: bytes) -> bool:
         """Tell whether a certificate is the service's; whether it is still good is another question."""

@@ -18,7 +18,6 @@ from insurer_agent.store.statements import Statement, Value
 from insurer_agent.store.vault import Vault
 from protocol.custody import (
     Admission,
-    Charge,
     CustodyRow,
     CustodyView,
     PersonRows,
@@ -52,8 +51,6 @@ _ADMIT_AND_VIEW = Statement(
 _LOCKS_A_GROUP = 64
 _OF_ADMISSION = 4
 """Columns that `admit_check` returns."""
-_LOCKS = 7
-"""The place of the locks among its parameters."""
 Admitted = tuple[CustodyView, tuple[int, ...]]
 """One snapshot, and which lanes are spent."""
 _EXCLUDED = FACTS.split(", ").index("excluded")
@@ -90,7 +87,8 @@ class PostgresCustody:
 
     def admit(self, admission: Admission) -> tuple[int, ...]:
         """See `Custody.admit`: request hash, attempt and budget in one transaction."""
-        with self._database.begun("admit check", _ADMIT, [self._of_admission(admission)]) as rows:
+        asked = self._of_admission(admission, sorted(self._budget_locks(admission)))
+        with self._database.begun("admit check", _ADMIT, [asked]) as rows:
             ((row,),) = rows()
         return _admitted(admission, row)
 
@@ -109,10 +107,14 @@ class PostgresCustody:
         """
         for _, reading in asked:
             require_epoch(self._epoch, reading.epoch)
-        given = [(*self._of_admission(admission), *_of_reading(reading)) for admission, reading in asked]
-        # Budgets are locked one check after the other: in one order everywhere, so that none locks another up.
-        order = sorted(range(len(given)), key=lambda place: given[place][_LOCKS])
-        with self._database.begun("admit check and read custody", _ADMIT_AND_VIEW, [given[at] for at in order]) as rows:
+        # In one order everywhere, so that none locks another up: first all budgets' locks, then the checks.
+        order = sorted(range(len(asked)), key=lambda place: (asked[place][0].requester, asked[place][0].check_id))
+        locks = {lock for admission, _ in asked for lock in self._budget_locks(admission)}
+        given = list[tuple[Value, ...]]()
+        for place in order:
+            admission, reading = asked[place]
+            given.append((*self._of_admission(admission, () if given else sorted(locks)), *_of_reading(reading)))
+        with self._database.begun("admit check and read custody", _ADMIT_AND_VIEW, given) as rows:
 
             def admitted(place: int) -> Admitted:
                 (admission, reading), found = asked[place], rows()[order.index(place)]
@@ -122,8 +124,8 @@ class PostgresCustody:
 
             yield admitted
 
-    def _of_admission(self, admission: Admission) -> tuple[Value, ...]:
-        group, charges = admission.requester_group, admission.charges
+    def _of_admission(self, admission: Admission, locks: Sequence[int]) -> tuple[Value, ...]:
+        charges = admission.charges
         return (
             admission.requester,
             admission.check_id,
@@ -131,8 +133,8 @@ class PostgresCustody:
             admission.statement_hash,
             admission.tick,
             _day(admission.today),
-            group,
-            text_array(map(str, self._budget_locks(group, charges))),
+            admission.requester_group,
+            text_array(map(str, locks)),
             bytes_array(one.index for one in charges),
             text_array(one.rule_id for one in charges),
             text_array(str(one.occasion) for one in charges),
@@ -140,15 +142,13 @@ class PostgresCustody:
             text_array(str(one.budget) for one in charges),
         )
 
-    def _budget_locks(self, group: str, charges: Sequence[Charge]) -> list[int]:
-        """Return the locks of budgets, of 64 that a group has (a server has so many in all, and a check many lanes).
-
-        They are in order, so that none locks another up.
-        """
-        all_of_group = self._vault.index("budgets", group.encode())[:7]
-        keys = ((one.index, one.rule_id.encode(), bytes([one.occasion])) for one in charges)
-        ones = {self._vault.index("budget", group.encode(), *key)[0] % _LOCKS_A_GROUP for key in keys}
-        return sorted(int.from_bytes(all_of_group + bytes([one]), "big", signed=True) for one in ones)
+    def _budget_locks(self, admission: Admission) -> set[int]:
+        """Return the locks of budgets, of 64 that a group has (a server has so many in all, and a check many lanes)."""
+        group = admission.requester_group.encode()
+        all_of_group = self._vault.index("budgets", group)[:7]
+        keys = ((one.index, one.rule_id.encode(), bytes([one.occasion])) for one in admission.charges)
+        ones = {self._vault.index("budget", group, *key)[0] % _LOCKS_A_GROUP for key in keys}
+        return {int.from_bytes(all_of_group + bytes([one]), "big", signed=True) for one in ones}
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody.view`: one snapshot of rows and stamps."""

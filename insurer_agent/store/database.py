@@ -155,11 +155,7 @@ class Database:
         for attempt in range(1, MAX_TRIES + 1):
             try:
                 return once()
-            except (
-                psycopg.errors.SerializationFailure,
-                psycopg.errors.DeadlockDetected,
-                psycopg.errors.InvalidSqlStatementName,  # psycopg has what is prepared forgotten after a ROLLBACK
-            ):
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
                 log.warning("transaction %s: try %d of %d failed, retried", name, attempt, MAX_TRIES)
                 time.sleep(_random.uniform(1, 2**attempt) * _PAUSE_SECONDS)
             except psycopg.OperationalError as error:

@@ -290,6 +290,17 @@ CREATE TABLE IF NOT EXISTS check_request (
 );
 ALTER TABLE check_request ADD COLUMN IF NOT EXISTS spent smallint[] NOT NULL DEFAULT '{}';
 ALTER TABLE check_request ADD COLUMN IF NOT EXISTS attempts smallint[] NOT NULL DEFAULT '{}';
+DO $$
+BEGIN
+    IF to_regclass('check_attempt') IS NOT NULL THEN  -- where they stood before: what was answered is not answered again
+        UPDATE check_request r SET attempts = (
+            SELECT coalesce(array_agg(a.attempt), '{}') FROM check_attempt a
+                WHERE a.requester = r.requester AND a.check_id = r.check_id
+        );
+        DROP TABLE check_attempt;
+    END IF;
+END
+$$;
 
 CREATE TABLE IF NOT EXISTS budget (
     requester_group text NOT NULL,
@@ -335,6 +346,10 @@ BEGIN
     known_tick := as_of_tick;
     spent_lanes := '{}';
     is_new := true;
+    -- One budget is spread over days, a row each, so checks on both sides of midnight must wait for each other: by locks,
+    -- in order, so that none locks another up. What comes after sees what the others have charged. Of several checks in
+    -- one transaction the first takes the locks of all.
+    PERFORM pg_advisory_xact_lock(one) FROM unnest(locks) AS one;
     INSERT INTO check_request (requester, check_id, statement_hash, tick, day, attempts)
         VALUES (of_requester, of_check, request_hash, as_of_tick, today, ARRAY[of_attempt]) ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
@@ -349,9 +364,6 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    -- One budget is spread over days, a row each, so checks on both sides of midnight must wait for each other: by locks,
-    -- in order, so that none locks another up. The statement after it sees what the others have charged.
-    PERFORM pg_advisory_xact_lock(one) FROM unnest(locks) AS one;
     WITH lane AS (
         SELECT *, row_number() OVER (PARTITION BY token, rule_id, occasion ORDER BY place) AS turn
             FROM unnest(tokens, rule_ids, occasions, first_days, budgets)

@@ -42,7 +42,7 @@ class Statement:
                 self._name, [data for data, _ in written], [form for _, form in written], pq.Format.BINARY
             )
         server.pipeline_sync()
-        return Sent(self, connection, len(asked), prepares=connection not in self._prepared)
+        return Sent(self, connection, asked, prepares=connection not in self._prepared)
 
     def known_to(self, connection: Connection[Any], *, known: bool) -> None:
         """Note whether the connection has the statement prepared."""
@@ -52,10 +52,12 @@ class Statement:
 class Sent:
     """Statements under way; `rows` ends them."""
 
-    def __init__(self, statement: Statement, connection: Connection[Any], count: int, *, prepares: bool) -> None:
+    def __init__(
+        self, statement: Statement, connection: Connection[Any], asked: Sequence[Sequence[Value]], *, prepares: bool
+    ) -> None:
         self._statement = statement
         self._connection = connection
-        self._count = count
+        self._asked = asked
         self._prepares = prepares
         self.is_done = False
         """Whether nothing more comes, so that the connection is free for others."""
@@ -70,7 +72,7 @@ class Sent:
         server, found, fault = self._connection.pgconn, list[list[Row]](), None
         is_known = True  # what is prepared stays so, whatever becomes of the transaction
         reader = Transformer.from_context(self._connection)
-        for place in range(self._prepares + self._count):
+        for place in range(self._prepares + len(self._asked)):
             result = self._result()
             if result is None or result.status not in _GOOD:
                 if fault is None:  # what comes after one that failed is refused for that alone
@@ -88,6 +90,9 @@ class Sent:
         server.exit_pipeline_mode()
         self.is_done = True
         self._statement.known_to(self._connection, known=is_known)
+        if isinstance(fault, psycopg.errors.InvalidSqlStatementName) and not self._prepares:
+            # After a ROLLBACK psycopg has all forgotten that was prepared on a connection. Nothing was done.
+            return self._statement.send(self._connection, self._asked).rows()
         if fault is not None:
             raise fault
         return found
