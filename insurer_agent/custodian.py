@@ -23,6 +23,7 @@ from protocol.manifest import china_day
 from protocol.messages import (
     RECHECK,
     RELAY_PURPOSE,
+    ROWS_TOGETHER,
     CheckAnswer,
     CheckCall,
     CheckReply,
@@ -121,14 +122,16 @@ class Custodian:
             else:
                 accepted[place] = party, judged, key
         if accepted:
-            found |= zip(accepted, self._admit_and_garble(list(accepted.values())), strict=True)
+            most_rows = ROWS_TOGETHER if len(calls) > 1 else None
+            found |= zip(accepted, self._admit_and_garble(list(accepted.values()), most_rows), strict=True)
         return [found[place] for place in range(len(calls))]
 
-    def _admit_and_garble(self, accepted: Sequence[_Accepted]) -> list[CheckAnswer | Exception]:
+    def _admit_and_garble(self, accepted: Sequence[_Accepted], most_rows: int | None) -> list[CheckAnswer | Exception]:
         views, is_small = list[Admitted | Exception](), sum(len(one.lanes) for _, one, _ in accepted) <= FEW_LANES
         # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid. Rows
         # and stamps of one snapshot.
-        with self._custody.admitting([(one.admission(), one.reading()) for _, one, _ in accepted]) as admitted:
+        asked = [(one.admission(), one.reading()) for _, one, _ in accepted]
+        with self._custody.admitting(asked, most_rows) as admitted:
             # 3c. Garble: nothing that is stored comes into it, so a little is done while the database is at work, and
             # what takes long when its connection is free again.
             garbled = garble_calls(accepted) if is_small else []

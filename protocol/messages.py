@@ -34,6 +34,11 @@ MAX_ATTEMPTS = 3
 MAX_DEPOSITS = 256
 MAX_TOGETHER = 16
 """How many checks' calls a message takes to one custodian."""
+ROWS_TOGETHER = 64
+"""How many rows a custodian reads for a call beside others'. They wait for it, and by that time their requesters could
+tell of a person with many, as one has who is baited: such a check is to come alone, and refused as `MANY_ROWS`.
+"""
+MANY_ROWS = "many-rows"
 FRESHNESS_SECONDS = 60
 """How far a custodian lets the time of a signed message lie from its own clock."""
 

@@ -1,17 +1,15 @@
 """An attempt at a check between its departure and what comes of it (SPEC.md, 6, steps 2 to 4)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from protocol.check import Conclusion, Evaluation, call_for, conclude_together
-from protocol.messages import RECHECK, CheckAnswer, CheckCall, CheckOutcome, CheckRequest
+from protocol.errors import ProtocolError
+from protocol.messages import MANY_ROWS, RECHECK, CheckAnswer, CheckCall, CheckOutcome, CheckRequest
 from protocol.party import ServiceParty
 from protocol.sharing import CHOSEN
-from transport.places import FEW_LANES
 
-if TYPE_CHECKING:
-    from protocol.errors import ProtocolError
-
+FLYING_LANES = 4
+"""How many lanes a check has at most that leaves with others: they wait for all that a custodian does for it."""
 MAX_ENVELOPE = 16 << 10
 """Bytes that an envelope may have beside others in a message. One of 16 lanes has 7 KB."""
 ANSWER_BYTES, ANSWER_LANE_BYTES = 8 << 10, 16 << 10
@@ -21,7 +19,7 @@ ANSWER_BYTES, ANSWER_LANE_BYTES = 8 << 10, 16 << 10
 def may_fly(request: CheckRequest) -> bool:
     """Tell whether a check may share messages with others: an underwriter's who waits, of the usual size."""
     statement = request.signed.statement
-    few = statement.occasion != RECHECK and len(statement.lanes) <= FEW_LANES
+    few = statement.occasion != RECHECK and len(statement.lanes) <= FLYING_LANES
     return few and all(len(envelope) <= MAX_ENVELOPE for envelope in request.envelopes)
 
 
@@ -53,11 +51,8 @@ class CheckAttempt:
         self.came: CheckOutcome | Exception | None = None
         """What four answers came to; an exception where they disagree, or are such as nothing can be made of."""
         self.is_over = False
-
-    @property
-    def group(self) -> str:
-        """The requester's group."""
-        return self.service.manifest.member(self.evaluation.request.signed.statement.requester).group
+        self.is_beside_others = False
+        """Whether it has left with others, so that a custodian may have it come again alone."""
 
     @property
     def shard(self) -> int:
@@ -73,6 +68,12 @@ class CheckAttempt:
     def had_time(self) -> bool:
         """Whether a custodian that was not heard is to blame, and not that the attempt left late."""
         return self.seconds >= self._most / 2
+
+    @property
+    def is_to_come_alone(self) -> bool:
+        """Whether a custodian has too much to read for it beside others."""
+        codes = {said.code for said in self.answers.values() if isinstance(said, ProtocolError)}
+        return self.is_beside_others and MANY_ROWS in codes
 
     def leave(self, now: float) -> bool:
         """Have it leave at this monotonic time; tell whether it does, as what has no time left asks nobody."""

@@ -87,6 +87,8 @@ class Custodians:
         """
         now = time.monotonic()
         leaving = [attempt for attempt in attempts if attempt.leave(now)]
+        for attempt in leaving:
+            attempt.is_beside_others = len(leaving) > 1
         messages: dict[tuple[str, str], Asked] = {}
         for attempt in leaving:
             for slot in attempt.chosen:

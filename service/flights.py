@@ -1,11 +1,10 @@
 """Flights: what waits together leaves together, and only what waits.
 
 A process has so many flights under way at once. While it has fewer, an attempt leaves at once and alone, in its own
-thread. Others wait, and when a flight ends, whoever waits longest leaves as the next, with all that wait of the same
-group: by the time of an answer that came with others' one group could tell whom another asks about. Who has waited for
-long leaves in any case: a custodian that is slow would else hold up what never asks it. One of the threads that are
-carried does the work for all, the one with most time left, and when its own attempt is over it leaves what there is to
-do to another: nobody waits for what others asked, and there is no thread beside those that ask.
+thread. Others wait, and when a flight ends, those that wait longest leave together as the next. Who has waited for long
+leaves in any case: a custodian that is slow would else hold up what never asks it. One of the threads that are carried
+does the work for all, the one with most time left, and when its own attempt is over it leaves what there is to do to
+another: nobody waits for what others asked, and there is no thread beside those that ask.
 """
 
 import threading
@@ -23,10 +22,6 @@ class Attempt(Protocol):
     @property
     def deadline(self) -> float:
         """When who asks stops waiting, by the monotonic clock."""
-
-    @property
-    def group(self) -> str:
-        """Whose it is: what is of one group may leave together."""
 
     @property
     def is_over(self) -> bool:
@@ -118,11 +113,9 @@ class Flights(Generic[A]):
                 self._leave(seat)
 
     def _depart(self, first: _Seat[A]) -> _Flight[A]:
-        """Have one that waits leave, with those of its group."""
-        kin = [seat for seat in self._waiting if seat.attempt.group == first.attempt.group and seat is not first]
-        seats = [seat for seat in self._waiting if seat is first or seat in kin[: MAX_TOGETHER - 1]]
-        for seat in seats:
-            self._waiting.remove(seat)
+        """Have one that waits leave, with those that wait longest."""
+        self._waiting.remove(first)
+        seats = [first, *(self._waiting.popleft() for _ in range(min(MAX_TOGETHER - 1, len(self._waiting))))]
         return _Flight(seats, self._fly([seat.attempt for seat in seats]))
 
     def _leave(self, seat: _Seat[A]) -> None:

@@ -125,17 +125,22 @@ class Relay:
         statement = request.signed.statement
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
-        void, tried = Void.TOO_FEW_CUSTODIANS, set[tuple[int, ...]]()
+        void, tried, alone = Void.TOO_FEW_CUSTODIANS, set[tuple[int, ...]](), not may_fly(request)
         tick = as_of_tick(time.time(), self._service.manifest.terms.tick_seconds)  # one for all attempts
         for attempt in range(1, MAX_ATTEMPTS + 1):
             chosen = preferred_choice(statement.check_id, scores, refused=_OUT)
             if chosen is None or chosen in tried or time.monotonic() >= deadline:  # another attempt takes another A
                 break
             tried.add(chosen)
-            outcome = self._attempt(evaluation, (attempt, chosen, tick), (deadline, most_an_attempt), scores)
+            place, times = (attempt, chosen, tick), (deadline, most_an_attempt)
+            outcome = self._attempt(evaluation, place, times, scores, alone=alone)
             if isinstance(outcome, CheckOutcome):
                 return outcome
-            void = outcome
+            if outcome is None:
+                alone, void = True, Void.TIMEOUT
+                tried.discard(chosen)
+            else:
+                void = outcome
         return void_outcome(statement.check_id, void)
 
     def _attempt(
@@ -144,15 +149,20 @@ class Relay:
         place: tuple[int, tuple[int, ...], int],
         times: tuple[float, float],
         scores: dict[int, float],
-    ) -> CheckOutcome | Void:
-        """Ask four custodians; return the outcome, or why there is none, with `scores` raised for the next attempt."""
+        *,
+        alone: bool,
+    ) -> CheckOutcome | Void | None:
+        """Ask four custodians; return the outcome, or why there is none, with `scores` raised for the next attempt.
+
+        None if custodians would have it come alone, be it to the same four.
+        """
         attempt = CheckAttempt(self._service, evaluation, place, *times)
-        if may_fly(evaluation.request):
-            self._flights.make(attempt)
-        else:
+        if alone:
             for _ in self._custodians.fly([attempt]):
                 pass
-        return self._came(attempt, scores)
+        else:
+            self._flights.make(attempt)
+        return None if attempt.is_to_come_alone else self._came(attempt, scores)
 
     def _came(self, attempt: CheckAttempt, scores: dict[int, float]) -> CheckOutcome | Void:
         """4. Return the tags, that only the requester can read, or why there are none, as `_attempt`."""

@@ -38,6 +38,7 @@ from protocol.check import (
 from protocol.committee import preferred_choice
 from protocol.comparison import Disagreement
 from protocol.encoding import decode, encode
+from protocol.identity import Identity
 from protocol.manifest import Manifest, china_day
 from protocol.messages import (
     MAX_TOGETHER,
@@ -52,7 +53,7 @@ from protocol.messages import (
 from protocol.party import ServiceParty
 from protocol.stamps import as_of_tick, tick_at
 from service.app import open_directory, open_service
-from service.check_attempts import MAX_ENVELOPE, CheckAttempt, may_fly
+from service.check_attempts import FLYING_LANES, MAX_ENVELOPE, CheckAttempt, may_fly
 from service.custodians import Custodians, Trouble
 from service.directory import DataDirectory
 from service.flights import Flights
@@ -60,7 +61,6 @@ from service.relay import Relay
 from transport.http_answers import MAX_ANSWER
 from transport.internal import CHECK, CHECKS, CONTENT_TYPE
 from transport.peers import Peers
-from transport.places import FEW_LANES
 from transport.server import MAX_BODY
 
 if TYPE_CHECKING:
@@ -158,12 +158,19 @@ class Service:
     def slot(self, member: str) -> int:
         return self.there.one.party.manifest.committee(0).slots.index(member)
 
-    def ask(self, requester: int, *proposed: int, without: str | None = None, of: str | None = None) -> Asked:
+    def ask(
+        self,
+        requester: int,
+        *proposed: int,
+        without: str | None = None,
+        of: str | None = None,
+        of_whom: Identity = COVERED,
+    ) -> Asked:
         """Return a check of a lane a proposal, with that custodian in its first A, or without that one."""
         party, now = self.there.agents[name(requester)].party, time.time()
-        whom = [COVERED, *(person(100 + number) for number in range(1, len(proposed)))]
+        whom = [of_whom, *(person(100 + number) for number in range(1, len(proposed)))]
         questions = [Question(*pair) for pair in zip(whom, [RULE] * len(proposed), proposed, strict=True)]
-        covers = [COVER, *[0] * (len(proposed) - 1)]
+        covers = [COVER if of_whom == COVERED else 0, *[0] * (len(proposed) - 1)]
         right = [EXCEEDS if cover + more > LIMIT else WITHIN for cover, more in zip(covers, proposed, strict=True)]
         while True:
             asked = Asked(*ask(party, questions, now, now + 60, secrets.token_bytes), right)
@@ -258,7 +265,7 @@ def bent(there: Wired, bend: Bend) -> Iterator[None]:
 def test_checks_that_wait_leave_together_and_each_requester_gets_its_own_verdict(there: Wired) -> None:
     with serving_checks(there) as at:
         several = [at.ask(1, LIMIT - COVER + number % 2) for number in range(7)]
-        several.append(at.ask(1, *(LIMIT - COVER + 1 if lane % 3 else LIMIT + lane for lane in range(FEW_LANES))))
+        several.append(at.ask(1, *(LIMIT - COVER + 1 if lane % 3 else LIMIT + lane for lane in range(FLYING_LANES))))
         before = sum(wire.exchanges for wire in there.wires.values())
         at.together(*several)
         assert [asked.read() for asked in several] == [asked.right for asked in several]
@@ -416,13 +423,23 @@ def test_what_nothing_can_be_made_of_is_an_error_of_that_check_alone(
         assert at.flown == [3]
 
 
-def test_checks_of_several_groups_never_share_a_message(there: Wired) -> None:
-    """By the time of its own answer a requester could tell of whom another asks."""
+def test_a_person_with_many_rows_comes_again_alone_and_nobody_waits_for_what_is_read(
+    there: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("insurer_agent.custodian.ROWS_TOGETHER", 0)
     with serving_checks(there) as at:
-        several = [at.ask(requester, LIMIT - COVER + place % 2) for place, requester in enumerate((1, 2, 1, 4, 2, 1))]
-        at.together(*several)
-        assert [one.read() for one in several] == [one.right for one in several]
-        assert at.flown == [3, 2, 1]
+        many = [at.ask(requester, LIMIT - COVER + place) for place, requester in enumerate((1, 2))]
+        few = at.ask(4, LIMIT + 1, of_whom=person(777))
+        at.together(many[0], few, many[1])
+        assert [one.read() for one in (*many, few)] == [[WITHIN], [EXCEEDS], [EXCEEDS]]
+        assert at.flown == [3]  # what is to come alone does not wait for a place
+        outcomes = [one.came for one in (*many, few)]
+        assert all(isinstance(one, CheckOutcome) for one in outcomes)
+        assert [(one.attempt, one.chosen) for one in outcomes] == [
+            (2, many[0].chosen),
+            (2, many[1].chosen),
+            (1, few.chosen),
+        ]
 
 
 def test_a_check_that_waits_all_its_time_is_a_timeout_for_which_no_custodian_is_to_blame(
@@ -496,10 +513,10 @@ def test_calls_to_a_member_share_a_message_across_shards_and_manifests_at_one_ad
 
 def test_what_is_long_or_can_wait_flies_with_none_and_all_that_flies_fits_into_a_message() -> None:
     world = make_world(6, shards=1)
-    whom = [person(number) for number in range(1, FEW_LANES + 2)]
+    whom = [person(number) for number in range(1, FLYING_LANES + 2)]
     few, many = (
         attempt_in_memory(world, 1, [Question(one, RULE, 0) for one in whom[:lanes]]).request
-        for lanes in (FEW_LANES, FEW_LANES + 1)
+        for lanes in (FLYING_LANES, FLYING_LANES + 1)
     )
     assert (may_fly(few), may_fly(many)) == (True, False)
     _, recheck = ask(world.party(1), [Question(whom[0], RULE, 0)], NOW, NOW + 2, world.random, occasion=RECHECK)

@@ -28,7 +28,6 @@ class Asked:
     deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
     came: int | None = None
     is_over: bool = False
-    group: str = "one"
 
     def end(self) -> None:
         self.came = self.name
@@ -344,24 +343,10 @@ def test_of_thousands_of_attempts_at_random_times_each_gets_what_is_its_own(most
     assert (storm.flights._free, len(storm.flights._waiting)) == (most, 0)
 
 
-def test_what_waits_leaves_with_its_own_group_alone_and_groups_in_the_order_of_their_first() -> None:
-    with airport() as at:
-        at.board(Asked(0))
-        for number, group in enumerate(("one", "two", "one", "three", "two", "one"), start=1):
-            at.board(Asked(number, group=group))
-        at.let(0, 1, 3, 6)
-        until(lambda: len(at.flown) == 3)
-        at.let(2, 5)
-        until(lambda: len(at.flown) == 4)
-        at.let(4)
-    assert at.flown == [[0], [1, 3, 6], [2, 5], [4]]
-    assert set(at.ended) == set(range(7)) and not any(at.ended.values())  # noqa: PT018  both of all
-
-
-def test_who_has_waited_for_long_leaves_beyond_the_places_with_its_group() -> None:
+def test_who_has_waited_for_long_leaves_beyond_the_places() -> None:
     with airport(patience=0.05) as at:
         at.board(Asked(0))
-        at.board(Asked(1, group="two"))
+        at.board(Asked(1))
         until(lambda: len(at.flown) > 1)
         assert at.flown == [[0], [1]]
         assert at.flights._free == -1
@@ -375,7 +360,7 @@ def test_flights_beyond_the_places_are_made_up_for_before_others_leave_by_a_plac
     with airport(patience=0.05) as at:
         at.board(Asked(0))
         for number in (1, 2):
-            at.board(Asked(number, group=f"group {number}"))
+            at.board(Asked(number))
             until(lambda: len(at.flown) == number + 1)  # noqa: B023  called at once
         at.let(0, 1)
         until(lambda: at.flights._free == 0)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
 from test_check import Attempt, attempt
-from test_store_custody import A_DAY, EPOCH, VAULT, admission, index
+from test_store_custody import A_DAY, EPOCH, VAULT, admission, commit_of, index, proposed
 from world import LIMIT, NOW, RULE, FourCustodians, Shared, World, make_world, name, person, seeded
 
 from insurer_agent.custodian import Custodian
@@ -361,3 +361,17 @@ def test_attempts_of_an_earlier_schema_are_not_answered_again(place: str, databa
     assert stored.admit(replace(asked, attempt=2)) == ()
     with psycopg.connect(place, autocommit=True) as aside:
         assert aside.execute("SELECT to_regclass('check_attempt')").fetchone() == (None,)
+
+
+def test_a_call_that_would_read_many_rows_is_refused_beside_others_and_recorded(database: Database) -> None:
+    stored, asked = PostgresCustody(database, VAULT, 1, EPOCH), admission(88)
+    reading = Reading(0, EPOCH, 100, ((index(0), A_DAY),))
+    deposits = [proposed(number) for number in range(3)]
+    stored.prepare(deposits, 0.0)
+    stored.commit(deposits[0].depositor, 0, [commit_of(number, 50) for number in range(3)])
+    with stored.admitting([(asked, reading), (admission(89), reading)], 2) as admitted:
+        assert [told(lambda at=at: admitted(at)) for at in range(2)] == ["many-rows", "many-rows"]
+    assert told(lambda: stored.admit(asked)) == "replayed"
+    with stored.admitting([(replace(asked, attempt=2), reading)], 3) as admitted:
+        view, spent = admitted(0)
+    assert (len(view.persons[0].rows), spent) == (3, ())

@@ -337,8 +337,9 @@ def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("window", [30, MAX_WINDOW_DAYS])
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("at_most", ["NULL", "65"])
 def test_a_person_is_looked_up_by_the_index_of_the_months_of_the_window(
-    store: Database, custody: PostgresCustody, window: int, plans: str
+    store: Database, custody: PostgresCustody, window: int, plans: str, at_most: str
 ) -> None:
     arrange(store, TODAY)
     numbers = itertools.count()
@@ -354,10 +355,10 @@ def test_a_person_is_looked_up_by_the_index_of_the_months_of_the_window(
         source = connection.execute("SELECT prosrc FROM pg_proc WHERE proname = 'read_custody'").fetchone()
         assert source is not None
         query = source[0].partition("RETURN QUERY")[2].partition(";")[0]
-        for place, name in enumerate(("tokens", "first_day", "until", "of_shard", "of_epoch"), start=1):
+        for place, name in enumerate(("tokens", "first_day", "until", "of_shard", "of_epoch", "at_most"), start=1):
             query = query.replace(name, f"${place}")
-        connection.execute(f"PREPARE rows (bytea[], date, bigint, integer, integer) AS {query}".encode())
-        asked = f"(ARRAY['\\x{bytes(index(0)).hex()}'::bytea], '{first}', 9, 0, 1)"
+        connection.execute(f"PREPARE rows (bytea[], date, bigint, integer, integer, bigint) AS {query}".encode())
+        asked = f"(ARRAY['\\x{bytes(index(0)).hex()}'::bytea], '{first}', 9, 0, 1, {at_most})"
         found = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE rows {asked}".encode()).fetchone()
         assert found is not None
         return dict(found[0][0]["Plan"])

@@ -30,7 +30,7 @@ from protocol.custody import (
     require_same_check,
 )
 from protocol.errors import ProtocolError
-from protocol.messages import Commit
+from protocol.messages import MANY_ROWS, Commit
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ _ADMISSION = (
     " $8::bigint[], $9::bytea[], $10::text[], $11::smallint[], $12::date[], $13::bigint[])"
 )
 _ADMIT = Statement("admit_check", f"SELECT * FROM {_ADMISSION}")  # noqa: S608  a text above
-_VIEW = Statement("read_custody", "SELECT * FROM read_custody($1, $2, $3::bytea[], $4, $5)")
+_VIEW = Statement("read_custody", "SELECT * FROM read_custody($1, $2, $3::bytea[], $4, $5, NULL)")
 _ADMIT_AND_VIEW = Statement(
     "admit_and_view",
     f"SELECT a.*, v.* FROM {_ADMISSION} a"  # noqa: S608  a text above
-    " LEFT JOIN LATERAL read_custody($14, $15, $16::bytea[], $17, $18) v ON a.is_new",
+    " LEFT JOIN LATERAL read_custody($14, $15, $16::bytea[], $17, $18, $19) v ON a.is_new",
 )
 _LOCKS_A_GROUP = 64
 _OF_ADMISSION = 4
@@ -99,26 +99,30 @@ class PostgresCustody:
         return spent, view
 
     @contextmanager
-    def admitting(self, asked: Sequence[tuple[Admission, Reading]]) -> Iterator[Callable[[int], Admitted]]:
+    def admitting(
+        self, asked: Sequence[tuple[Admission, Reading]], most_rows: int | None = None
+    ) -> Iterator[Callable[[int], Admitted]]:
         """Do `admit_and_view` for attempts of several checks, in one trip and one transaction, while the block goes on.
 
-        Yields what waits for it and returns what came of one, by place; each is refused by itself. A block that never
-        asks knows nothing: they may be recorded or not.
+        Yields what waits for it and returns what came of one, by place; each is refused by itself, also (`many-rows`)
+        one that would read more rows than `most_rows`. A block that never asks knows nothing: they may be recorded.
         """
         for _, reading in asked:
             require_epoch(self._epoch, reading.epoch)
         # In one order everywhere, so that none locks another up: first all budgets' locks, then the checks.
         order = sorted(range(len(asked)), key=lambda place: (asked[place][0].requester, asked[place][0].check_id))
         locks = {lock for admission, _ in asked for lock in self._budget_locks(admission)}
-        given = list[tuple[Value, ...]]()
+        given, limit = list[tuple[Value, ...]](), None if most_rows is None else most_rows + 1
         for place in order:
             admission, reading = asked[place]
-            given.append((*self._of_admission(admission, () if given else sorted(locks)), *_of_reading(reading)))
+            given.append((*self._of_admission(admission, () if given else sorted(locks)), *_of_reading(reading), limit))
         with self._database.begun("admit check and read custody", _ADMIT_AND_VIEW, given) as rows:
 
             def admitted(place: int) -> Admitted:
                 (admission, reading), found = asked[place], rows()[order.index(place)]
                 spent = _admitted(admission, found[0])
+                if most_rows is not None and sum(row[_OF_ADMISSION] is not None for row in found) > most_rows:
+                    raise ProtocolError(MANY_ROWS, "this check takes long, and is to come alone")
                 seen = [row[_OF_ADMISSION:] for row in found]
                 return self._viewed(reading, seen if any(value is not None for value in seen[0]) else []), spent
 

@@ -313,9 +313,11 @@ CREATE TABLE IF NOT EXISTS budget (
 );
 
 -- What a check reads as of a tick, in one statement, which sees one state of the database: the shard's stamps (with no
--- depositor, sums in `sealed`), then the persons' rows from a day on.
-CREATE OR REPLACE FUNCTION read_custody(of_shard integer, until bigint, tokens bytea[], first_day date, of_epoch integer)
-RETURNS TABLE (
+-- depositor, sums in `sealed`), then the persons' rows from a day on, `at_most` so many, or all.
+DROP FUNCTION IF EXISTS read_custody(integer, bigint, bytea[], date, integer);
+CREATE OR REPLACE FUNCTION read_custody(
+    of_shard integer, until bigint, tokens bytea[], first_day date, of_epoch integer, at_most bigint
+) RETURNS TABLE (
     depositor text, id_key bytea, shard integer, epoch integer, kind smallint, token bytea, product text, day date,
     excluded smallint, chain_key bytea, envelope_hash bytea, not_before bigint, sealed bytea
 ) LANGUAGE plpgsql STABLE
@@ -324,10 +326,10 @@ BEGIN
     RETURN QUERY
         SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, s.excluded, NULL, NULL, NULL, s.sum FROM custody_stamp s
             WHERE s.shard = of_shard AND s.tick <= until
-        UNION ALL SELECT r.depositor, r.id_key, r.shard, r.epoch, r.kind, r.token, r.product, r.day, r.excluded,
+        UNION ALL (SELECT r.depositor, r.id_key, r.shard, r.epoch, r.kind, r.token, r.product, r.day, r.excluded,
                 r.chain_key, r.envelope_hash, r.not_before, r.shares FROM custody_row r
             WHERE r.token = ANY(tokens) AND r.day >= first_day AND r.tick <= until AND r.shard = of_shard
-                AND r.epoch = of_epoch;
+                AND r.epoch = of_epoch LIMIT at_most);
 END
 $$;
 

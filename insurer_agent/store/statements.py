@@ -15,7 +15,7 @@ import psycopg
 from psycopg import Connection, pq
 from psycopg.adapt import Transformer
 
-Value = bytes | str | int | dt.date
+Value = bytes | str | int | dt.date | None
 Row = tuple[Any, ...]
 _GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 
@@ -114,8 +114,10 @@ class Sent:
         return server.get_result()
 
 
-def _written(value: Value) -> tuple[bytes, int]:
+def _written(value: Value) -> tuple[bytes | None, int]:
     """Return a parameter as it is sent, with its format."""
+    if value is None:
+        return None, pq.Format.TEXT
     if isinstance(value, bytes):
         return value, pq.Format.BINARY
     if isinstance(value, dt.date):
