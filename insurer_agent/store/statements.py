@@ -1,8 +1,7 @@
-"""Statements that every check makes: sent straight through libpq, so that the agent works on while the server does.
+"""Statements that every check makes: sent by libpq's pipeline mode, so that the agent works on while the server does.
 
-What psycopg does for any statement (find out its types, plan the rows' making, remember what to prepare) takes more of
-a check's time than its SQL. Here a statement is prepared once a connection; several of one kind go to the server in one
-trip and are one transaction; and their rows are waited for later (libpq's pipeline mode).
+A statement is prepared once a connection; several of one kind go to the server in one trip and are one transaction; and
+their rows are waited for later.
 """
 
 import datetime as dt
@@ -92,7 +91,11 @@ class Sent:
         self._statement.known_to(self._connection, known=is_known)
         if isinstance(fault, psycopg.errors.InvalidSqlStatementName) and not self._prepares:
             # After a ROLLBACK psycopg has all forgotten that was prepared on a connection. Nothing was done.
-            return self._statement.send(self._connection, self._asked).rows()
+            again = self._statement.send(self._connection, self._asked)
+            try:
+                return again.rows()
+            finally:
+                self.is_done = again.is_done
         if fault is not None:
             raise fault
         return found
