@@ -241,10 +241,10 @@ class Watched(Relay):
         self._custodians._until.clear()
         return super().check(request)
 
-    def _attempt(self, evaluation: Evaluation, named: tuple[int, tuple[int, ...], int], *rest: Any) -> Any:  # noqa: ANN401  as in `Relay`
+    def _attempt(self, evaluation: Evaluation, named: tuple[int, tuple[int, ...], int], *rest: Any, **how: Any) -> Any:  # noqa: ANN401  as in `Relay`
         self._noted = []
         attempt, chosen, _ = named
-        outcome = super()._attempt(evaluation, named, *rest)
+        outcome = super()._attempt(evaluation, named, *rest, **how)
         slots = self._service.manifest.committee(evaluation.request.signed.statement.shard).slots
         key = (evaluation.request.signed.statement.check_id, attempt)
         self.attempts.append(Attempted(key, tuple(slots[slot] for slot in chosen), outcome, tuple(self._noted)))
