@@ -100,6 +100,7 @@ def _serve(args: argparse.Namespace) -> int:
             tls=agent.tls,
             files=settings.tls,
             inner=None if agent.tls is None else agent.tls.is_of_service,
+            messages=(b"/internal/v1/",),
         )
     return 0
 

@@ -49,6 +49,7 @@ def _serve(args: argparse.Namespace) -> int:
         threads=settings.threads,
         tls=tls,
         files=settings.tls,
+        messages=(b"/v1/checks ", b"/v1/deposits ", b"/v1/relay ", b"/v1/watermarks "),
     )
     return 0
 

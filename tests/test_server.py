@@ -58,7 +58,7 @@ def wait():
     return "late"
 app.add_url_rule("/wait", view_func=wait)
 serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads={THREADS}, tls=tls, files=files,
-      inner=tls.is_of_service)
+      inner=tls.is_of_service, messages=(b"/length ",))
 """
 
 

@@ -137,19 +137,17 @@ class PeerRequest:
         self.whole = True
 
 
-def read_request(sock: socket.socket, most: int) -> PeerRequest | None:
-    """Read one request from a blocking socket; None if the peer hangs up before one.
+def read_request(sock: socket.socket, most: int, begin: bytes) -> PeerRequest:
+    """Read one request from a blocking socket, of which these first bytes are read.
 
     Raises `BadRequestError`; of one whose body is too long nothing but the head is read.
     """
-    request, began = PeerRequest(most), False
+    request = PeerRequest(most)
+    request.take(begin)
     while not request.whole:
         data = sock.recv(_READ_BYTES)
         if not data:
-            if began:
-                raise BadRequestError("it breaks off")
-            return None
-        began = True
+            raise BadRequestError("it breaks off")
         request.take(data)
     return request
 

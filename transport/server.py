@@ -97,6 +97,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     inner: Whose | None = None
     peer: Whose | None = None
+    messages: tuple[bytes, ...] = ()
     pending_conns: deque[TConn]
     _tell_at = 0.0
     _look_at = 0.0
@@ -190,18 +191,24 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         return result
 
     def _hear_peer(self, conn: TConn) -> bool:
-        """Answer one request of a party of the alliance (`transport.peer_requests`); return whether the line stays."""
+        """Answer one request of a party of the alliance; return whether the line stays.
+
+        Messages are read by `transport.peer_requests`, before they are judged, and all else as anyone's is.
+        """
         line, stays = conn.sock, False
         try:
             with line.read_within(HEARING_SECONDS):
-                request = read_request(line, MAX_BODY)
+                begin = line.recv()
+                is_message = begin.startswith(self.messages)
+                request = read_request(line, MAX_BODY, begin) if begin and is_message else None
         except BadRequestError as error:
             data = TOO_LONG if isinstance(error, TooLongError) else BAD_REQUEST
         except OSError:  # it stalled, or is gone
             return False
         else:
             if request is None:
-                return False
+                conn.parser.unreader.unread(begin)
+                return bool(super().handle(conn)) if begin else False
             stays = request.stays and self.alive and len(self.keepalived_conns) < self.max_keepalived
             data = answer_request(self.wsgi, request.environ() | {"gunicorn.socket": line}, stays=stays)
         try:
@@ -295,10 +302,12 @@ def serve(
     tls: Tls | None,
     files: TlsSettings,
     inner: Whose | None = None,
+    messages: tuple[bytes, ...] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, over TLS if there is any. `make_app` runs in each worker, after the fork.
 
-    Clients with `inner` certificates, whom others wait for, have half as many threads again, for them alone.
+    Clients with `inner` certificates, whom others wait for, have half as many threads again, for them alone. `messages`
+    are the paths of messages between the parties of the alliance, or how they begin.
     """
     _keep_little_memory()
     run = state / "run"
@@ -314,7 +323,8 @@ def serve(
         }
     whose = {
         "inner": None if inner is None else staticmethod(inner),
-        "peer": None if tls is None else staticmethod(tls.is_of_alliance),
+        "peer": None if tls is None or not messages else staticmethod(tls.is_of_alliance),
+        "messages": tuple(b"POST " + path for path in messages),
     }
     _Server(
         make_app,

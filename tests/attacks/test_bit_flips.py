@@ -59,7 +59,7 @@ class Batch(FourCustodians):
         assert garbled is not None
         groups = [sent.labels for _, sent, _ in comparison._groups(ordered)]
         inputs = np.stack([np.frombuffer(one, dtype="<u8").reshape(lanes, 48, 2) for one in groups], axis=1)
-        evaluator = Evaluator(garbled.aes_key, ActiveLabels(inputs), Table.decode(garbled.table, lanes))
+        evaluator = Evaluator([(garbled.aes_key, lanes)], ActiveLabels(inputs), Table.decode(garbled.table, lanes))
         return evaluator.open_outputs(np.frombuffer(garbled.outputs, dtype="<u8").reshape(lanes, 2, 2))
 
     def read(self, tags: Iterable[bytes]) -> list[Verdict]:

@@ -299,9 +299,11 @@ def test_which_output_row_opens_says_nothing_of_the_verdict_unless_the_permute_b
         labels = [
             np.frombuffer(sent.labels, dtype="<u8").reshape(1, 48, 2) for _, sent, _ in comparison._groups(ordered)
         ]
-        evaluator = Evaluator(garbled.aes_key, ActiveLabels(np.stack(labels, axis=1)), Table.decode(garbled.table, 1))
+        evaluator = Evaluator(
+            [(garbled.aes_key, 1)], ActiveLabels(np.stack(labels, axis=1)), Table.decode(garbled.table, 1)
+        )
         row = int(evaluator._output[0, 0] & np.uint64(1))
-        permute = int(Garbler(garbled.aes_key, zero_labels(four.seed))._output[0, 0] & np.uint64(1))
+        permute = int(Garbler([(garbled.aes_key, 1)], zero_labels(four.seed))._output[0, 0] & np.uint64(1))
         agreeing += row == exceeds
         explained += row ^ permute == exceeds
     assert min(tail(400, agreeing, 0.5), tail(400, 400 - agreeing, 0.5)) > 1e-6
