@@ -1,8 +1,8 @@
 """HTTP/1.1 as a server of the alliance hears it from its peers: requests that state their length, read by llhttp.
 
-gunicorn's own parser and environment, made for whoever comes, take a fifth of what a custodian has to do for a check.
-Whoever has shown a certificate of the alliance is heard by this module instead: a handful of headers, one body, one
-answer in one piece. The application sees the same WSGI environment (PEP 3333).
+gunicorn's own parser and environment, made for whoever comes, take three times as long (loadtests/http_servers.py).
+Messages of whoever has shown a certificate of the alliance are read by this module instead: a handful of headers, one
+body, one answer in one piece. The application sees the same WSGI environment (PEP 3333).
 """
 
 import io
