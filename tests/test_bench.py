@@ -116,7 +116,7 @@ def test_the_picture_accounts_for_all_of_a_checks_time() -> None:
 
 
 def test_servers_are_compared_by_the_same_requests() -> None:
-    found = http_servers.compare(requests=20, rounds=1)
+    found = http_servers.compare(requests=500, rounds=1)
     assert {"gunicorn, worker of threads", "gunicorn, this project's worker"} <= found.keys()
     assert all(one["p50_us"] > 0 and one["core_us"] > 0 for one in found.values())
     assert all(took > 0 for took in http_servers.parsers(requests=5, rounds=1).values())
