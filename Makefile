@@ -14,7 +14,7 @@ QUICK ?=
 
 setup: .venv/.ready
 
-.venv/.ready: constraints.txt pyproject.toml
+.venv/.ready: constraints.txt pyproject.toml setup.py protocol/half_gates.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12, say")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
@@ -73,4 +73,4 @@ constraints:
 		--no-header --no-annotate --no-emit-index-url pyproject.toml - >> constraints.txt
 
 clean:
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build protocol/_half_gates.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

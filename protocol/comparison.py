@@ -26,12 +26,12 @@ from protocol.garbling import (
     AES_KEY_BYTES,
     LABEL_BYTES,
     ActiveLabels,
-    Block,
     Evaluator,
     Garbler,
     Table,
     ZeroLabels,
 )
+from protocol.half_gates_arrays import Block
 from protocol.sharing import CHOSEN, GROUPS, RING, RING_BITS, Chosen
 from protocol.stamps import pair_stamp
 from protocol.token import Pseudonym

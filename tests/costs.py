@@ -19,6 +19,10 @@ import numpy as np
 import pytest
 
 import protocol
+from protocol import garbling
+from protocol.circuit import Wires
+from protocol.garbling import Engine
+from protocol.half_gates_arrays import Block, Keys
 
 T = TypeVar("T")
 
@@ -70,6 +74,21 @@ class CountedArray(np.ndarray[Any, Any]):
         return super().tobytes(order)
 
 
+class CountedEngine:
+    """Garbles as the engine it stands for, and counts lanes."""
+
+    def __init__(self, engine: Engine, counts: Counter[str]) -> None:
+        self._engine, self._counts, self.name = engine, counts, engine.name
+
+    def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
+        self._counts["lanes garbled"] += len(labels)
+        return self._engine.garble(keys, *map(_plain, (labels, offsets)))
+
+    def evaluate(self, keys: Keys, labels: Wires, rows: Wires) -> tuple[Block, Block]:
+        self._counts["lanes evaluated"] += len(labels)
+        return self._engine.evaluate(keys, *map(_plain, (labels, rows)))
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401  what a ufunc takes
     return value.view(np.ndarray) if isinstance(value, CountedArray) else value
 
@@ -101,6 +120,7 @@ def costs(prepare: Callable[[], T], work: Callable[[T], object], monkeypatch: py
     with monkeypatch.context() as patched:
         for name in ("frombuffer", "zeros", "empty", "arange", "array", "stack", "concatenate"):
             patched.setattr(np, name, _counted(getattr(np, name)))
+        patched.setattr(garbling, "ENGINE", CountedEngine(garbling.ENGINE, counts))
         work(given)
     return dict(sorted(counts.items()))
 

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from strategies import deterministic
 from world import LIMIT, FourCustodians, Shared, seeded
 
+from protocol import garbling, half_gates_arrays, half_gates_compiled
 from protocol.check import Verdict
 from protocol.circuit import ANDS, INPUTS, exceeds, plain_bits
 from protocol.errors import ProtocolError
-from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels, _Hash, _Tweaks
+from protocol.garbling import ActiveLabels, Engine, Evaluator, Garbler, Table, ZeroLabels
+from protocol.half_gates_arrays import Arrays, _Hash, _Tweaks
+from protocol.half_gates_compiled import Compiled
 from protocol.sharing import HALF_RING, RING, RING_BITS, Chosen
 
 EXCEEDS, WITHIN = Verdict.EXCEEDS, Verdict.WITHIN
@@ -89,6 +92,14 @@ def test_the_circuit_has_321_ands_in_ten_layers() -> None:
     exceeds(plain_bits(np.zeros((1, INPUTS), dtype=np.uint64)), count)
     assert sum(layers) == ANDS == 321
     assert len(layers) == 10
+
+
+@pytest.fixture(params=["compiled", "over arrays"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Have one of the two garble."""
+    chosen: Engine = Arrays() if request.param == "over arrays" else compiled()
+    monkeypatch.setattr(garbling, "ENGINE", chosen)
+    return chosen
 
 
 # --- the hash, against another library's AES ------------------------------------------------------------------------
@@ -199,6 +210,7 @@ def test_the_circuit_told_twice_is_one_circuit(row: list[int]) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("difference", [-12_345, 0, 1])
+@pytest.mark.usefixtures("engine")
 def test_a_slow_evaluator_with_another_aes_opens_what_the_fast_one_opens(seed: int, difference: int) -> None:
     draw = seeded((seed, difference))
     groups = [int.from_bytes(draw(6), "big") for _ in range(INPUTS)]
@@ -227,6 +239,7 @@ def test_a_slow_evaluator_with_another_aes_opens_what_the_fast_one_opens(seed: i
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 16, 100, 1000])
+@pytest.mark.usefixtures("engine")
 def test_garbled_lanes_open_as_the_plain_circuit_says(lanes: int) -> None:
     draw = seeded(lanes)
     rows = [
@@ -242,6 +255,7 @@ def test_garbled_lanes_open_as_the_plain_circuit_says(lanes: int) -> None:
     assert [row.tobytes() for row in opened] == [b"%d" % bit * 16 for bit in plain(rows)]
 
 
+@pytest.mark.usefixtures("engine")
 def test_lanes_have_offsets_and_tables_of_their_own() -> None:
     wires = zero_labels(2, b"own")
     same = ZeroLabels(np.repeat(wires.labels[:1], 2, axis=0), np.repeat(wires.offsets[:1], 2, axis=0))
@@ -259,6 +273,75 @@ def test_labels_and_offsets_do_not_print() -> None:
     wires = zero_labels(1, b"print")
     for value in (wires, ActiveLabels(wires.labels), Garbler([(bytes(16), 1)], wires).table):
         assert repr(value) in {"ZeroLabels()", "ActiveLabels()", "Table()"}
+
+
+# --- compiled, and over arrays --------------------------------------------------------------------------------------
+
+
+def compiled() -> Compiled:
+    engine = half_gates_compiled.load()
+    assert engine is not None, "half_gates.c is not built (make setup, with a C compiler), or Python has no OpenSSL"
+    return engine
+
+
+def test_what_is_compiled_is_what_garbles() -> None:
+    assert garbling.ENGINE.name == compiled().name == "compiled"
+
+
+@deterministic(60)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any), st.integers(0, 2**32))
+def test_compiled_and_over_arrays_are_alike_to_the_bit(counts: list[int], seed: int) -> None:
+    draw = seeded(seed)
+    keys, wires = [(draw(16), count) for count in counts], zero_labels(sum(counts), draw(16))
+    ours, theirs = (engine.garble(keys, wires.labels, wires.offsets) for engine in (compiled(), Arrays()))
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(one, other)
+    bits = np.frombuffer(draw(wires.labels[..., :1].size), dtype=np.uint8).reshape(wires.labels[..., :1].shape) & 1
+    active = wires.activate(bits.astype(np.uint64)).labels
+    opened = [engine.evaluate(keys, active, ours[0]) for engine in (compiled(), Arrays())]
+    for one, other in zip(*opened, strict=True):
+        assert np.array_equal(one, other)
+    # The active output label is one of the garbler's two, and its hash the one that stands beside it.
+    outputs = [(ours[1] ^ bit * wires.offsets) for bit in np.array([0, 1], dtype=np.uint64)]
+    for lane in range(sum(counts)):
+        (bit,) = [bit for bit in (0, 1) if np.array_equal(outputs[bit][lane], opened[0][0][lane])]
+        assert np.array_equal(ours[2][lane, bit], opened[0][1][lane])
+
+
+def test_memory_of_another_shape_is_refused_before_it_is_read() -> None:
+    wires, key = zero_labels(2, b"shape"), bytes(16)
+    rows = compiled().garble([(key, 2)], wires.labels, wires.offsets)[0]
+    bad: list[Callable[[], object]] = [
+        lambda: compiled().garble([(key, 3)], wires.labels, wires.offsets),
+        lambda: compiled().garble([(key, 1), (key, 2)], wires.labels, wires.offsets),
+        lambda: compiled().garble([(key, 2)], wires.labels, wires.offsets[:1]),
+        lambda: compiled().garble([(key, 2)], wires.labels[:, :, ::-1], wires.offsets),
+        lambda: compiled().garble([(key, 2)], wires.labels.view(np.int64), wires.offsets),  # type: ignore[arg-type]  the point
+        lambda: compiled().garble([(key[:15], 2)], wires.labels, wires.offsets),
+        lambda: compiled().garble([(key, 3), (key, -1)], wires.labels, wires.offsets),
+        lambda: compiled().evaluate([(key, 2)], wires.labels, rows[:1]),
+        lambda: compiled().evaluate([(key, 2)], wires.labels[:1], rows),
+        lambda: compiled().evaluate([(key, 2)], wires.labels, rows[:, 1:]),
+    ]
+    for call in bad:
+        with pytest.raises(ValueError, match=r"another shape|16 bytes|negative"):
+            call()
+
+
+def test_a_build_that_does_something_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A gate's right input taken for its left: what the library of another version might do.
+    honest = half_gates_arrays.exceeds
+    monkeypatch.setattr(half_gates_arrays, "exceeds", lambda x, land: honest(x, lambda left, right: land(right, left)))
+    with pytest.raises(RuntimeError, match="build it anew"):
+        half_gates_compiled.load()
+
+
+@pytest.mark.parametrize("missing", ["_LIBRARY", "_OPENSSL"])
+def test_without_the_library_or_openssl_labels_are_garbled_over_arrays(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half_gates_compiled, missing, {"_LIBRARY": "absent.so", "_OPENSSL": ("EVP_absent",)}[missing])
+    assert half_gates_compiled.load() is None
 
 
 # --- garbled by four custodians from real shares --------------------------------------------------------------------

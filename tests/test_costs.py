@@ -160,4 +160,4 @@ def test_a_check_that_garbles_twice_is_noticed(world: World, monkeypatch: pytest
     plain = costs(lambda: world, lambda given: check(given, 1), monkeypatch)
     monkeypatch.setattr(protocol.check, "garble_together", twice)
     told = complaints(costs(lambda: world, lambda given: check(given, 1), monkeypatch), plain)
-    assert any(one.startswith("array elements: ") for one in told)
+    assert any(one.startswith("lanes garbled: ") for one in told)

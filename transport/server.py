@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import gc
+import logging
 import resource
 import select
 import selectors
@@ -24,6 +25,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.util import close_graceful
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from protocol import garbling
+from protocol.half_gates_arrays import Arrays
 from transport.lines import HANDSHAKE_SECONDS, ServerTlsSocket
 from transport.peer_requests import (
     BAD_REQUEST,
@@ -34,6 +37,8 @@ from transport.peer_requests import (
     read_request,
 )
 from transport.tls import Tls, TlsSettings
+
+log = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
 KEEP_ALIVE_SECONDS = 75
@@ -310,6 +315,10 @@ def serve(
     are the paths of messages between the parties of the alliance, or how they begin.
     """
     _keep_little_memory()
+    if isinstance(garbling.ENGINE, Arrays):
+        log.warning(
+            "half_gates.c is not built: labels are garbled ten times slower. Have a C compiler and run make setup"
+        )
     run = state / "run"
     run.mkdir(parents=True, exist_ok=True)
     secured: dict[str, Any] = {}
