@@ -9,6 +9,7 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property, partial
 
 from protocol import kdf, signing, voprf
 from protocol.committee import excluded_slot, preferred_choice
@@ -266,11 +267,16 @@ def read_outcome(pending: PendingCheck, outcome: CheckOutcome, now: float) -> li
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A request that the service accepted, with C and the proof over its persons alone."""
+    """A request that the service accepted, with C of its persons alone."""
 
     request: CheckRequest
     evaluated: tuple[Element, ...]
-    proof: voprf.DleqProof
+    prove: Callable[[], voprf.DleqProof] = field(repr=False)
+
+    @cached_property
+    def proof(self) -> voprf.DleqProof:
+        """The proof of C. Made when it is first asked for: two of A need none and are called before."""
+        return self.prove()
 
 
 Admit = Callable[[str, int], None]
@@ -296,8 +302,9 @@ def accept_request(
         raise ProtocolError("bad-envelopes", "an envelope is not the one that was signed")
     blinded = [Element(point) for point in statement.persons]
     evaluated = [voprf.blind_evaluate(service.keys.blinding, point) for point in blinded]
-    proof = voprf.prove(service.keys.blinding, manifest.blinding_key, blinded, evaluated, random_scalar(random))
-    return Evaluation(request, tuple(evaluated), proof)
+    nonce = random_scalar(random)
+    prove = partial(voprf.prove, service.keys.blinding, manifest.blinding_key, blinded, evaluated, nonce)
+    return Evaluation(request, tuple(evaluated), prove)
 
 
 def call_for(evaluation: Evaluation, attempt: int, chosen: tuple[int, ...], tick: int, slot: int) -> CheckCall:
@@ -310,7 +317,7 @@ def call_for(evaluation: Evaluation, attempt: int, chosen: tuple[int, ...], tick
         chosen=chosen,
         tick=tick,
         evaluated=evaluation.evaluated,
-        proof=evaluation.proof,
+        proof=evaluation.proof if is_proven_to(request, attempt, chosen, slot) else None,
         envelope=request.envelopes[slots.index(slot)],
     )
 
@@ -479,6 +486,11 @@ def evaluation_verifiers(check_id: bytes, attempt: int) -> tuple[int, int]:
     return GROUPS[int.from_bytes(digest[:8], "big") % len(GROUPS)]
 
 
+def is_proven_to(request: CheckRequest, attempt: int, chosen: tuple[int, ...], slot: int) -> bool:
+    """Tell whether a slot of A verifies the service's proof of C."""
+    return slot in {chosen[place] for place in evaluation_verifiers(request.signed.statement.check_id, attempt)}
+
+
 def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     """Step 3, first half: verify signature, envelope, freshness, manifest, A, the proofs of D and, as one of two, of C,
     and that every field that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
@@ -507,7 +519,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     evaluated = [Element(point) for point in call.evaluated]
     verifies = chosen.position(slot) in evaluation_verifiers(statement.check_id, call.attempt)
     if len(evaluated) != len(blinded) or (
-        verifies and not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof)
+        verifies and (call.proof is None or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof))
     ):
         raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
     excluded = excluded_slot(statement.shard, omitted, len(slots), statement.check_id)

@@ -162,16 +162,18 @@ class CheckEnvelope:
     issued_at: Annotated[int, TIME]
 
 
-@message("check call", version=1)
+@message("check call", version=2)
 class CheckCall:
-    """Service to one custodian of A. `evaluated` has a C for each person, under one proof."""
+    """Service to one custodian of A. `evaluated` has a C for each person, under one proof, which goes to the two of A
+    that verify it (`evaluation_verifiers`).
+    """
 
     signed: Annotated[SignedCheck, Nested(SignedCheck)]
     attempt: Annotated[int, UInt(8, least=1, most=MAX_ATTEMPTS)]
     chosen: Annotated[tuple[int, ...], Seq(SLOT, least=CHOSEN, most=CHOSEN)]
     tick: Annotated[int, TICK]
     evaluated: Annotated[tuple[bytes, ...], Seq(POINT, least=1, most=MAX_LANES)]
-    proof: Annotated[DleqProof, Nested(DleqProof)]
+    proof: Annotated[DleqProof | None, Maybe(Nested(DleqProof))]
     envelope: Annotated[bytes, ENVELOPE]
 
 

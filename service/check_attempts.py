@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from protocol.check import Conclusion, Evaluation, call_for, conclude_together
+from protocol.check import Conclusion, Evaluation, call_for, conclude_together, is_proven_to
 from protocol.errors import ProtocolError
 from protocol.messages import MANY_ROWS, RECHECK, CheckAnswer, CheckCall, CheckOutcome, CheckRequest
 from protocol.party import ServiceParty
@@ -84,6 +84,10 @@ class CheckAttempt:
     def member(self, slot: int) -> str:
         """Return whose the slot is."""
         return self.service.manifest.committee(self.shard).slots[slot]
+
+    def is_proven_to(self, slot: int) -> bool:
+        """Tell whether a custodian of A verifies the service's proof, which is made when its call is."""
+        return is_proven_to(self.evaluation.request, self.number, self.chosen, slot)
 
     def call(self, slot: int) -> CheckCall:
         """Return what a custodian of A is sent."""

@@ -15,7 +15,7 @@ from service.directory import DataDirectory
 from transport import internal
 from transport.certificates import Holder
 from transport.http_answers import MAX_ANSWER
-from transport.peers import Call, Peers, Reply, Unreachable
+from transport.peers import Call, LateCall, Peers, Reply, Unreachable
 
 M = TypeVar("M")
 
@@ -95,8 +95,10 @@ class Custodians:
                 member = attempt.member(slot)
                 url = attempt.service.manifest.member(member).url  # which is another under another manifest
                 messages.setdefault((member, url), []).append((attempt, slot))
-        asked = list(messages.values())
-        calls = [_check_call(member, those) for (member, _), those in messages.items()]
+        # Who needs no proof of C is called first, and is at work while it is made.
+        ordered = sorted(messages.items(), key=lambda message: any(one.is_proven_to(slot) for one, slot in message[1]))
+        asked = [those for _, those in ordered]
+        calls = [_check_call(member, url, those) for (member, url), those in ordered]
         seconds = max((attempt.seconds for attempt in leaving), default=0.0)
         for place, reply in self._peers.replies(calls, seconds):
             for (attempt, slot), said in zip(asked[place], _answers(reply, len(asked[place])), strict=True):
@@ -130,12 +132,17 @@ def _call(service: ServiceParty, member: str, path: str, body: bytes, most: int)
     return Call(manifest.member(member).url, path, body, headers, to=Holder(member), most=most)
 
 
-def _check_call(member: str, asked: Asked) -> Call:
+def _check_call(member: str, url: str, asked: Asked) -> LateCall:
     first, slot = asked[0]
-    if len(asked) == 1:
-        return _call(first.service, member, internal.CHECK, encode(first.call(slot)), first.answer_bytes)
-    body = encode(CheckCalls(calls=tuple(attempt.call(slot) for attempt, slot in asked)))
-    return _call(first.service, member, internal.CHECKS, body, sum(attempt.answer_bytes for attempt, _ in asked))
+    most = sum(attempt.answer_bytes for attempt, _ in asked)
+
+    def make() -> Call:
+        if len(asked) == 1:
+            return _call(first.service, member, internal.CHECK, encode(first.call(slot)), most)
+        body = encode(CheckCalls(calls=tuple(attempt.call(slot) for attempt, slot in asked)))
+        return _call(first.service, member, internal.CHECKS, body, most)
+
+    return LateCall(url, Holder(member), most, make)
 
 
 def _answers(reply: Reply | Unreachable, count: int) -> Sequence[CheckAnswer | ProtocolError]:

@@ -107,7 +107,8 @@ class Attempt:
         return self.world.members[self.custodians[slot]].party
 
     def call(self, slot: int) -> CheckCall:
-        return call_for(self.evaluation, 1, self.chosen, TICK, slot)
+        """Step 2, with the proof of C for all four: a bent call may have it verified by others."""
+        return replace(call_for(self.evaluation, 1, self.chosen, TICK, slot), proof=self.evaluation.proof)
 
     def answer(
         self, slot: int, call: CheckCall | None = None, *, now: float = NOW, spent: tuple[int, ...] = ()
@@ -682,12 +683,22 @@ def test_a_custodian_refuses_another_c_and_the_proof_of_another_check(world: Wor
         replace(call, evaluated=(one, two, two)),
         replace(call, evaluated=(one, one)),
         replace(call, proof=replace(call.proof, challenge=call.proof.response)),
+        replace(call, proof=None),
     ):
         assert made.refusal(bent, slot=slot) == "bad-evaluation"
     for trusting in made.trusting:
         for points in ((one,), (one, two, two)):
             bent = replace(made.call(trusting), evaluated=points)
             assert made.refusal(bent, slot=trusting) == "bad-evaluation"
+
+
+def test_the_proof_of_c_goes_to_the_two_that_verify_it_and_is_made_for_them(made: Attempt) -> None:
+    evaluation = replace(made.evaluation)
+    calls = {slot: call_for(evaluation, 1, made.chosen, TICK, slot) for slot in made.trusting}
+    assert "proof" not in vars(evaluation)
+    calls |= {slot: call_for(evaluation, 1, made.chosen, TICK, slot) for slot in made.verifiers}
+    assert {slot for slot, call in calls.items() if call.proof is not None} == set(made.verifiers)
+    assert made.read(made.outcome(calls)) == made.read(made.outcome())
 
 
 def test_a_custodian_refuses_c_made_with_another_key_even_under_a_proof_for_it(world: World, made: Attempt) -> None:

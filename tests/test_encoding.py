@@ -38,7 +38,11 @@ from protocol.voprf import DleqProof
 
 def message_kinds() -> list[type[Any]]:
     """Return every message class of the package."""
-    modules = [importlib.import_module(f"protocol.{module.name}") for module in pkgutil.iter_modules(protocol.__path__)]
+    modules = [
+        importlib.import_module(f"protocol.{module.name}")
+        for module in pkgutil.iter_modules(protocol.__path__)
+        if not module.name.startswith("_")
+    ]
     found = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
     return sorted((kind for kind in found if hasattr(kind, "_wire")), key=lambda kind: kind.__name__)
 

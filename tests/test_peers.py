@@ -10,7 +10,8 @@ import pytest
 from certified import House
 
 from transport.certificates import SERVICE
-from transport.peers import Call, Peers, Reply, Unreachable
+from transport.http_answers import MAX_ANSWER
+from transport.peers import Call, LateCall, Peers, Reply, Unreachable
 from transport.tls import Tls
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok"
@@ -137,6 +138,51 @@ def test_what_came_of_a_call_is_told_when_it_ends_and_another_thread_may_go_on(
         thread.start()
         thread.join(10)
         assert rest == [(0, answered(tls))]
+        peers.close()
+
+
+def test_a_late_call_is_made_when_the_one_before_it_has_left(peers: Peers, server: Server, tls: Tls | None) -> None:
+    heard = threading.Event()
+
+    def first(connection: socket.socket) -> None:
+        while read_request(connection):
+            heard.set()
+            connection.sendall(OK)
+
+    with server(first) as one, server(answer_all) as other:
+        assert [peers.call(to(url), 5) for url in (one, other)] == [answered(tls)] * 2  # both connections stand
+        heard.clear()
+
+        def make() -> Call:
+            assert heard.wait(10)
+            return to(other)
+
+        late = LateCall(other, SERVICE, MAX_ANSWER, make)
+        assert peers.exchange([to(one), late], 20) == [answered(tls)] * 2
+        peers.close()
+
+
+def test_a_late_call_that_the_peer_hung_up_on_is_made_again(peers: Peers, server: Server) -> None:
+    with server(answer_one_and_close) as url:
+        made: list[Call] = []
+
+        def make() -> Call:
+            made.append(to(url))
+            return made[-1]
+
+        for _ in range(3):
+            assert isinstance(peers.exchange([LateCall(url, SERVICE, MAX_ANSWER, make)], 5)[0], Reply)
+        assert len(made) >= 3
+
+
+def test_a_call_that_cannot_be_made_is_no_fault_of_the_peers(peers: Peers, server: Server) -> None:
+    def make() -> Call:
+        raise KeyError("no such slot")
+
+    with server(answer_all) as url:
+        with pytest.raises(KeyError, match="no such slot"):
+            peers.exchange([LateCall(url, SERVICE, MAX_ANSWER, make)], 5)
+        assert isinstance(peers.call(to(url), 5), Reply)
         peers.close()
 
 

@@ -9,9 +9,10 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event
 
 from protocol.errors import ProtocolError
@@ -42,6 +43,17 @@ class Call:
 
 
 @dataclass(frozen=True)
+class LateCall:
+    """A call that is made when it is its turn to be sent, so that those before it are under way by then."""
+
+    url: str
+    to: Holder
+    most: int
+    make: Callable[[], Call] = field(repr=False)
+    """Returns the call, to the same URL and holder."""
+
+
+@dataclass(frozen=True)
 class Reply:
     """What a peer answered; `sender` says who that was where TLS shows it."""
 
@@ -63,6 +75,10 @@ class _StrangerError(Exception):
     """The other end of a line is not who is called."""
 
 
+class _NotMadeError(Exception):
+    """A call could not be made, for the reason that is its cause: no fault of the peer's."""
+
+
 class _Idle:
     """Connections that nobody uses just now, by address and peer, the last used first; closed with their owner."""
 
@@ -70,18 +86,18 @@ class _Idle:
         self._lines: dict[tuple[str, Holder], list[Line]] = {}
         self._lock = threading.Lock()
 
-    def take(self, call: Call) -> Line | None:
+    def take(self, call: Call | LateCall) -> Line | None:
         """Return a connection for a call, now the caller's; None if there is none."""
         with self._lock:
             lines = self._lines.get((call.url, call.to))
             return lines.pop() if lines else None
 
-    def give(self, call: Call, line: Line) -> None:
+    def give(self, call: Call | LateCall, line: Line) -> None:
         """Keep a connection for other calls to the same peer."""
         with self._lock:
             self._lines.setdefault((call.url, call.to), []).append(line)
 
-    def close(self, call: Call | None = None) -> None:
+    def close(self, call: Call | LateCall | None = None) -> None:
         """Close all, or those to the peer of a call."""
         with self._lock:
             keys = list(self._lines) if call is None else [(call.url, call.to)]
@@ -110,12 +126,12 @@ class Peers:
         """Make one call and wait for at most that long."""
         return self.exchange([call], seconds)[0]
 
-    def exchange(self, calls: Sequence[Call], seconds: float) -> list[Reply | Unreachable]:
+    def exchange(self, calls: Sequence[Call | LateCall], seconds: float) -> list[Reply | Unreachable]:
         """Make all calls at once, in at most `seconds`; results stand in the order of the calls."""
         replies = dict(self.replies(calls, seconds))
         return [replies[place] for place in range(len(calls))]
 
-    def replies(self, calls: Sequence[Call], seconds: float) -> Generator[tuple[int, Reply | Unreachable]]:
+    def replies(self, calls: Sequence[Call | LateCall], seconds: float) -> Generator[tuple[int, Reply | Unreachable]]:
         """Make all calls at once, in at most `seconds`; yield the place of each, and what came of it, when it ends.
 
         They are made, and go on, in the thread that asks for the next; those under way when nobody does (`close`) are
@@ -135,7 +151,7 @@ class Peers:
         def again(place: int) -> Talk | None:
             call, was_kept = calls[place], kept[place] is not None
             kept[place] = None
-            if not was_kept or isinstance(talks[place].error, TimeoutError):
+            if not was_kept or isinstance(talks[place].error, TimeoutError | _NotMadeError):
                 return None
             self._idle.close(call)  # the peer may have gone, and with it all that were opened before
             until = min(deadline, time.monotonic() + CONNECT_SECONDS)
@@ -144,7 +160,9 @@ class Peers:
         for place in hold(talks, deadline, again):
             yield place, self._reply(calls[place], talks[place])
 
-    def _reply(self, call: Call, talk: Talk) -> Reply | Unreachable:
+    def _reply(self, call: Call | LateCall, talk: Talk) -> Reply | Unreachable:
+        if isinstance(talk.error, _NotMadeError) and talk.error.__cause__ is not None:
+            raise talk.error.__cause__
         if talk.answer is None or talk.line is None:
             return Unreachable(self._is_timeout(call, talk.error))
         answer = talk.answer
@@ -158,7 +176,7 @@ class Peers:
 
     # --- connections
 
-    def _kept(self, call: Call) -> Line | None:
+    def _kept(self, call: Call | LateCall) -> Line | None:
         """Return a kept connection that is still good, now the caller's."""
         line = self._idle.take(call)
         if line is not None:
@@ -169,12 +187,12 @@ class Peers:
                 return None
         return line
 
-    def _begin_look_up(self, call: Call) -> Event | None:
+    def _begin_look_up(self, call: Call | LateCall) -> Event | None:
         with suppress(ValueError):
             return self._names.begin(place_of(call.url, secured=self._tls is not None))
         return None
 
-    def _on_new(self, call: Call, looked_up: Event | None, until: float) -> Talk:
+    def _on_new(self, call: Call | LateCall, looked_up: Event | None, until: float) -> Talk:
         """Return a call on a connection that is still to be opened; its host is waited for until then."""
         talk, secured = self._talk(call), self._tls is not None
         try:
@@ -187,16 +205,18 @@ class Peers:
             talk.on_new(place, addresses, context, lambda line: self._require_peer(call, line))
         return talk
 
-    def _talk(self, call: Call, line: Line | None = None) -> Talk:
-        talk = Talk(call.most, line)
-        try:
-            host, _ = place_of(call.url, secured=self._tls is not None)
-            talk.say(request_bytes(call.method, host, call.path, call.headers, call.body))
-        except ValueError as error:
-            talk.give_up(error)
-        return talk
+    def _talk(self, call: Call | LateCall, line: Line | None = None) -> Talk:
+        return Talk(call.most, partial(self._request, call), line)
 
-    def _require_peer(self, call: Call, line: Line) -> None:
+    def _request(self, call: Call | LateCall) -> bytes:
+        try:
+            made = call.make() if isinstance(call, LateCall) else call
+        except Exception as error:
+            raise _NotMadeError from error
+        host, _ = place_of(made.url, secured=self._tls is not None)
+        return request_bytes(made.method, host, made.path, made.headers, made.body)
+
+    def _require_peer(self, call: Call | LateCall, line: Line) -> None:
         """Refuse a line whose other end is not, or is no longer, who is called; also one opened with older files."""
         if self._tls is None:
             return
@@ -210,14 +230,14 @@ class Peers:
 
     # --- faults
 
-    def _is_timeout(self, call: Call, error: Exception | None) -> bool:
+    def _is_timeout(self, call: Call | LateCall, error: Exception | None) -> bool:
         """Tell whether a call failed for want of time; log what a person must see to."""
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             # The reason is OpenSSL's own word: a certificate that we refuse, or the alert of a peer that refuses ours.
             self._tell(call, (error.reason or "no reason").lower().replace("_", " "))
         return isinstance(error, TimeoutError)
 
-    def _tell(self, call: Call, why: str) -> None:
+    def _tell(self, call: Call | LateCall, why: str) -> None:
         """Log why TLS fails, once a minute for a peer: that is no weather, and needs a person."""
         now = time.monotonic()
         if now - self._told.get(call.url, -TOLD_SECONDS) >= TOLD_SECONDS:

@@ -16,22 +16,22 @@ _READS_AT_ONCE = 16
 
 
 class Talk:
-    """A request and its answer on a line that is open, or on a new one; `opened` judges a new one before it is used."""
+    """A request and its answer on a line that is open, or on a new one; `opened` judges a new one before it is used.
 
-    def __init__(self, most: int, line: Line | None = None) -> None:
+    `request` is asked for what is sent when that can leave.
+    """
+
+    def __init__(self, most: int, request: Callable[[], bytes], line: Line | None = None) -> None:
         self.line = line
         self.error: Exception | None = None
         self.answer: HttpAnswer | None = None
         self.try_until = float("inf")
         """When the address that is tried has had its time, by the monotonic clock."""
+        self._request: Callable[[], bytes] | None = request
         self._out = memoryview(b"")
         self._reading = HttpAnswer(most)
         self._step: Callable[[bytearray], int] = self._write
         self._refused: OSError = TimeoutError()
-
-    def say(self, request: bytes) -> None:
-        """Have it begin with this request."""
-        self._out = memoryview(request)
 
     def on_new(
         self,
@@ -108,6 +108,8 @@ class Talk:
 
     def _write(self, _buffer: bytearray) -> int:
         assert self.line is not None
+        if self._request is not None:
+            self._out, self._request = memoryview(self._request()), None
         try:
             while self._out:
                 self._out = self._out[self.line.sock.send(self._out) :]
