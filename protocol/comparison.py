@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol import kdf
+from protocol import garbling, kdf
 from protocol.circuit import INPUTS, Wires, plain_bits
 from protocol.encoding import HASH, Blob, Fixed, Maybe, Nested, Seq, message
 from protocol.garbling import (
@@ -130,8 +130,8 @@ def tags(
     derives them without knowing header or pseudonyms.
     """
     key = kdf.derive(request_seed, "tags", check_id, bytes([attempt]), bytes(chosen))
-    data = kdf.stream(key, lanes * 2 * TAG_BYTES)
-    pieces = [data[at : at + TAG_BYTES] for at in range(0, len(data), TAG_BYTES)]
+    (stream,) = garbling.ENGINE.streams([(key, lanes * 2 * TAG_BYTES)])
+    pieces = _pieces(stream.tobytes(), TAG_BYTES)
     return list(zip(pieces[0::2], pieces[1::2], strict=True))
 
 
@@ -188,33 +188,28 @@ Tags = list[tuple[bytes, bytes]]
 def garble_together(asked: Sequence[tuple[Seed, Tags]]) -> list[Garbling]:
     """Garble several checks, each under its own seed and AES key, in one run over the arrays of all."""
     counts = [len(lane_tags) for _, lane_tags in asked]
-    wires = [_wires(seed, count) for (seed, _), count in zip(asked, counts, strict=True)]
+    wires, vouchers = _drawn([(seed, count) for (seed, _), count in zip(asked, counts, strict=True)])
     keys = [(seed.key("AES key", AES_KEY_BYTES), count) for (seed, _), count in zip(asked, counts, strict=True)]
     garbler = Garbler(keys, _joined(wires))
-    vouchers = [
-        np.frombuffer(kdf.stream(seed.key("K"), count * INPUTS * K_BYTES), dtype=np.uint8).reshape(
-            count, INPUTS, K_BYTES
-        )
-        for (seed, _), count in zip(asked, counts, strict=True)
-    ]
+    pieces = [_pieces(rows.tobytes(), K_BYTES) for rows in vouchers]
     masks = [
-        _output_mask(seed.header, lane, row.tobytes())
-        for (seed, _), rows in zip(asked, vouchers, strict=True)
-        for lane, row in enumerate(rows)
+        _output_mask(seed.header, lane, b"".join(own[lane * INPUTS : (lane + 1) * INPUTS]))
+        for (seed, _), own, count in zip(asked, pieces, counts, strict=True)
+        for lane in range(count)
     ]
     pairs = [pair for _, lane_tags in asked for pair in lane_tags]
     within, exceeding = (
-        _blocks(b"".join(_xor(pair[bit], mask) for pair, mask in zip(pairs, masks, strict=True)), len(masks))
+        _blocks(b"".join([_xor(pair[bit], mask) for pair, mask in zip(pairs, masks, strict=True)]), len(masks))
         for bit in (0, 1)
     )
     outputs, table, made, at = garbler.encrypt_outputs(within, exceeding), garbler.table.rows, [], 0
-    for (seed, _), own, (key, count), rows in zip(asked, wires, keys, vouchers, strict=True):
+    for (seed, _), own, (key, count), rows, ks in zip(asked, wires, keys, vouchers, pieces, strict=True):
         of = slice(at, at + count)
         circuit = Garbled(
             table=Table(table[of]).encode(),
             aes_key=key,
             outputs=outputs[of].tobytes(),
-            vouchers=b"".join(_voucher_hash(one.tobytes()) for one in rows.reshape(-1, K_BYTES)),
+            vouchers=b"".join(map(_voucher_hash, ks)),
         )
         made.append(Garbling(seed, own, rows, circuit))
         at += count
@@ -334,10 +329,10 @@ def _matched(answered: Answered) -> _Matching:
     _compare(ordered, chosen, told)
     garbled = ordered[0].garbled
     assert garbled is not None  # _in_place refused otherwise
-    inputs: list[Wires] = []
+    inputs = np.empty((lanes, INPUTS, RING_BITS, 2), dtype=np.uint64)
     vouchers: dict[int, list[bytes]] = {lane: [] for lane in told}
     for place, sent, vouched in _groups(ordered):
-        inputs.append(_blocks(sent.labels, lanes, RING_BITS))
+        inputs[:, place] = _blocks(sent.labels, lanes, RING_BITS)
         for lane in told:
             labels = sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
             masked = vouched.masked[lane * K_BYTES : (lane + 1) * K_BYTES]
@@ -346,7 +341,7 @@ def _matched(answered: Answered) -> _Matching:
             if not hmac.compare_digest(_voucher_hash(voucher), garbled.vouchers[at : at + K_BYTES]):
                 raise Disagreement((chosen.slots[GROUPS[place][1]],), "a voucher's K")
             vouchers[lane].append(voucher)
-    return _Matching(answered, garbled, np.stack(inputs, axis=1), vouchers)
+    return _Matching(answered, garbled, inputs, vouchers)
 
 
 def _in_place(part: Part, chosen: Chosen, slot: int, lanes: int, withheld: tuple[int, ...]) -> Part:
@@ -442,15 +437,18 @@ def _input_bits(lanes: list[LaneInput]) -> Wires:
     return plain_bits(np.array(values, dtype=np.uint64).reshape(len(lanes), INPUTS))
 
 
-def _offsets(seed: Seed, lanes: int) -> Block:
-    offsets = _blocks(kdf.stream(seed.key("offsets"), lanes * LABEL_BYTES), lanes).copy()
-    offsets[:, 0] |= np.uint64(1)
-    return offsets
-
-
-def _wires(seed: Seed, lanes: int) -> ZeroLabels:
-    labels = kdf.stream(seed.key("wire labels"), lanes * INPUTS * RING_BITS * LABEL_BYTES)
-    return ZeroLabels(_blocks(labels, lanes, INPUTS, RING_BITS), _offsets(seed, lanes))
+def _drawn(seeds: Sequence[tuple[Seed, int]]) -> tuple[list[ZeroLabels], list[NDArray[np.uint8]]]:
+    """Return of each seed, with its number of lanes, what its streams say: the labels, and K (lanes, 6, 32)."""
+    sizes = {"wire labels": INPUTS * RING_BITS * LABEL_BYTES, "offsets": LABEL_BYTES, "K": INPUTS * K_BYTES}
+    wanted = [(seed.key(name), lanes * size) for name, size in sizes.items() for seed, lanes in seeds]
+    streams, wires, vouchers = garbling.ENGINE.streams(wanted), list[ZeroLabels](), list[NDArray[np.uint8]]()
+    for place, (_, lanes) in enumerate(seeds):
+        labels, offsets, ks = streams[place :: len(seeds)]
+        spread = offsets.view("<u8").reshape(lanes, 2)
+        spread[:, 0] |= np.uint64(1)
+        wires.append(ZeroLabels(labels.view("<u8").reshape(lanes, INPUTS, RING_BITS, 2), spread))
+        vouchers.append(ks.reshape(lanes, INPUTS, K_BYTES))
+    return wires, vouchers
 
 
 def _joined(wires: Sequence[ZeroLabels]) -> ZeroLabels:
@@ -484,6 +482,10 @@ def _voucher_hash(voucher: bytes) -> bytes:
 
 def _blocks(data: bytes, *shape: int) -> Block:
     return np.frombuffer(data, dtype="<u8").reshape(*shape, 2)
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def _xor(left: bytes, right: bytes) -> bytes:

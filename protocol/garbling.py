@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from protocol import half_gates_compiled
 from protocol.circuit import ANDS, Wires
 from protocol.errors import ProtocolError
-from protocol.half_gates_arrays import Arrays, Block, Keys
+from protocol.half_gates_arrays import Arrays, Block, Bytes, Keys, Streams
 
 LABEL_BYTES = 16
 AES_KEY_BYTES = 16
@@ -30,6 +30,9 @@ class Engine(Protocol):
     """What garbles and evaluates; labels are as in `ZeroLabels` and `ActiveLabels`, in one stretch of memory."""
 
     name: str
+
+    def streams(self, wanted: Streams) -> list[Bytes]:
+        """Return of each key (32 bytes) so many bytes of its stream (`protocol.kdf.stream`), the caller's own."""
 
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         """Return the table as in `Table`, the output zero labels (lanes, 2), and of both output labels their hashes, by

@@ -15,7 +15,7 @@
 #endif
 
 enum { INPUTS = 6, BITS = 48, LOW = BITS - 1, ANDS = 321, WIDEST = 2 * LOW, TWEAKS_PER_LANE = 1024, OUTPUT_TWEAK = 1023 };
-enum { KEY_BYTES = 16, CHANNELS = 4 };
+enum { KEY_BYTES = 16, STREAM_KEY_BYTES = 32, CHANNELS = 4 };
 
 typedef uint64_t block __attribute__((vector_size(16)));
 typedef block number[BITS];                                               /* a wire a bit, the lowest first */
@@ -28,16 +28,18 @@ typedef struct evp_cipher_st EVP_CIPHER;
 static EVP_CIPHER_CTX *(*ctx_new)(void);
 static void (*ctx_free)(EVP_CIPHER_CTX *);
 static const EVP_CIPHER *(*aes_128_ecb)(void);
+static const EVP_CIPHER *(*aes_256_ctr)(void);
 static int (*encrypt_init)(EVP_CIPHER_CTX *, const EVP_CIPHER *, void *, const unsigned char *, const unsigned char *);
 static int (*encrypt_update)(EVP_CIPHER_CTX *, unsigned char *, int *, const unsigned char *, int);
 
-void half_gates_bind(void *const functions[5])
+void half_gates_bind(void *const functions[6])
 {
     memcpy(&ctx_new, &functions[0], sizeof ctx_new);
     memcpy(&ctx_free, &functions[1], sizeof ctx_free);
     memcpy(&aes_128_ecb, &functions[2], sizeof aes_128_ecb);
-    memcpy(&encrypt_init, &functions[3], sizeof encrypt_init);
-    memcpy(&encrypt_update, &functions[4], sizeof encrypt_update);
+    memcpy(&aes_256_ctr, &functions[3], sizeof aes_256_ctr);
+    memcpy(&encrypt_init, &functions[4], sizeof encrypt_init);
+    memcpy(&encrypt_update, &functions[5], sizeof encrypt_update);
 }
 
 /* One lane under way. `rows` are the table's: written by a garbler, read by an evaluator. */
@@ -246,4 +248,22 @@ int half_gates_evaluate(int keys, const void *aes_keys, const void *counts, cons
                         void *outputs, void *hashed)
 {
     return run_all(evaluate_layer, keys, aes_keys, counts, labels, NULL, (void *)table, outputs, hashed);
+}
+
+/* AES-256-CTR from zero under each key of 32 bytes: sizes[at] bytes of its stream, one after the other, to `out`. */
+int half_gates_streams(int keys, const unsigned char *stream_keys, const int32_t *sizes, unsigned char *out)
+{
+    static const unsigned char zero[16];
+    EVP_CIPHER_CTX *ctx = ctx_new();
+    int good = ctx != NULL;
+    for (int at = 0; at < keys && good; at++) {
+        int done = 0;
+        memset(out, 0, (size_t)sizes[at]);
+        good = encrypt_init(ctx, aes_256_ctr(), NULL, stream_keys + STREAM_KEY_BYTES * at, zero) == 1
+            && encrypt_update(ctx, out, &done, out, sizes[at]) == 1 && done == sizes[at];
+        out += sizes[at];
+    }
+    if (ctx)
+        ctx_free(ctx);
+    return good;
 }

@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from protocol import kdf
 from protocol.circuit import ANDS, Wires, exceeds
 
 TWEAKS_PER_LANE = 1024
@@ -24,10 +25,19 @@ Keys = Sequence[tuple[bytes, int]]
 """AES keys, each with the number of lanes that are under it: garblings of their own, whose arrays are one."""
 
 
+Streams = Sequence[tuple[bytes, int]]
+"""Keys, each with the number of bytes that are wanted of its stream."""
+Bytes = NDArray[np.uint8]
+
+
 class Arrays:
     """Garbles and evaluates by NumPy."""
 
     name = "over arrays"
+
+    def streams(self, wanted: Streams) -> list[Bytes]:
+        """Return of each key (32 bytes) its stream, `protocol.kdf.stream`."""
+        return [np.frombuffer(bytearray(kdf.stream(key, size)), dtype=np.uint8) for key, size in wanted]
 
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         """Return (table, output zero labels, hashes of both output labels): as `protocol.garbling.Engine` says."""

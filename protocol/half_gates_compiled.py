@@ -6,12 +6,13 @@ It is plain C, loaded by `ctypes`: other threads run meanwhile, and building it 
 import ctypes
 import hashlib
 import sysconfig
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from protocol.circuit import ANDS, INPUTS, Wires
-from protocol.half_gates_arrays import Arrays, Block, Keys
+from protocol.half_gates_arrays import Arrays, Block, Bytes, Keys, Streams
 from protocol.sharing import RING_BITS
 
 _LIBRARY = Path(__file__).with_name("_half_gates" + str(sysconfig.get_config_var("EXT_SUFFIX")))
@@ -19,6 +20,7 @@ _OPENSSL = (
     "EVP_CIPHER_CTX_new",
     "EVP_CIPHER_CTX_free",
     "EVP_aes_128_ecb",
+    "EVP_aes_256_ctr",
     "EVP_EncryptInit_ex",
     "EVP_EncryptUpdate",
 )
@@ -58,15 +60,26 @@ class Compiled:
     def __init__(self, library: ctypes.CDLL, openssl: ctypes.CDLL) -> None:
         self._openssl = openssl  # stays loaded: the library calls it
         self._garble, self._evaluate = library.half_gates_garble, library.half_gates_evaluate
+        self._streams = library.half_gates_streams
         self._garble.argtypes = [ctypes.c_int, *[_POINTER] * 7]
         self._evaluate.argtypes = [ctypes.c_int, *[_POINTER] * 6]
+        self._streams.argtypes = [ctypes.c_int, *[_POINTER] * 3]
+
+    def streams(self, wanted: Streams) -> list[Bytes]:
+        """Return of each key (32 bytes) its stream, as `protocol.kdf.stream`, all in one stretch of memory."""
+        sizes = [size for _, size in wanted]
+        if min(sizes) < 0:
+            raise ValueError("a negative number of bytes")
+        out, ends = np.empty(sum(sizes), dtype=np.uint8), [*accumulate(sizes)]
+        _require(self._streams(len(wanted), _joined(wanted, 32), _numbers(sizes), _address(out)))
+        return [out[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         """Return (table, output zero labels, hashes of both output labels): as `protocol.garbling.Engine` says."""
         lanes = _lanes(keys, labels)
         rows, output, pads = _empty(lanes, ANDS, 2, 2), _empty(lanes, 2), _empty(lanes, 2, 2)
         _require_shape(offsets, lanes, 2)
-        given = _secrets(keys), _counts(keys), _address(labels), _address(offsets)
+        given = _joined(keys, 16), _counts(keys), _address(labels), _address(offsets)
         _require(self._garble(len(keys), *given, _address(rows), _address(output), _address(pads)))
         return rows, output, pads
 
@@ -75,7 +88,7 @@ class Compiled:
         lanes = _lanes(keys, labels)
         output, pads = _empty(lanes, 2), _empty(lanes, 2)
         _require_shape(rows, lanes, ANDS, 2, 2)
-        given = _secrets(keys), _counts(keys), _address(labels), _address(rows)
+        given = _joined(keys, 16), _counts(keys), _address(labels), _address(rows)
         _require(self._evaluate(len(keys), *given, _address(output), _address(pads)))
         return output, pads
 
@@ -84,21 +97,26 @@ def _empty(*shape: int) -> Wires:
     return np.empty(shape, dtype=np.uint64)
 
 
-def _secrets(keys: Keys) -> bytes:
-    joined = b"".join(key for key, _ in keys)
-    if len(joined) != 16 * len(keys):
-        raise ValueError("an AES-128 key has 16 bytes")
+def _joined(keys: Keys, size: int) -> bytes:
+    joined = b"".join([key for key, _ in keys])
+    if len(joined) != size * len(keys):
+        raise ValueError(f"an AES key has {size} bytes here")
     return joined
 
 
 def _counts(keys: Keys) -> ctypes.Array[ctypes.c_int32]:
-    return (ctypes.c_int32 * len(keys))(*[lanes for _, lanes in keys])
+    return _numbers([lanes for _, lanes in keys])
+
+
+def _numbers(values: list[int]) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * len(values))(*values)
 
 
 def _lanes(keys: Keys, labels: Wires) -> int:
-    if min(count for _, count in keys) < 0:
+    counts = [count for _, count in keys]
+    if min(counts) < 0:
         raise ValueError("a negative number of lanes")
-    lanes = sum(count for _, count in keys)
+    lanes = sum(counts)
     _require_shape(labels, lanes, INPUTS, RING_BITS, 2)
     return lanes
 
@@ -109,7 +127,7 @@ def _require_shape(array: Wires, *shape: int) -> None:
         raise ValueError("labels of another shape")
 
 
-def _address(array: Wires) -> int:
+def _address(array: Wires | Bytes) -> int:
     return array.ctypes.data
 
 
@@ -128,5 +146,8 @@ def _agrees(compiled: Compiled) -> bool:
     labels = blocks[3:-2].reshape(3, INPUTS, RING_BITS, 2)
     garbled, expected = compiled.garble(keys, labels, offsets), Arrays().garble(keys, labels, offsets)
     evaluated, opened = compiled.evaluate(keys, labels, garbled[0]), Arrays().evaluate(keys, labels, expected[0])
-    pairs = [*zip(garbled, expected, strict=True), *zip(evaluated, opened, strict=True)]
+    wanted = [(drawn[:32], 33), (drawn[32:64], 16)]
+    pairs: list[tuple[Wires | Bytes, Wires | Bytes]] = [*zip(garbled, expected, strict=True)]
+    pairs += zip(evaluated, opened, strict=True)
+    pairs += zip(compiled.streams(wanted), Arrays().streams(wanted), strict=True)
     return all(np.array_equal(ours, theirs) for ours, theirs in pairs)

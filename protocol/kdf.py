@@ -4,10 +4,12 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
+_SHA256 = SHA256()
+
 
 def join(*parts: bytes) -> bytes:
     """Join byte strings injectively: each with its length (4 bytes) before it."""
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return b"".join([piece for part in parts for piece in (len(part).to_bytes(4, "big"), part)])
 
 
 def derive(secret: bytes, label: str, *context: bytes, salt: bytes = b"", size: int = 32) -> bytes:
@@ -17,12 +19,12 @@ def derive(secret: bytes, label: str, *context: bytes, salt: bytes = b"", size: 
 
 def extract(secret: bytes, salt: bytes = b"") -> bytes:
     """Return HKDF-Extract's 32 bytes (RFC 5869, section 2.2), for several that are expanded from one secret."""
-    return HKDF.extract(SHA256(), salt or None, secret)
+    return HKDF.extract(_SHA256, salt or None, secret)
 
 
 def expand(key: bytes, label: str, *context: bytes, size: int = 32) -> bytes:
     """Return `size` bytes of what was extracted: HKDF-Expand (RFC 5869, section 2.3), labelled as `derive` is."""
-    return HKDFExpand(SHA256(), size, join(b"cover-lookup/v1", label.encode(), *context)).derive(key)
+    return HKDFExpand(_SHA256, size, join(b"cover-lookup/v1", label.encode(), *context)).derive(key)
 
 
 def stream(key: bytes, size: int) -> bytes:

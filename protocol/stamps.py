@@ -48,5 +48,5 @@ def deposit_stamp(depositor: str, deposit_id: bytes, tick: int) -> Element:
 
 def pair_stamp(session_key: bytes, pair: Label, committee_size: int, sums: Mapping[int, bytes]) -> bytes:
     """Return st of a pair of slots, 32 bytes; `sums` maps excluded slot to running sum, absent meaning the identity."""
-    body = b"".join(sums.get(excluded, group.IDENTITY) for excluded in range(committee_size) if excluded not in pair)
+    body = b"".join([sums.get(excluded, group.IDENTITY) for excluded in range(committee_size) if excluded not in pair])
     return hmac.digest(session_key, b"stamp" + bytes(pair) + body, "sha256")

@@ -22,7 +22,7 @@ import protocol
 from protocol import garbling
 from protocol.circuit import Wires
 from protocol.garbling import Engine
-from protocol.half_gates_arrays import Block, Keys
+from protocol.half_gates_arrays import Block, Bytes, Keys, Streams
 
 T = TypeVar("T")
 
@@ -79,6 +79,9 @@ class CountedEngine:
 
     def __init__(self, engine: Engine, counts: Counter[str]) -> None:
         self._engine, self._counts, self.name = engine, counts, engine.name
+
+    def streams(self, wanted: Streams) -> list[Bytes]:
+        return [np.frombuffer(one, dtype=np.uint8) for one in self._engine.streams(wanted)]  # which is counted
 
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         self._counts["lanes garbled"] += len(labels)

@@ -308,6 +308,17 @@ def test_compiled_and_over_arrays_are_alike_to_the_bit(counts: list[int], seed: 
         assert np.array_equal(ours[2][lane, bit], opened[0][1][lane])
 
 
+@deterministic(40)
+@given(st.lists(st.tuples(st.binary(min_size=32, max_size=32), st.integers(0, 300)), min_size=1, max_size=5))
+def test_streams_are_aes_256_ctr_from_zero(wanted: list[tuple[bytes, int]]) -> None:
+    expected = [AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0).encrypt(bytes(size)) for key, size in wanted]
+    for engine in (compiled(), Arrays()):
+        streams = engine.streams(wanted)
+        assert [stream.tobytes() for stream in streams] == expected
+        for stream in streams:  # each is the caller's own
+            stream[:] = 0
+
+
 def test_memory_of_another_shape_is_refused_before_it_is_read() -> None:
     wires, key = zero_labels(2, b"shape"), bytes(16)
     rows = compiled().garble([(key, 2)], wires.labels, wires.offsets)[0]
@@ -319,12 +330,14 @@ def test_memory_of_another_shape_is_refused_before_it_is_read() -> None:
         lambda: compiled().garble([(key, 2)], wires.labels.view(np.int64), wires.offsets),  # type: ignore[arg-type]  the point
         lambda: compiled().garble([(key[:15], 2)], wires.labels, wires.offsets),
         lambda: compiled().garble([(key, 3), (key, -1)], wires.labels, wires.offsets),
+        lambda: compiled().streams([(bytes(32), 5), (bytes(32), -1)]),
+        lambda: compiled().streams([(bytes(31), 5)]),
         lambda: compiled().evaluate([(key, 2)], wires.labels, rows[:1]),
         lambda: compiled().evaluate([(key, 2)], wires.labels[:1], rows),
         lambda: compiled().evaluate([(key, 2)], wires.labels, rows[:, 1:]),
     ]
     for call in bad:
-        with pytest.raises(ValueError, match=r"another shape|16 bytes|negative"):
+        with pytest.raises(ValueError, match=r"another shape|(16|32) bytes|negative"):
             call()
 
 
