@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import garbling, kdf
-from protocol.circuit import INPUTS, Wires, plain_bits
+from protocol.circuit import INPUTS, Wires
 from protocol.encoding import HASH, Blob, Fixed, Maybe, Nested, Seq, message
 from protocol.garbling import (
     AES_KEY_BYTES,
@@ -159,7 +159,8 @@ class Garbling:
         """
         position = chosen.position(slot)
         told = [lane for lane in range(len(lanes)) if lane not in withheld]
-        active = self.wires.activate(_input_bits(lanes))
+        rows = told if withheld else slice(None)
+        active = self.wires.activate(_inputs(lanes))
         session = self.seed.key("session")
         sent, vouched = [], []
         for place, pair in enumerate(GROUPS):
@@ -167,11 +168,11 @@ class Garbling:
                 continue
             slots = (chosen.slots[pair[0]], chosen.slots[pair[1]])
             stamp = pair_stamp(session, slots, chosen.committee_size, stamp_sums)
-            labels = active.labels[told, place].tobytes()
+            labels = active.labels[rows, place].tobytes()
             if position == pair[0]:
                 sent.append(Sent(labels=labels, stamp=stamp))
             else:
-                vouched.append(_vouch(labels, stamp, place, self.vouchers[told, place].tobytes(), told))
+                vouched.append(_vouch(labels, stamp, place, self.vouchers[rows, place].tobytes(), told))
         return Part(
             session_check=hmac.digest(session, b"session check", "sha256"),
             garbled=self.circuit if position == 0 else None,
@@ -428,13 +429,13 @@ def _well_shaped(part: Part, position: int, lanes: int, told: int) -> bool:
     )
 
 
-def _input_bits(lanes: list[LaneInput]) -> Wires:
-    """Return the bits of limit - x_1, -x_2, ..., -x_6; groups that this custodian does not hold count as zero."""
+def _inputs(lanes: list[LaneInput]) -> Wires:
+    """Return limit - x_1, -x_2, ..., -x_6, (lanes, 6); groups that this custodian does not hold count as zero."""
     values = [
         [((lane.limit if place == 0 else 0) - (value or 0)) % RING for place, value in enumerate(lane.groups)]
         for lane in lanes
     ]
-    return plain_bits(np.array(values, dtype=np.uint64).reshape(len(lanes), INPUTS))
+    return np.array(values, dtype=np.uint64).reshape(len(lanes), INPUTS)
 
 
 def _drawn(seeds: Sequence[tuple[Seed, int]]) -> tuple[list[ZeroLabels], list[NDArray[np.uint8]]]:

@@ -34,6 +34,9 @@ class Engine(Protocol):
     def streams(self, wanted: Streams) -> list[Bytes]:
         """Return of each key (32 bytes) so many bytes of its stream (`protocol.kdf.stream`), the caller's own."""
 
+    def activate(self, labels: Wires, offsets: Block, numbers: Wires) -> Wires:
+        """Return the labels of the bits of numbers, (lanes, 6)."""
+
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         """Return the table as in `Table`, the output zero labels (lanes, 2), and of both output labels their hashes, by
         bit (lanes, 2, 2).
@@ -53,10 +56,9 @@ class ZeroLabels:
     labels: Wires = field(repr=False)
     offsets: Wires = field(repr=False)
 
-    def activate(self, bits: Wires) -> "ActiveLabels":
-        """Return the labels of these bits, shape of `labels` with a last axis of 1."""
-        spread = self.offsets.reshape(self.offsets.shape[0], *([1] * (self.labels.ndim - 2)), 2)
-        return ActiveLabels(self.labels ^ (spread * bits))
+    def activate(self, numbers: Wires) -> "ActiveLabels":
+        """Return the labels of the bits of ring elements, (lanes, 6)."""
+        return ActiveLabels(ENGINE.activate(self.labels, self.offsets, numbers))
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,17 @@ int half_gates_evaluate(int keys, const void *aes_keys, const void *counts, cons
     return run_all(evaluate_layer, keys, aes_keys, counts, labels, NULL, (void *)table, outputs, hashed);
 }
 
+/* Zero labels [lanes][6][48], offsets [lanes] and numbers [lanes][6] in; the labels of the numbers' bits out. */
+void half_gates_activate(int lanes, const kept *labels, const kept *offsets, const uint64_t *numbers, kept *active)
+{
+    for (int lane = 0; lane < lanes; lane++)
+        for (int input = 0; input < INPUTS; input++) {
+            uint64_t number = *numbers++;
+            for (int bit = 0; bit < BITS; bit++)
+                *active++ = *labels++ ^ (select_mask((block){number >> bit, 0}) & offsets[lane]);
+        }
+}
+
 /* AES-256-CTR from zero under each key of 32 bytes: sizes[at] bytes of its stream, one after the other, to `out`. */
 int half_gates_streams(int keys, const unsigned char *stream_keys, const int32_t *sizes, unsigned char *out)
 {

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from protocol import kdf
-from protocol.circuit import ANDS, Wires, exceeds
+from protocol.circuit import ANDS, Wires, exceeds, plain_bits
 
 TWEAKS_PER_LANE = 1024
 """Two a gate (642), then one for the outputs: each lane has a range of tweaks of its own."""
@@ -38,6 +38,11 @@ class Arrays:
     def streams(self, wanted: Streams) -> list[Bytes]:
         """Return of each key (32 bytes) its stream, `protocol.kdf.stream`."""
         return [np.frombuffer(bytearray(kdf.stream(key, size)), dtype=np.uint8) for key, size in wanted]
+
+    def activate(self, labels: Wires, offsets: Block, numbers: Wires) -> Wires:
+        """Return the labels of the bits of numbers, (lanes, 6): shape of `labels`."""
+        active: Wires = labels ^ (offsets[:, None, None] * plain_bits(numbers))
+        return active
 
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         """Return (table, output zero labels, hashes of both output labels): as `protocol.garbling.Engine` says."""

@@ -60,10 +60,11 @@ class Compiled:
     def __init__(self, library: ctypes.CDLL, openssl: ctypes.CDLL) -> None:
         self._openssl = openssl  # stays loaded: the library calls it
         self._garble, self._evaluate = library.half_gates_garble, library.half_gates_evaluate
-        self._streams = library.half_gates_streams
+        self._streams, self._activate = library.half_gates_streams, library.half_gates_activate
         self._garble.argtypes = [ctypes.c_int, *[_POINTER] * 7]
         self._evaluate.argtypes = [ctypes.c_int, *[_POINTER] * 6]
         self._streams.argtypes = [ctypes.c_int, *[_POINTER] * 3]
+        self._activate.argtypes, self._activate.restype = [ctypes.c_int, *[_POINTER] * 4], None
 
     def streams(self, wanted: Streams) -> list[Bytes]:
         """Return of each key (32 bytes) its stream, as `protocol.kdf.stream`, all in one stretch of memory."""
@@ -73,6 +74,16 @@ class Compiled:
         out, ends = np.empty(sum(sizes), dtype=np.uint8), [*accumulate(sizes)]
         _require(self._streams(len(wanted), _joined(wanted, 32), _numbers(sizes), _address(out)))
         return [out[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+    def activate(self, labels: Wires, offsets: Block, numbers: Wires) -> Wires:
+        """Return the labels of the bits of numbers, (lanes, 6): shape of `labels`."""
+        lanes = len(labels)
+        _require_shape(labels, lanes, INPUTS, RING_BITS, 2)
+        _require_shape(offsets, lanes, 2)
+        _require_shape(numbers, lanes, INPUTS)
+        active = np.empty_like(labels)
+        self._activate(lanes, _address(labels), _address(offsets), _address(numbers), _address(active))
+        return active
 
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         """Return (table, output zero labels, hashes of both output labels): as `protocol.garbling.Engine` says."""
@@ -149,5 +160,7 @@ def _agrees(compiled: Compiled) -> bool:
     wanted = [(drawn[:32], 33), (drawn[32:64], 16)]
     pairs: list[tuple[Wires | Bytes, Wires | Bytes]] = [*zip(garbled, expected, strict=True)]
     pairs += zip(evaluated, opened, strict=True)
+    numbers = blocks[: 3 * INPUTS, 0].reshape(3, INPUTS).copy()
+    pairs.append((compiled.activate(labels, offsets, numbers), Arrays().activate(labels, offsets, numbers)))
     pairs += zip(compiled.streams(wanted), Arrays().streams(wanted), strict=True)
     return all(np.array_equal(ours, theirs) for ours, theirs in pairs)

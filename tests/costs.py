@@ -83,6 +83,11 @@ class CountedEngine:
     def streams(self, wanted: Streams) -> list[Bytes]:
         return [np.frombuffer(one, dtype=np.uint8) for one in self._engine.streams(wanted)]  # which is counted
 
+    def activate(self, labels: Wires, offsets: Block, numbers: Wires) -> Wires:
+        return np.frombuffer(self._engine.activate(*map(_plain, (labels, offsets, numbers))), "<u8").reshape(
+            labels.shape
+        )
+
     def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
         self._counts["lanes garbled"] += len(labels)
         return self._engine.garble(keys, *map(_plain, (labels, offsets)))

@@ -218,7 +218,7 @@ def test_a_slow_evaluator_with_another_aes_opens_what_the_fast_one_opens(seed: i
     row = negated(groups, limit)
     key, wires, lanes = draw(16), zero_labels(2, b"slow"), 2  # the second lane, so that its tweaks differ from gates'
     garbler = Garbler([(key, lanes)], wires)
-    active = wires.activate(plain_bits(np.array([[0] * INPUTS, row], dtype=np.uint64)))
+    active = wires.activate(np.array([[0] * INPUTS, row], dtype=np.uint64))
     zero, one = as_blocks(b"\x55" * 32, lanes), as_blocks(b"\xaa" * 32, lanes)
     rows = garbler.encrypt_outputs(zero, one)
 
@@ -250,7 +250,7 @@ def test_garbled_lanes_open_as_the_plain_circuit_says(lanes: int) -> None:
     wires, key = zero_labels(lanes, b"plain"), draw(16)
     garbler = Garbler([(key, lanes)], wires)
     outputs = garbler.encrypt_outputs(as_blocks(b"0" * 16 * lanes, lanes), as_blocks(b"1" * 16 * lanes, lanes))
-    active = wires.activate(plain_bits(np.array(rows, dtype=np.uint64)))
+    active = wires.activate(np.array(rows, dtype=np.uint64))
     opened = Evaluator([(key, lanes)], active, garbler.table).open_outputs(outputs)
     assert [row.tobytes() for row in opened] == [b"%d" % bit * 16 for bit in plain(rows)]
 
@@ -296,8 +296,9 @@ def test_compiled_and_over_arrays_are_alike_to_the_bit(counts: list[int], seed: 
     ours, theirs = (engine.garble(keys, wires.labels, wires.offsets) for engine in (compiled(), Arrays()))
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(one, other)
-    bits = np.frombuffer(draw(wires.labels[..., :1].size), dtype=np.uint8).reshape(wires.labels[..., :1].shape) & 1
-    active = wires.activate(bits.astype(np.uint64)).labels
+    numbers = as_blocks(draw(8 * INPUTS * len(wires.labels)), len(wires.labels), INPUTS // 2).reshape(-1, INPUTS)
+    active, other = (engine.activate(wires.labels, wires.offsets, numbers) for engine in (compiled(), Arrays()))
+    assert np.array_equal(active, other)
     opened = [engine.evaluate(keys, active, ours[0]) for engine in (compiled(), Arrays())]
     for one, other in zip(*opened, strict=True):
         assert np.array_equal(one, other)
@@ -332,6 +333,9 @@ def test_memory_of_another_shape_is_refused_before_it_is_read() -> None:
         lambda: compiled().garble([(key, 3), (key, -1)], wires.labels, wires.offsets),
         lambda: compiled().streams([(bytes(32), 5), (bytes(32), -1)]),
         lambda: compiled().streams([(bytes(31), 5)]),
+        lambda: compiled().activate(wires.labels, wires.offsets, np.zeros((1, INPUTS), dtype=np.uint64)),
+        lambda: compiled().activate(wires.labels, wires.offsets[:1], np.zeros((2, INPUTS), dtype=np.uint64)),
+        lambda: compiled().activate(wires.labels, wires.offsets, np.zeros((2, INPUTS), dtype=np.uint32)),  # type: ignore[arg-type]  the point
         lambda: compiled().evaluate([(key, 2)], wires.labels, rows[:1]),
         lambda: compiled().evaluate([(key, 2)], wires.labels[:1], rows),
         lambda: compiled().evaluate([(key, 2)], wires.labels, rows[:, 1:]),
