@@ -1,10 +1,13 @@
-"""What is told of a check: verdicts with advice, by schemas made once, as a batch has many."""
+"""What is told of a check: verdicts with advice, as JSON of the shape that `CheckAnswerSchema` and its like describe.
+
+It is written here and not by these schemas, which take longer for an answer than all else that REST does: what is told
+is the agent's own, and tests hold it against them.
+"""
 
 import datetime as dt
 from typing import Any
 
 from insurer_agent.requester import Answer, BudgetEnd, EndKind, LaneAnswer
-from insurer_agent.rest.schemas import CheckAnswerSchema, ChecksAnswerSchema
 from protocol.check import Verdict, Void
 from protocol.manifest import day_of
 from protocol.watermark import Completeness
@@ -19,7 +22,6 @@ RETRY_SECONDS = {
     Void.INCOMPLETE: 60,
 }
 """After how long another answer is likely. A spent budget is not in it: a day says when that ends."""
-_ONE, _SEVERAL = CheckAnswerSchema(), ChecksAnswerSchema()
 
 
 def is_final(given: Answer) -> bool:
@@ -27,19 +29,19 @@ def is_final(given: Answer) -> bool:
     return all(lane.verdict is not Verdict.INDETERMINATE for lane in given.lanes)
 
 
-def body_of(given: Answer, reference: str | None, *, one_rule: bool) -> Any:  # noqa: ANN401  JSON
+def body_of(given: Answer, reference: str | None, *, one_rule: bool) -> dict[str, Any]:
     """Return the answer to a check; of `one_rule` the verdict stands in it, else one result a rule."""
     now = dt.datetime.now(CHINA)
+    completeness = completeness_of(given.completeness)
+    oldest: dt.datetime | None = completeness["oldest"]
     whole = {
         "check_id": given.check_id.hex(),
         "reference": reference,
-        "checked_at": now,
-        "completeness": completeness_of(given.completeness),
+        "checked_at": now.isoformat(),
+        "completeness": completeness | {"oldest": None if oldest is None else oldest.isoformat()},
     }
     results = [_result(lane, given.as_of, now) for lane in given.lanes]
-    if one_rule:
-        return _ONE.dump(whole | results[0])
-    return _SEVERAL.dump(whole | {"results": results})
+    return whole | (results[0] if one_rule else {"results": results})
 
 
 def completeness_of(found: Completeness) -> dict[str, Any]:
@@ -55,9 +57,9 @@ def _result(lane: LaneAnswer, as_of: int, now: dt.datetime) -> dict[str, Any]:
         "verdict": lane.verdict.value,
         "exceeds_limit": {Verdict.EXCEEDS: True, Verdict.WITHIN: False, Verdict.INDETERMINATE: None}[lane.verdict],
         "reason": None if lane.reason is None else lane.reason.value,
-        "budget_until": None if lane.until is None else dt.date.fromordinal(lane.until.day),
+        "budget_until": None if lane.until is None else dt.date.fromordinal(lane.until.day).isoformat(),
         "budget_until_is": None if lane.until is None else lane.until.kind.value,
-        "window": {"first": day_of(lane.rule.window_start(as_of)), "last": day_of(as_of)},
+        "window": {"from": day_of(lane.rule.window_start(as_of)).isoformat(), "to": day_of(as_of).isoformat()},
     } | _advice(lane, now)
 
 
