@@ -173,6 +173,9 @@ def ask(
         amount = question.proposed if question.rule.measure == SUM_INSURED else min(question.proposed, 1)
         proposals.append(share(amount, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES)))
 
+    sealed = tuple(
+        SealedPerson(blinded=token.blinded, unblinder=token.unblinder, proof=token.proof) for token in tokens
+    )
     hashes, envelopes = [], []
     for slot, custodian in enumerate(slots):
         if slot == own:
@@ -181,9 +184,7 @@ def ask(
         body = CheckEnvelope(
             check_id=check_id,
             seed=seed,
-            persons=tuple(
-                SealedPerson(blinded=token.blinded, unblinder=token.unblinder, proof=token.proof) for token in tokens
-            ),
+            persons=sealed,
             lanes=tuple(
                 SealedLane(
                     person=lane.person,

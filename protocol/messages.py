@@ -129,7 +129,7 @@ class CheckRequest:
     envelopes: Annotated[tuple[bytes, ...], Seq(ENVELOPE, least=CHOSEN, most=MAX_SLOTS)]
 
 
-@message("sealed person", version=1)
+@message("sealed person", version=1, kept=True)
 class SealedPerson:
     """One person inside an envelope, for all lanes that are about it."""
 
