@@ -11,6 +11,7 @@ from enum import Enum
 from functools import partial
 
 from insurer_agent.acting import Acting
+from insurer_agent.blinds import Blinds
 from insurer_agent.completeness import DirectoryView
 from insurer_agent.store.own_answers import Counted, OwnAnswers, OwnLane
 from protocol.budget import latest_today, most_answers, most_answers_whatever_was
@@ -29,6 +30,8 @@ from transport.places import FEW_LANES
 RECHECK_LANES = 64
 """Persons and rules that a recheck has in one check. A custodian takes some 50 ms of a processor for them and the first
 of A sends 0.8 MB: machines much slower still answer within the service's 3 s an attempt (`recheck_attempt_seconds`)."""
+_BLINDS = 4
+"""How many persons' blinds are drawn ahead: those of single checks, as who asks about many waits longer in any case."""
 RECHECK_SECONDS = 12.0
 """How long the answer to a recheck is waited for; the service gives up after its own `recheck_seconds`, 9."""
 THROTTLED = frozenset({"busy", "rate-limited"})
@@ -94,6 +97,11 @@ class Requester:
         self._own = own
         self._seconds = seconds
         self._random = random
+        self._blinds = Blinds(_BLINDS, random)
+
+    def prepare(self) -> None:
+        """Do ahead what the next questions need, while nobody waits."""
+        self._blinds.refill()
 
     def rules(self) -> list[Rule]:
         """Return the version in force today of every rule."""
@@ -143,7 +151,15 @@ class Requester:
         ]
         manifest.require_current(manifest.hash, now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
-        make = partial(ask, party, now=now, deadline=now + seconds, random=self._random, occasion=occasion)
+        make = partial(
+            ask,
+            party,
+            now=now,
+            deadline=now + seconds,
+            random=self._random,
+            occasion=occasion,
+            take_blind=self._blinds.take,
+        )
         made: tuple[PendingCheck, CheckRequest] | None = None
         with self._own.counting(self._random(16), occasion, _own_lanes(party, questions, occasion), now) as counting:
             if len(questions) <= FEW_LANES:  # asked while the database counts, and anew without what it stops

@@ -54,7 +54,17 @@ from protocol.party import Party, RandomBytes, ServiceParty, random_scalar
 from protocol.secret import Secret
 from protocol.sharing import CHOSEN, GROUPS, SHARE_BYTES, Chosen, Label, Share, group_sums, held_labels, share
 from protocol.stamps import acceptable_as_of, as_of_tick
-from protocol.token import IndexKey, Pseudonym, Token, blind, index_key, unblind, verify_unblinder
+from protocol.token import (
+    Blind,
+    IndexKey,
+    Pseudonym,
+    Token,
+    blind_by,
+    draw_blind,
+    index_key,
+    unblind,
+    verify_unblinder,
+)
 
 PURPOSE = "check"
 
@@ -127,6 +137,14 @@ def persons_of(questions: Sequence[Question]) -> list[tuple[Identity, int]]:
     return persons
 
 
+TakeBlind = Callable[[Element], Blind]
+
+
+def fresh_blind(service_key: Element, random: RandomBytes) -> Blind:
+    """Draw a blind."""
+    return draw_blind(service_key, (random_scalar(random), random_scalar(random)))
+
+
 def ask(
     party: Party,
     questions: list[Question],
@@ -135,8 +153,11 @@ def ask(
     random: RandomBytes,
     *,
     occasion: int = UNDERWRITING,
+    take_blind: TakeBlind | None = None,
 ) -> tuple[PendingCheck, CheckRequest]:
     """Step 1: blind each person once, share each proposal, seal one envelope per custodian, sign.
+
+    `take_blind` gives blinds for the service's key, each once; without it they are drawn from `random`.
 
     All questions are about one shard; `deadline` is in Unix seconds. Nothing is sent to the requester's own group.
     A recheck has no proposal: refused (`bad-proposal`) are questions with one, and (`recheck-not-allowed`) rules
@@ -166,9 +187,8 @@ def ask(
     ]
     tokens, proposals = [], []
     for (identity, _), place in persons.items():
-        scalars = (random_scalar(random), random_scalar(random))
-        context = check_context(party.id, check_id, place)
-        tokens.append(blind(party.keys.salt, identity, manifest.blinding_key, context, scalars))
+        drawn = fresh_blind(manifest.blinding_key, random) if take_blind is None else take_blind(manifest.blinding_key)
+        tokens.append(blind_by(party.keys.salt, identity, drawn, check_context(party.id, check_id, place)))
     for question in questions:
         amount = question.proposed if question.rule.measure == SUM_INSURED else min(question.proposed, 1)
         proposals.append(share(amount, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES)))

@@ -55,21 +55,44 @@ def hash_identity(salt: Secret, identity: Identity) -> Element:
     return hash_to_group(salt.reveal() + identity.encode())
 
 
+@dataclass(frozen=True)
+class Blind:
+    """All of a token that does not depend on whom it is of: t, t*G, D, and nonce and commitment of the proof. Secret,
+    and for one token alone.
+    """
+
+    service_key: Element
+    scalar: Scalar = field(repr=False)
+    mask: Element = field(repr=False)
+    unblinder: Element = field(repr=False)
+    nonce: Scalar = field(repr=False)
+    commitment: Element = field(repr=False)
+
+
+def draw_blind(service_key: Element, randomness: tuple[Scalar, Scalar]) -> Blind:
+    """Return a blind; `randomness` is (t, Schnorr nonce), two fresh uniform scalars."""
+    scalar, nonce = randomness
+    mask, unblinder = group.multiply_base(scalar), group.multiply(scalar, service_key)
+    return Blind(service_key, scalar, mask, unblinder, nonce, group.multiply(nonce, service_key))
+
+
+def blind_by(salt: Secret, identity: Identity, drawn: Blind, context: bytes) -> Token:
+    """Return the token of a person by a blind that no other token has.
+
+    `context` says what the proof is for; B is added to it here, so it binds the proof to (originator, message id, lane,
+    B).
+    """
+    blinded = group.add(hash_identity(salt, identity), drawn.mask)
+    challenge = _challenge(context, blinded, drawn.service_key, drawn.unblinder, drawn.commitment)
+    response = group.scalar_add(drawn.nonce, group.scalar_multiply(challenge, drawn.scalar))
+    return Token(blinded, drawn.unblinder, SchnorrProof(challenge=challenge, response=response))
+
+
 def blind(
     salt: Secret, identity: Identity, service_key: Element, context: bytes, randomness: tuple[Scalar, Scalar]
 ) -> Token:
-    """Return the token of a person.
-
-    `randomness` is (t, Schnorr nonce), two fresh uniform scalars. `context` says what the proof is for; B is added
-    to it here, so it binds the proof to (originator, message id, lane, B).
-    """
-    blind_scalar, nonce = randomness
-    blinded = group.add(hash_identity(salt, identity), group.multiply_base(blind_scalar))
-    unblinder = group.multiply(blind_scalar, service_key)
-    commitment = group.multiply(nonce, service_key)
-    challenge = _challenge(context, blinded, service_key, unblinder, commitment)
-    response = group.scalar_add(nonce, group.scalar_multiply(challenge, blind_scalar))
-    return Token(blinded, unblinder, SchnorrProof(challenge=challenge, response=response))
+    """Return the token of a person by a blind that is drawn just now, as `draw_blind` and `blind_by` do."""
+    return blind_by(salt, identity, draw_blind(service_key, randomness), context)
 
 
 def verify_unblinder(token: Token, service_key: Element, context: bytes) -> bool:

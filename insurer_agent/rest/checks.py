@@ -40,7 +40,9 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
     @app.post("/v1/checks")
     @allow(*CHECKS)
     def check() -> Response:
-        return answer(agent, agent.limits.checks, _REQUEST, ask, bears_repeating=True)
+        response = answer(agent, agent.limits.checks, _REQUEST, ask, bears_repeating=True)
+        response.call_on_close(agent.requester.prepare)  # when it has been sent
+        return response
 
     @app.get("/v1/rules")
     @allow(*ANY)
