@@ -23,7 +23,7 @@ MADE_AT = UInt(64, most=(1 << 63) - 1)
 """Unix seconds, no more than a database holds."""
 
 
-@message("committee key name", version=1)
+@message("committee key name", version=1, kept=True)
 class KeyName:
     """Which committee key: the shard's whole committee or without one slot, which making of it, and its id.
 

@@ -18,6 +18,7 @@ Decoding refuses trailing bytes, wrong lengths and values out of range with `Pro
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import (
     Annotated,
     Any,
@@ -239,7 +240,9 @@ class Nested:
 
 ID = Fixed(16)
 HASH = Fixed(32)
-POINT = Fixed(group.POINT_BYTES, group.is_element)
+_is_element = lru_cache(maxsize=1024)(group.is_element)
+"""A point that a process passes on to several others, or meets again in an envelope, is checked once."""
+POINT = Fixed(group.POINT_BYTES, _is_element)
 SCALAR = Fixed(group.SCALAR_BYTES, group.is_scalar)
 NAME = Text(64)
 

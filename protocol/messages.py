@@ -252,7 +252,7 @@ COUNT_OF_KIND = {ISSUE: 1, CANCELLATION: -1, AMENDMENT: 0}
 """How many policies a deposit adds."""
 
 
-@message("deposit facts", version=1)
+@message("deposit facts", version=1, kept=True)
 class DepositFacts:
     """What every holder of a deposit must agree on, besides P and the shares.
 
@@ -353,7 +353,7 @@ class RangeOrder:
     issued_at: Annotated[int, TIME]
 
 
-@message("range header", version=1)
+@message("range header", version=1, kept=True)
 class RangeHeader:
     """What a range check's label seed, output mask and tags are bound to. The sums begin at a day that follows from
     `issued_at`, so that all of A sum alike.

@@ -3,7 +3,9 @@
 import importlib
 import pkgutil
 import re
+import tracemalloc
 from dataclasses import fields, replace
+from random import Random
 from typing import Annotated, Any
 
 import pytest
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 from strategies import POINTS, deterministic, messages, values_of
 
 import protocol
-from protocol import group
+from protocol import encoding, group
 from protocol.encoding import (
     HASH,
     ID,
+    POINT,
     PREFIX_BYTES,
+    SCALAR,
     Blob,
     Codec,
     Fixed,
@@ -28,10 +32,22 @@ from protocol.encoding import (
     UInt,
     decode,
     encode,
+    first_field,
     message,
 )
 from protocol.errors import ProtocolError
-from protocol.messages import CheckCall, CheckOutcome, CheckStatement, Lane, SealedPerson
+from protocol.manifest import Terms
+from protocol.messages import (
+    CheckCall,
+    CheckOutcome,
+    CheckReplies,
+    CheckStatement,
+    CommitCall,
+    DepositEnvelope,
+    Lane,
+    PrepareAnswer,
+    SealedPerson,
+)
 from protocol.token import SchnorrProof
 from protocol.voprf import DleqProof
 
@@ -408,4 +424,275 @@ def test_a_message_that_keeps_its_encoding_is_written_as_one_that_does_not(kind:
 
 
 def test_what_is_written_many_times_over_keeps_its_encoding_and_nothing_else_does() -> None:
-    assert {kind.__name__ for kind in KEPT} == {"CheckStatement", "SignedCheck", "SealedPerson"}
+    assert {kind.__name__ for kind in KEPT} == {
+        *("CheckStatement", "SignedCheck", "SealedPerson"),  # signed, and sent on to four
+        *("DepositFacts", "KeyName", "RangeHeader"),  # several keys, tags and statements of a deposit are made of it
+    }
+
+
+# --- against a plain implementation --------------------------------------------------------------------------------
+
+
+@message("proof of a test", version=1)
+class Inner:
+    """A message of one run."""
+
+    number: Annotated[int, UInt(16, most=999)]
+    point: Annotated[bytes, POINT]
+
+
+@message("note of a test", version=1, kept=True)
+class Note:
+    """A message that keeps its encoding, and has no run."""
+
+    text: Annotated[str, Text(300)]
+    number: Annotated[int, UInt(64)]
+
+
+@message("everything", version=1)
+class Everything:
+    """Every codec: alone, beside others that are read with it, in a sequence, and where it may be missing."""
+
+    first: Annotated[int, UInt(8, least=3, most=9)]
+    hash: Annotated[bytes, HASH]
+    whole: Annotated[int, UInt(32)]
+    time: Annotated[int, UInt(64, most=(1 << 63) - 1)]
+    scalar: Annotated[bytes, SCALAR]
+    amount: Annotated[int, UInt(48, most=1 << 40)]
+    id: Annotated[bytes, ID]
+    name: Annotated[str, Text()]
+    short: Annotated[int, UInt(16)]
+    inner: Annotated[Inner, Nested(Inner)]
+    note: Annotated[Note, Nested(Note)]
+    wide: Annotated[int, UInt(256)]
+    blob: Annotated[bytes, Blob(40)]
+    lanes: Annotated[tuple[int, ...], Seq(UInt(8, most=200), most=5)]
+    sums: Annotated[tuple[int, ...], Seq(UInt(48), most=5)]
+    points: Annotated[tuple[bytes, ...], Seq(POINT, least=1, most=5)]
+    hashes: Annotated[tuple[bytes, ...], Seq(HASH, most=5)]
+    names: Annotated[tuple[str, ...], Seq(Text(), most=5)]
+    inners: Annotated[tuple[Inner, ...], Seq(Nested(Inner), most=5)]
+    perhaps: Annotated[tuple[int | None, ...], Seq(Maybe(UInt(32, least=1)), most=5)]
+    missing: Annotated[Note | None, Maybe(Nested(Note))]
+    lists: Annotated[tuple[int, ...] | None, Maybe(Seq(UInt(16), most=5))]
+    mac: Annotated[bytes, Fixed(3)]
+    last: Annotated[int, UInt(32, least=1, most=7)]
+
+
+COMPARED = [Everything, Inner, Note, CheckStatement, CheckReplies, PrepareAnswer, DepositEnvelope, CommitCall, Terms]
+REFUSED = object()
+
+
+def plainly_written(codec: Codec, value: Any) -> bytes:  # noqa: ANN401  what a field has
+    """Return the encoding of a field, one by one as the description says; the reference for what is faster."""
+    match codec:
+        case UInt():
+            assert codec._least <= value <= codec._most
+            data = value.to_bytes(codec._size, "big")
+        case Fixed():
+            assert len(value) == codec.size
+            assert codec._check is None or codec._check(value)
+            data = value
+        case Blob():
+            data = plainly_written(codec._count, len(value)) + value
+        case Text():
+            text = value.encode("utf-8", errors="surrogatepass")
+            assert text.decode(errors="replace").encode() == text
+            data = plainly_written(codec._count, len(text)) + text
+        case Maybe():
+            data = b"\x00" if value is None else b"\x01" + plainly_written(codec._codec, value)
+        case Seq():
+            data = plainly_written(codec._count, len(value))
+            data += b"".join(plainly_written(codec._codec, each) for each in value)
+        case Nested():
+            assert type(value) is codec._kind
+            prefix, parts, _ = codec._kind._wire
+            data = prefix + b"".join(plainly_written(part, getattr(value, name)) for name, part in parts)
+        case _:
+            raise TypeError(codec)
+    return data
+
+
+def plainly_read(codec: Codec, rest: list[int]) -> Any:  # noqa: ANN401  what a field has
+    """Read a field from the bytes that are left and take them away, one by one as the description says."""
+
+    def taken(count: int) -> bytes:
+        assert count <= len(rest)
+        data = bytes(rest[:count])
+        del rest[:count]
+        return data
+
+    value: Any
+    match codec:
+        case UInt():
+            value = int.from_bytes(taken(codec._size), "big")
+            assert codec._least <= value <= codec._most
+        case Fixed():
+            value = taken(codec.size)
+            assert codec._check is None or codec._check(value)
+        case Blob():
+            value = taken(plainly_read(codec._count, rest))
+        case Text():
+            data = taken(plainly_read(codec._count, rest))
+            value = data.decode(errors="replace")
+            assert value.encode() == data
+        case Maybe():
+            flag = taken(1)
+            assert flag in (b"\x00", b"\x01")
+            value = plainly_read(codec._codec, rest) if flag == b"\x01" else None
+        case Seq():
+            value = tuple([plainly_read(codec._codec, rest) for _ in range(plainly_read(codec._count, rest))])
+        case Nested():
+            prefix, parts, _ = codec._kind._wire
+            assert taken(PREFIX_BYTES) == prefix
+            value = codec._kind(**{name: plainly_read(part, rest) for name, part in parts})
+        case _:
+            raise TypeError(codec)
+    return value
+
+
+def plainly_decoded(kind: type[Any], data: bytes) -> Any:  # noqa: ANN401  a message, or REFUSED
+    rest = list(data)
+    try:
+        value = plainly_read(Nested(kind), rest)
+    except AssertionError:
+        return REFUSED
+    return REFUSED if rest else value
+
+
+def decoded(kind: type[Any], data: bytes) -> Any:  # noqa: ANN401  a message, or REFUSED
+    try:
+        return decode(kind, data)
+    except ProtocolError as refused:
+        assert refused.code == "malformed"  # noqa: PT017  either outcome may be right
+        return REFUSED
+
+
+compared = pytest.mark.parametrize("kind", COMPARED, ids=lambda kind: kind.__name__)
+
+
+@compared
+def test_values_are_written_and_read_as_plainly(kind: type[Any]) -> None:
+    @deterministic(25)
+    @given(messages(kind))
+    def check(value: Any) -> None:  # noqa: ANN401
+        data = plainly_written(Nested(kind), value)
+        assert encode(value) == data
+        assert decode(kind, data) == plainly_decoded(kind, data) == value
+        assert encode(decode(kind, data)) == data
+        name, codec = kind._wire[1][0]
+        first = getattr(value, name)
+        needed = data[: PREFIX_BYTES + len(plainly_written(codec, first))]
+        assert first_field(kind, data) == first_field(kind, needed) == first
+        with pytest.raises(ProtocolError, match="malformed"):
+            first_field(kind, needed[:-1])
+
+    check()
+
+
+@compared
+def test_truncations_and_bit_flips_are_refused_or_read_as_plainly(kind: type[Any]) -> None:
+    outcomes = set()
+
+    @deterministic(20)
+    @given(messages(kind), st.integers(0, 1 << 64))
+    def check(value: Any, seed: int) -> None:  # noqa: ANN401
+        random, data = Random(seed), encode(value)  # noqa: S311  which bits are flipped is no secret
+        bent = [data[: random.randrange(len(data))] for _ in range(40)]
+        for at in random.choices(range(8 * len(data)), k=120):
+            flipped = bytearray(data)
+            flipped[at // 8] ^= 1 << at % 8
+            bent.append(bytes(flipped))
+        for _ in range(20):
+            at, count = random.randrange(len(data)), random.randrange(5)
+            bent.append(data[:at] + random.choice([bytes(count), b"\xff" * count]) + data[at + random.randrange(5) :])
+        for changed in bent:
+            expected = plainly_decoded(kind, changed)
+            assert decoded(kind, changed) == expected
+            outcomes.add(expected is REFUSED)
+
+    check()
+    assert outcomes == {True, False}
+
+
+@deterministic(4)
+@given(messages(Everything), st.data())
+def test_what_one_field_cannot_have_is_not_written_whatever_is_beside_it(
+    value: Everything, data: st.DataObject
+) -> None:
+    worse = Note(text="x", number=1)
+    bad: dict[str, list[Any]] = {
+        "first": [2, 10, 256, -1],
+        "hash": [b"", bytes(31), bytes(33), bytes(64)],
+        "whole": [-1, 1 << 32, 1 << 64],
+        "time": [-1, 1 << 63, 1 << 64],
+        "scalar": [bytes(31), bytes(33), b"\xff" * 32],
+        "amount": [-1, (1 << 40) + 1, 1 << 48],
+        "id": [bytes(15), bytes(17)],
+        "name": ["", "x" * 65, "\ud800"],
+        "short": [-1, 1 << 16],
+        "inner": [worse, replace(value.inner, number=1000), replace(value.inner, point=bytes(32))],
+        "note": [value.inner, Note(text="", number=1), Note(text="x", number=1 << 64)],
+        "wide": [-1, 1 << 256],
+        "blob": [bytes(41)],
+        "lanes": [(1,) * 6, (201,), (0, 256), (-1, 0)],
+        "sums": [(1,) * 6, (0, 1 << 48), (-1, 0)],
+        "points": [(), (POINTS[0],) * 6, (POINTS[0], bytes(32)), (POINTS[0], POINTS[1][:31])],
+        "hashes": [(bytes(32),) * 6, (bytes(31), bytes(33)), (bytes(64),)],
+        "names": [("x", ""), ("x",) * 6],
+        "inners": [(value.inner, worse), (worse,)],
+        "perhaps": [(0,), (None, 1 << 32)],
+        "missing": [value.inner],
+        "lists": [(1 << 16,), (1,) * 6],
+        "mac": [b"ab", b"abcd"],
+        "last": [0, 8, 1 << 32],
+    }
+    assert list(bad) == [name for name, _ in Everything._wire[1]]
+    for name, wrong in bad.items():
+        for one in wrong:
+            with pytest.raises(ProtocolError, match="malformed"):
+                encode(replace(value, **{name: one}))
+    # Two wrongs of one run, which together have the right length.
+    with pytest.raises(ProtocolError, match="malformed"):
+        encode(replace(value, hash=bytes(33), scalar=bytes(31)))
+    other = data.draw(messages(Everything))
+    assert (encode(other) == encode(value)) is (other == value)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        Blob((1 << 32) - 1),
+        *(Seq(one, most=(1 << 32) - 1) for one in (UInt(8), UInt(64), UInt(48), HASH, POINT, Text(), Nested(Inner))),
+        *(Seq(one, most=(1 << 32) - 1) for one in (Maybe(UInt(8)), Blob(9))),
+    ],
+    ids=str,
+)
+def test_a_count_of_what_is_not_there_is_refused_before_memory_is_taken_for_it(codec: Codec) -> None:
+    for count in ((1 << 32) - 1, 1 << 31, 1 << 24):
+        data = count.to_bytes(4, "big") + bytes(64)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ProtocolError, match="malformed"):
+                reads(codec, data)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 64 << 10
+
+
+def test_a_point_is_refused_each_time_and_no_more_are_remembered_than_are_meant_to_be() -> None:
+    remembered = encoding._is_element
+    remembered.cache_clear()
+    bad, good = bytes(31) + b"\x80", POINTS[0]
+    for _ in range(3):
+        assert is_malformed(Inner, encode(Inner(number=1, point=good))[:-32] + bad)
+        assert decode(Inner, encode(Inner(number=1, point=good))).point == good
+        with pytest.raises(ProtocolError, match="malformed"):
+            encode(Inner(number=1, point=bad))
+    assert remembered.cache_info().misses == 2
+    start = encode(Inner(number=1, point=good))[:-32]
+    for number in range(3000):
+        point = number.to_bytes(32, "big")
+        assert is_malformed(Inner, start + point) is not group.is_element(point)
+    assert remembered.cache_info().currsize == remembered.cache_info().maxsize == 1024
