@@ -17,12 +17,16 @@ Decoding refuses trailing bytes, wrong lengths and values out of range with `Pro
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import (
     Annotated,
     Any,
     Protocol,
+    TypeGuard,
     TypeVar,
     dataclass_transform,
     get_args,
@@ -41,51 +45,20 @@ def malformed(what: str) -> ProtocolError:
     return ProtocolError("malformed", f"the message cannot be decoded: {what}")
 
 
-class Reader:
-    """A cursor over the bytes of one message."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        """Return the next `count` bytes; refuse when fewer are left."""
-        end = self._at + count
-        if end > len(self._data):
-            raise malformed("it ends early")
-        piece = self._data[self._at : end]
-        self._at = end
-        return piece
-
-    def take_prefix(self, prefix: bytes) -> None:
-        """Go on past these bytes; refuse others."""
-        if not self._data.startswith(prefix, self._at):
-            raise malformed("it is another message or another version")
-        self._at += len(prefix)
-
-    @property
-    def at(self) -> int:
-        """The place of the next byte."""
-        return self._at
-
-    def since(self, at: int) -> bytes:
-        """Return what was read from a place on."""
-        return self._data[at : self._at]
-
-    def finish(self) -> None:
-        """Refuse bytes left over."""
-        if self._at != len(self._data):
-            raise malformed("bytes are left over")
-
-
 class Codec(Protocol):
     """How one field is written and read. `write` checks what `read` would refuse."""
 
-    def write(self, value: Any, out: bytearray) -> None:
-        """Append the encoding of `value`."""
+    def write(self, value: Any, out: list[bytes]) -> None:
+        """Append the encoding of `value`, in one piece or more."""
 
-    def read(self, reader: Reader) -> Any:
-        """Read one value."""
+    def read(self, data: bytes, at: int) -> tuple[Any, int]:
+        """Return the value that begins at that place of the data, and the place where it ends."""
+
+
+@lru_cache(maxsize=64)
+def _alike(form: str, count: int) -> struct.Struct:
+    """Return how so many fields of one form are read; who asks has seen that there are so many."""
+    return struct.Struct(f">{count}{form}" if len(form) == 1 else ">" + form * count)
 
 
 class UInt:
@@ -95,27 +68,52 @@ class UInt:
         self._size = bits // 8
         self._least = least
         self._most = (1 << bits) - 1 if most is None else most
+        self.form = {8: "B", 16: "H", 32: "I", 64: "Q"}.get(bits)
+        """The code by which `struct` reads and writes it, together with its neighbours; None where it knows none."""
+        self.refuses = (self._least, self._most) != (0, (1 << bits) - 1)
+        self._raw = self.form or f"{self._size}s"
+        self._unpack = struct.Struct(">" + self._raw).unpack_from
 
-    def _check(self, value: int) -> int:
+    def require(self, value: int) -> None:
+        """Refuse a number out of range."""
         if not self._least <= value <= self._most:
             raise malformed("a number is out of range")
-        return value
 
-    def write(self, value: int, out: bytearray) -> None:
+    def write(self, value: int, out: list[bytes]) -> None:
         """Append `value` in big-endian order."""
-        out += self._check(value).to_bytes(self._size, "big")
-
-    def read(self, reader: Reader) -> int:
-        """Read a number and check its range."""
-        return self._check(int.from_bytes(reader.take(self._size), "big"))
-
-    def read_many(self, reader: Reader, count: int) -> list[int]:
-        """Read that many numbers, as one by one."""
-        data, size = reader.take(count * self._size), self._size
-        values = [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)]
-        if values and not self._least <= min(values) <= max(values) <= self._most:
+        if not self._least <= value <= self._most:
             raise malformed("a number is out of range")
-        return values
+        out.append(value.to_bytes(self._size, "big"))
+
+    def read(self, data: bytes, at: int) -> tuple[int, int]:
+        """Read a number and check its range."""
+        try:
+            (value,) = self._unpack(data, at)
+        except struct.error:
+            raise malformed("it ends early") from None
+        if self.form is None:
+            value = int.from_bytes(value, "big")
+        if not self._least <= value <= self._most:
+            raise malformed("a number is out of range")
+        return value, at + self._size
+
+    def write_many(self, values: tuple[int, ...], out: list[bytes]) -> None:
+        """Append numbers, as one by one."""
+        self.require(min(values))
+        self.require(max(values))
+        out += [value.to_bytes(self._size, "big") for value in values]
+
+    def read_many(self, data: bytes, at: int, count: int) -> tuple[tuple[int, ...], int]:
+        """Read that many numbers, as one by one."""
+        end = at + count * self._size
+        if end > len(data):
+            raise malformed("it ends early")
+        values = _alike(self._raw, count).unpack_from(data, at)
+        if self.form is None:
+            values = tuple(map(int.from_bytes, values))
+        self.require(min(values))
+        self.require(max(values))
+        return values, end
 
 
 class Fixed:
@@ -123,22 +121,45 @@ class Fixed:
 
     def __init__(self, size: int, check: Callable[[bytes], bool] | None = None) -> None:
         self.size = size
+        self.form = f"{size}s"
+        self.refuses = check is not None
         self._check = check
 
-    def _checked(self, value: bytes) -> bytes:
+    def require(self, value: bytes) -> None:
+        """Refuse bytes that are not so many, or that are not accepted."""
         if len(value) != self.size:
             raise malformed("a field has the wrong length")
         if self._check is not None and not self._check(value):
             raise malformed("a point or scalar is not canonical")
-        return value
 
-    def write(self, value: bytes, out: bytearray) -> None:
+    def write(self, value: bytes, out: list[bytes]) -> None:
         """Append the bytes."""
-        out += self._checked(value)
+        self.require(value)
+        out.append(value)
 
-    def read(self, reader: Reader) -> bytes:
+    def read(self, data: bytes, at: int) -> tuple[bytes, int]:
         """Read and check the bytes."""
-        return self._checked(reader.take(self.size))
+        end = at + self.size
+        value = data[at:end]
+        self.require(value)
+        return value, end
+
+    def write_many(self, values: tuple[bytes, ...], out: list[bytes]) -> None:
+        """Append pieces of bytes, as one by one."""
+        for value in values:
+            self.require(value)
+        out += values
+
+    def read_many(self, data: bytes, at: int, count: int) -> tuple[tuple[bytes, ...], int]:
+        """Read that many pieces of bytes, as one by one."""
+        end = at + count * self.size
+        if end > len(data):
+            raise malformed("it ends early")
+        values = _alike(self.form, count).unpack_from(data, at)
+        if self.refuses:
+            for value in values:
+                self.require(value)
+        return values, end
 
 
 class Blob:
@@ -147,14 +168,18 @@ class Blob:
     def __init__(self, most: int) -> None:
         self._count = UInt(32, most=most)
 
-    def write(self, value: bytes, out: bytearray) -> None:
+    def write(self, value: bytes, out: list[bytes]) -> None:
         """Append count and bytes."""
         self._count.write(len(value), out)
-        out += value
+        out.append(value)
 
-    def read(self, reader: Reader) -> bytes:
+    def read(self, data: bytes, at: int) -> tuple[bytes, int]:
         """Read count and bytes."""
-        return reader.take(self._count.read(reader))
+        count, at = self._count.read(data, at)
+        end = at + count
+        if end > len(data):
+            raise malformed("it ends early")
+        return data[at:end], end
 
 
 class Text:
@@ -163,19 +188,23 @@ class Text:
     def __init__(self, most: int = 64) -> None:
         self._count = UInt(8 if most < 1 << 8 else 16, least=1, most=most)
 
-    def write(self, value: str, out: bytearray) -> None:
+    def write(self, value: str, out: list[bytes]) -> None:
         """Append count and bytes."""
         try:
             data = value.encode()
         except UnicodeEncodeError:
             raise malformed("a text is not Unicode") from None
         self._count.write(len(data), out)
-        out += data
+        out.append(data)
 
-    def read(self, reader: Reader) -> str:
+    def read(self, data: bytes, at: int) -> tuple[str, int]:
         """Read count and text."""
+        count, at = self._count.read(data, at)
+        end = at + count
+        if end > len(data):
+            raise malformed("it ends early")
         try:
-            return reader.take(self._count.read(reader)).decode()
+            return data[at:end].decode(), end
         except UnicodeDecodeError:
             raise malformed("a text is not UTF-8") from None
 
@@ -186,18 +215,22 @@ class Maybe:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
 
-    def write(self, value: Any, out: bytearray) -> None:
+    def write(self, value: Any, out: list[bytes]) -> None:
         """Append 0, or 1 and the value."""
-        out.append(value is not None)
-        if value is not None:
+        if value is None:
+            out.append(b"\x00")
+        else:
+            out.append(b"\x01")
             self._codec.write(value, out)
 
-    def read(self, reader: Reader) -> Any:
+    def read(self, data: bytes, at: int) -> tuple[Any, int]:
         """Read 0, or 1 and the value."""
-        flag = reader.take(1)[0]
-        if flag > 1:
-            raise malformed("a flag is neither 0 nor 1")
-        return self._codec.read(reader) if flag else None
+        flag = data[at : at + 1]
+        if flag == b"\x00":
+            return None, at + 1
+        if flag != b"\x01":
+            raise malformed("a flag is neither 0 nor 1" if flag else "it ends early")
+        return self._codec.read(data, at + 1)
 
 
 class Seq:
@@ -206,36 +239,124 @@ class Seq:
     def __init__(self, codec: Codec, *, least: int = 0, most: int) -> None:
         self._codec = codec
         self._count = UInt(32, least=least, most=most)
+        self._plain = codec if isinstance(codec, UInt | Fixed) else None
 
-    def write(self, values: tuple[Any, ...], out: bytearray) -> None:
+    def write(self, values: tuple[Any, ...], out: list[bytes]) -> None:
         """Append count and values."""
         self._count.write(len(values), out)
-        for value in values:
-            self._codec.write(value, out)
+        if self._plain is None:
+            write = self._codec.write
+            for value in values:
+                write(value, out)
+        elif values:
+            self._plain.write_many(values, out)
 
-    def read(self, reader: Reader) -> tuple[Any, ...]:
+    def read(self, data: bytes, at: int) -> tuple[tuple[Any, ...], int]:
         """Read count and values."""
-        count = self._count.read(reader)
-        if isinstance(self._codec, UInt):
-            return tuple(self._codec.read_many(reader, count))
-        return tuple([self._codec.read(reader) for _ in range(count)])
+        count, at = self._count.read(data, at)
+        if not count:
+            return (), at
+        if self._plain is not None:
+            return self._plain.read_many(data, at, count)
+        values, read = [], self._codec.read
+        for _ in range(count):
+            value, at = read(data, at)
+            values.append(value)
+        return tuple(values), at
 
 
 class Nested:
-    """A message within a message."""
+    """A message within a message, with its own prefix."""
 
     def __init__(self, kind: type[Any]) -> None:
         self._kind = kind
+        layout = _layout(kind)
+        self.write, self.read = layout.write, layout.read
 
-    def write(self, value: Any, out: bytearray) -> None:
-        """Append the message with its own prefix."""
+
+def _has_form(codec: Codec) -> TypeGuard[UInt | Fixed]:
+    return isinstance(codec, UInt | Fixed) and codec.form is not None
+
+
+_ANOTHER = "it is another message or another version"
+
+
+class _Layout:
+    """How a message is written and read: in steps, each of one field or of a run of neighbours that have a form.
+
+    A step has the field's name, or None and the names of a run; what writes or reads; and what is checked of a run.
+    """
+
+    def __init__(self, kind: type[Any], prefix: bytes, fields: Sequence[tuple[str, Codec]], *, is_kept: bool) -> None:
+        self._kind, self._prefix, self._is_kept = kind, prefix, is_kept
+        self._writing: list[tuple[Any, ...]] = []
+        self._reading: list[tuple[Any, ...]] = []
+        for _, neighbours in groupby(fields, lambda field: _has_form(field[1])):
+            run = list(neighbours)
+            codecs = [codec for _, codec in run if _has_form(codec)]
+            if len(codecs) > 1:
+                self._add_run(tuple(name for name, _ in run), codecs)
+            else:
+                self._writing += [(name, None, codec.write, (), ()) for name, codec in run]
+                self._reading += [(name, (), codec.read, 0, ()) for name, codec in run]
+
+    def _add_run(self, names: tuple[str, ...], codecs: list[UInt | Fixed]) -> None:
+        run = struct.Struct(">" + "".join(str(codec.form) for codec in codecs))
+        lengths = tuple((place, codec.size) for place, codec in enumerate(codecs) if isinstance(codec, Fixed))
+        checks = tuple((place, codec.require) for place, codec in enumerate(codecs) if codec.refuses)
+        self._writing.append((None, itemgetter(*names), run.pack, lengths, checks))
+        self._reading.append((None, names, run.unpack_from, run.size, checks))
+
+    def write(self, value: Any, out: list[bytes]) -> None:
+        """Append a message of the kind; refuse another."""
         if type(value) is not self._kind:
             raise malformed("a nested message is of another kind")
-        _write(value, out)
+        values, begin = value.__dict__, len(out)
+        if self._is_kept and _KEPT in values:
+            out.append(values[_KEPT])
+            return
+        out.append(self._prefix)
+        for name, take, write, lengths, checks in self._writing:
+            if name is not None:
+                write(values[name], out)
+                continue
+            run = take(values)
+            for place, length in lengths:  # bytes of another length would be padded or cut
+                if len(run[place]) != length:
+                    raise malformed("a field has the wrong length")
+            for place, check in checks:
+                check(run[place])
+            try:
+                out.append(write(*run))
+            except struct.error:
+                raise malformed("a field is out of range") from None
+        if self._is_kept:
+            values[_KEPT] = b"".join(out[begin:])
+            out[begin:] = [values[_KEPT]]
 
-    def read(self, reader: Reader) -> Any:
+    def read(self, data: bytes, at: int) -> tuple[Any, int]:
         """Read a message of the kind."""
-        return _read(self._kind, reader)
+        if not data.startswith(self._prefix, at):
+            raise malformed(_ANOTHER)
+        begin, at = at, at + PREFIX_BYTES
+        value = object.__new__(self._kind)
+        values = value.__dict__  # past the frozen class's own way, which takes longer than all the rest
+        for name, names, read, size, checks in self._reading:
+            if name is not None:
+                values[name], at = read(data, at)
+                continue
+            try:
+                run = read(data, at)
+            except struct.error:
+                raise malformed("it ends early") from None
+            for place, check in checks:
+                check(run[place])
+            for each, one in zip(names, run):  # noqa: B905  there are as many, and to check it takes long
+                values[each] = one
+            at += size
+        if self._is_kept:
+            values[_KEPT] = data[begin:at]
+        return value, at
 
 
 ID = Fixed(16)
@@ -265,7 +386,8 @@ def message(name: str, *, version: int, kept: bool = False) -> Callable[[type[M]
                 raise TypeError(f"{cls.__name__}.{field_name} has no codec")
             fields.append((field_name, get_args(hint)[1]))
         prefix = hashlib.sha256(f"cover-lookup/{name}/{version}".encode()).digest()[:PREFIX_BYTES]
-        made._wire = (prefix, tuple(fields), kept)  # type: ignore[attr-defined]  # noqa: SLF001  read by _write and _read alone
+        made._wire = (prefix, tuple(fields), kept)  # type: ignore[attr-defined]  # noqa: SLF001  for `first_field`, and for tests
+        made._layout = _Layout(made, prefix, fields, is_kept=kept)  # type: ignore[attr-defined]  # noqa: SLF001  for `_layout` alone
         return made
 
     return apply
@@ -275,55 +397,31 @@ _KEPT = "_encoded"
 """Where a kept message has its encoding: there is one for each value, and a frozen value stays what it is."""
 
 
-def _wire(kind: type[Any]) -> tuple[bytes, tuple[tuple[str, Codec], ...], bool]:
-    wire: tuple[bytes, tuple[tuple[str, Codec], ...], bool] = kind._wire  # noqa: SLF001  set by @message
-    return wire
-
-
-def _write(value: Any, out: bytearray) -> None:
-    prefix, fields, is_kept = _wire(type(value))
-    values, begin = value.__dict__, len(out)
-    if is_kept and _KEPT in values:
-        out += values[_KEPT]
-        return
-    out += prefix
-    for name, codec in fields:
-        codec.write(values[name], out)
-    if is_kept:
-        values[_KEPT] = bytes(out[begin:])
-
-
-def _read(kind: type[M], reader: Reader) -> M:
-    prefix, fields, is_kept = _wire(kind)
-    begin = reader.at
-    reader.take_prefix(prefix)
-    value = kind.__new__(kind)
-    values = value.__dict__  # past the frozen class's own way, which takes longer than all the rest
-    for name, codec in fields:
-        values[name] = codec.read(reader)
-    if is_kept:
-        values[_KEPT] = reader.since(begin)
-    return value
+def _layout(kind: type[Any]) -> _Layout:
+    layout: _Layout = kind._layout  # noqa: SLF001  set by @message
+    return layout
 
 
 def encode(value: object) -> bytes:
     """Return the wire form of a message."""
-    out = bytearray()
-    _write(value, out)
-    return bytes(out)
+    out: list[bytes] = []
+    _layout(type(value)).write(value, out)
+    return b"".join(out)
 
 
 def first_field(kind: type[Any], data: bytes) -> Any:
     """Return the first field of the message of that kind that `data` begins to encode; the rest is not read."""
-    prefix, fields, _ = _wire(kind)
-    reader = Reader(data)
-    reader.take_prefix(prefix)
-    return fields[0][1].read(reader)
+    prefix, fields, _ = kind._wire  # noqa: SLF001  set by @message
+    if not data.startswith(prefix):
+        raise malformed(_ANOTHER)
+    value, _ = fields[0][1].read(data, PREFIX_BYTES)
+    return value
 
 
 def decode(kind: type[M], data: bytes) -> M:
     """Return the message of that kind that `data` encodes; refuse everything else."""
-    reader = Reader(data)
-    value = _read(kind, reader)
-    reader.finish()
+    value: M
+    value, end = _layout(kind).read(data, 0)
+    if end != len(data):
+        raise malformed("bytes are left over")
     return value

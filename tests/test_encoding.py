@@ -26,13 +26,13 @@ from protocol.encoding import (
     Fixed,
     Maybe,
     Nested,
-    Reader,
     Seq,
     Text,
     UInt,
     decode,
     encode,
     first_field,
+    malformed,
     message,
 )
 from protocol.errors import ProtocolError
@@ -220,15 +220,15 @@ def test_the_hint_of_a_refusal_never_quotes_the_bytes() -> None:
 
 
 def written(codec: Codec, value: object) -> bytes:
-    out = bytearray()
+    out: list[bytes] = []
     codec.write(value, out)
-    return bytes(out)
+    return b"".join(out)
 
 
 def reads(codec: Codec, data: bytes) -> object:
-    reader = Reader(data)
-    value = codec.read(reader)
-    reader.finish()
+    value, end = codec.read(data, 0)
+    if end != len(data):
+        raise malformed("bytes are left over")
     return value
 
 

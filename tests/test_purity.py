@@ -25,9 +25,11 @@ PURE = {
     "itertools",
     "math",
     "numpy",
+    "operator",
     "protocol",
     "rbcl",
     "re",
+    "struct",
     "typing",
 }
 IMPURE_NAMES = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}

@@ -206,6 +206,13 @@ class Count:
         yield from (self.set(data, value) for value in sorted(values) if 0 <= value <= top)
 
 
+def written(codec: Codec, value: object) -> bytes:
+    """Return the encoding of a field."""
+    out: list[bytes] = []
+    codec.write(value, out)
+    return b"".join(out)
+
+
 def counts_of(value: object) -> tuple[bytes, list[Count]]:
     """Return a message's encoding and all counts in it."""
     out, found = bytearray(), list[Count]()
@@ -217,7 +224,7 @@ def _write(codec: Codec, value: Any, out: bytearray, found: list[Count]) -> None
     match codec:
         case Seq():
             found.append(Count(len(out), codec._count._size, codec._count._most))
-            codec._count.write(len(value), out)
+            out += len(value).to_bytes(codec._count._size, "big")
             for item in value:
                 _write(codec._codec, item, out, found)
         case Maybe() if value is not None:
@@ -230,9 +237,9 @@ def _write(codec: Codec, value: Any, out: bytearray, found: list[Count]) -> None
                 _write(part, getattr(value, name), out, found)
         case Blob() | Text():
             found.append(Count(len(out), codec._count._size, codec._count._most))
-            codec.write(value, out)
+            out += written(codec, value)
         case _:
-            codec.write(value, out)
+            out += written(codec, value)
 
 
 # --- messages, bent ------------------------------------------------------------------------------------------------

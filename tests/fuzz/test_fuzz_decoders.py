@@ -26,7 +26,7 @@ from protocol.check import Verdict, check_context
 from protocol.committee_keys import PURPOSE as KEY_PURPOSE
 from protocol.committee_keys import KeyEnvelope, receive
 from protocol.comparison import Disagreement, Part
-from protocol.encoding import Reader, Seq, decode, encode
+from protocol.encoding import Seq, decode, encode
 from protocol.enrolment import enrol, read_enrolment
 from protocol.errors import ProtocolError
 from protocol.garbling import Table
@@ -105,11 +105,11 @@ def test_no_count_makes_a_decoder_take_memory_for_what_is_not_there(kind: type[A
 
 def read_sequence(codec: Seq, item: object, number: int) -> object:
     """Read a sequence of so many equal items from its bytes."""
-    one, whole = bytearray(), bytearray(number.to_bytes(4, "big"))
+    one: list[bytes] = []
     codec._codec.write(item, one)
-    reader = Reader(bytes(whole + one * number))
-    got = codec.read(reader)
-    reader.finish()
+    whole = number.to_bytes(4, "big") + b"".join(one) * number
+    got, end = codec.read(whole, 0)
+    assert end == len(whole)
     return got
 
 
