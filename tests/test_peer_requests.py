@@ -10,13 +10,19 @@ from contextlib import closing
 
 import pytest
 from certified import House
+from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
 from test_server import secured, secured_server
 
-from transport import server
+from protocol.encoding import encode
+from protocol.errors import ProtocolError
+from protocol.voprf import DleqProof
+from transport import server, web
 from transport.http_answers import HttpAnswer, request_bytes
+from transport.internal import CONTENT_TYPE
+from transport.message_face import Answer, Asked, MessageFace, answer_of, read_message
 from transport.peer_requests import (
     MAX_HEAD,
     BadRequestError,
@@ -26,6 +32,7 @@ from transport.peer_requests import (
     answer_request,
     read_request,
 )
+from transport.problems import Problem
 
 MOST = 1 << 16
 HEAD = b"POST /a HTTP/1.1\r\nHost: here\r\n"
@@ -271,3 +278,62 @@ def test_a_request_that_comes_byte_by_byte_ends_in_time(house: House) -> None:
     assert time.monotonic() - began < 2 * server.HEARING_SECONDS
     with secured(house, inner=True) as line:
         assert exchange(line, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").body == b"here"
+
+
+# --- messages, with and without an environment ----------------------------------------------------------------------
+
+
+def face_of(most: int) -> tuple[Flask, MessageFace]:
+    app = Flask("messages")
+    app.config["MAX_CONTENT_LENGTH"] = most
+    web.register(app)
+    face = MessageFace(app, None)
+
+    def raising(error: Exception) -> Callable[[Asked], Answer]:
+        def handle(_request: Asked) -> Answer:
+            raise error
+
+        return handle
+
+    def told(request: Asked) -> Answer:
+        seen = (
+            f"{request.path} {request.header('Lookup-Time')} {request.is_message} {request.environ['gunicorn.socket']}"
+        )
+        return seen.encode() + request.body, [("Lookup-Signature", "ab")]
+
+    face.add("/a", told)
+    face.add("/message", lambda request: answer_of(read_message(request, DleqProof)))
+    for number, error in enumerate(
+        [Problem(429, "busy", "x", retry_after=3), ProtocolError("stale", "y"), KeyError("z")]
+    ):
+        face.add(f"/{number}", raising(error))
+    return app, face
+
+
+@deterministic(150)
+@given(
+    path=st.sampled_from(["/a", "/a?x=y", "/%61", "/0", "/1", "/2", "/message", "/b", "/a/", "/"]),
+    method=st.sampled_from(["POST", "GET", "HEAD", "PUT"]),
+    headers=st.dictionaries(
+        st.sampled_from(["Content-Type", "Lookup-Time", "lookup-signature"]),
+        st.sampled_from([CONTENT_TYPE, f"{CONTENT_TYPE}; a=b", "text/plain", "12", CONTENT_TYPE.upper()]),
+    ),
+    body=st.binary(max_size=40)
+    | st.binary(min_size=81, max_size=90)
+    | st.just(encode(DleqProof(challenge=bytes(32), response=bytes(32)))),
+    stays=st.booleans(),
+)
+def test_a_message_is_answered_alike_with_and_without_an_environment(
+    path: str,
+    method: str,
+    headers: dict[str, str],
+    body: bytes,
+    stays: bool,  # noqa: FBT001  as above
+) -> None:
+    app, face = face_of(80)
+    request = taken(request_bytes(method, "here", path, headers, body))
+    by_environ = answer_request(app, request.environ() | {"gunicorn.socket": "line"}, stays=stays)
+    direct = face.answer_peer(request, "line", stays=stays)
+    assert (direct is not None) is (method == "POST" and face.serves(request.path))
+    if direct is not None:
+        assert direct == by_environ

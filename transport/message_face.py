@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flask import Flask
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
 from protocol import signing
@@ -21,12 +21,12 @@ from protocol.messages import FRESHNESS_SECONDS
 from transport import web
 from transport.capture import Capture
 from transport.internal import CONTENT_TYPE, PURPOSE, SIGNATURE_HEADER, TIME_HEADER, signed_parts
+from transport.peer_requests import PeerRequest, answer_bytes
 from transport.problems import Problem
 from transport.tls import Tls
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-    from werkzeug.wrappers import Response
 
 M = TypeVar("M")
 Headers = list[tuple[str, str]]
@@ -49,8 +49,12 @@ class Asked:
     @property
     def is_message(self) -> bool:
         """Whether the body says that it is a message."""
-        kind: str = self.environ.get("CONTENT_TYPE", "")
-        return kind == CONTENT_TYPE or kind.partition(";")[0].strip().lower() == CONTENT_TYPE
+        return self.content_type == CONTENT_TYPE or self.content_type.partition(";")[0].strip().lower() == CONTENT_TYPE
+
+    @property
+    def content_type(self) -> str:
+        """What the body says that it is."""
+        return str(self.environ.get("CONTENT_TYPE", ""))
 
     def header(self, name: str) -> str:
         """Return a header, or nothing."""
@@ -60,6 +64,31 @@ class Asked:
     def body(self) -> bytes:
         """The body. Raises what werkzeug and gunicorn do of one that is too long or breaks off."""
         return get_input_stream(self.environ, max_content_length=self._most).read()
+
+
+class _PeerAsked(Asked):
+    """What a peer asked, as it was read, without an environment in between."""
+
+    def __init__(self, request: PeerRequest, line: object, most: int) -> None:
+        super().__init__({"gunicorn.socket": line}, most)
+        self._request = request
+
+    @property
+    def path(self) -> str:
+        return self._request.path
+
+    @property
+    def content_type(self) -> str:
+        return self.header("Content-Type")
+
+    def header(self, name: str) -> str:
+        return self._request.header(name)
+
+    @cached_property
+    def body(self) -> bytes:
+        if len(self._request.body) > self._most:
+            raise RequestEntityTooLarge
+        return bytes(self._request.body)
 
 
 class MessageFace:
@@ -78,19 +107,33 @@ class MessageFace:
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request, PEP 3333."""
-        handle = self._paths.get(environ["PATH_INFO"])
-        if handle is None:
+        if not self.serves(environ["PATH_INFO"]):
             return self._beyond(environ, start_response)
-        request = Asked(environ, self._most)
+        status, headers, body = self.answer(Asked(environ, self._most), environ["REQUEST_METHOD"])
+        start_response(status, headers)
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+
+    def serves(self, path: str) -> bool:
+        """Tell whether a path is of messages."""
+        return path in self._paths
+
+    def answer(self, request: Asked, method: str) -> tuple[str, Headers, bytes]:
+        """Return status, headers and body of the answer to a request of a path that is served."""
         try:
-            body, headers = handle(request) if environ["REQUEST_METHOD"] == "POST" else _not_allowed()
+            body, headers = self._paths[request.path](request) if method == "POST" else _not_allowed()
         except Exception as error:  # noqa: BLE001  the application's own last resort
-            problem: Response = web.error_response(error)
-            self._record(request, problem.get_data(), problem.status_code)
-            return problem(environ, start_response)
+            problem = web.error_response(error)
+            body = problem.get_data()
+            self._record(request, body, problem.status_code)
+            return problem.status, list(problem.headers), body
         self._record(request, body, 200)
-        start_response("200 OK", [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(body))), *headers])
-        return [body]
+        return "200 OK", [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(body))), *headers], body
+
+    def answer_peer(self, request: PeerRequest, line: object, *, stays: bool) -> bytes | None:
+        """Return the bytes of the answer to what a peer asked on a line; None if the path is not of messages."""
+        if request.method != "POST" or not self.serves(request.path):
+            return None
+        return answer_bytes(*self.answer(_PeerAsked(request, line, self._most), request.method), stays=stays)
 
     def _record(self, request: Asked, answer: bytes, status: int) -> None:
         if self._capture is None or not request.is_message:

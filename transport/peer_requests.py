@@ -41,10 +41,10 @@ class PeerRequest:
         self.whole = False
         self.stays = True
         self._most = most
-        self._method = ""
+        self.method = ""
+        self.body = bytearray()
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._body = bytearray()
         self._head_bytes = 0
         # The parser and this know each other: it is let go of at the end, or both would stay until the collector comes.
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
@@ -64,25 +64,35 @@ class PeerRequest:
             raise BadRequestError(type(error).__name__) from None
         if self.whole:
             self._parser = None
-        elif not self._method:
+        elif not self.method:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD:
                 self._parser = None
                 raise BadRequestError("the head is too long")
 
+    @property
+    def path(self) -> str:
+        """What is asked for, without a query."""
+        return unquote_to_bytes(self._target.partition(b"?")[0]).decode("latin-1")
+
+    def header(self, name: str) -> str:
+        """Return a header, all that bear the name as one, or nothing."""
+        wanted = name.lower().encode()
+        return ",".join([value.decode("latin-1") for each, value in self._headers if each.lower() == wanted])
+
     def environ(self) -> Environ:
         """Return the request's part of a WSGI environment."""
-        path, _, query = self._target.partition(b"?")
+        _, _, query = self._target.partition(b"?")
         found: Environ = {
-            "REQUEST_METHOD": self._method,
+            "REQUEST_METHOD": self.method,
             "SCRIPT_NAME": "",
-            "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+            "PATH_INFO": self.path,
             "RAW_URI": self._target.decode("latin-1"),
             "QUERY_STRING": query.decode("latin-1"),
             "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "https",
-            "wsgi.input": io.BytesIO(self._body),
+            "wsgi.input": io.BytesIO(self.body),
             "wsgi.input_terminated": True,
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
@@ -125,12 +135,12 @@ class PeerRequest:
             raise BadRequestError("another version or kind of request")
         if lengths and int(lengths[0]) > self._most:
             raise TooLongError("the body is too long")
-        self._method = self._parser.get_method().decode("ascii")
+        self.method = self._parser.get_method().decode("ascii")
         self.stays = self._parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
-        self._body += body
+        self.body += body
 
     def on_message_complete(self) -> None:
         """Take note of the end."""
@@ -173,8 +183,13 @@ def answer_request(application: Application, environ: Environ, *, stays: bool) -
     body, has_none = b"".join(parts), status.startswith(("204", "304"))
     if not has_none and not any(name.lower() == "content-length" for name, _ in headers):
         headers.append(("Content-Length", str(len(body))))
-    if not stays:
-        headers.append(("Connection", "close"))
-    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "\r\n"]
     has_none = has_none or environ["REQUEST_METHOD"] == "HEAD"
-    return "\r\n".join(lines).encode("latin-1") + (b"" if has_none else body)
+    return answer_bytes(status, headers, b"" if has_none else body, stays=stays)
+
+
+def answer_bytes(status: str, headers: list[tuple[str, str]], body: bytes, *, stays: bool) -> bytes:
+    """Return an answer as it is sent; it says where the connection does not stay."""
+    lines = [f"HTTP/1.1 {status}", *[f"{name}: {value}" for name, value in headers]]
+    if not stays:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + body

@@ -28,10 +28,12 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from protocol import garbling
 from protocol.half_gates_arrays import Arrays
 from transport.lines import HANDSHAKE_SECONDS, ServerTlsSocket
+from transport.message_face import MessageFace
 from transport.peer_requests import (
     BAD_REQUEST,
     TOO_LONG,
     BadRequestError,
+    PeerRequest,
     TooLongError,
     answer_request,
     read_request,
@@ -215,12 +217,17 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
                 conn.parser.unreader.unread(begin)
                 return bool(super().handle(conn)) if begin else False
             stays = request.stays and self.alive and len(self.keepalived_conns) < self.max_keepalived
-            data = answer_request(self.wsgi, request.environ() | {"gunicorn.socket": line}, stays=stays)
+            data = self._answer_peer(request, line, stays=stays)
         try:
             line.sendall(data)
         except OSError:
             return False
         return stays
+
+    def _answer_peer(self, request: PeerRequest, line: ServerTlsSocket, *, stays: bool) -> bytes:
+        face = self.wsgi.wsgi_app
+        answer = face.answer_peer(request, line, stays=stays) if isinstance(face, MessageFace) else None
+        return answer or answer_request(self.wsgi, request.environ() | {"gunicorn.socket": line}, stays=stays)
 
     def _part_from(self, conn: TConn) -> None:
         """Close a connection such that its client reads the answer to its end: here, and not in the thread that waits
