@@ -14,7 +14,7 @@ from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import deterministic
-from test_server import secured, secured_server
+from test_server import plain_server, secured, secured_server
 
 from protocol.encoding import encode
 from protocol.errors import ProtocolError
@@ -197,7 +197,7 @@ def test_answers_are_what_peers_read(status: str, method: str, stays: bool) -> N
         assert data.endswith(b"\r\n\r\n")
 
 
-# --- over TLS ---------------------------------------------------------------------------------------------------------
+# --- at a server ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +206,30 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     built = House(root)
     with secured_server(built, root / "go on"):
         yield built
+
+
+@pytest.fixture(scope="module")
+def plain_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with plain_server(tmp_path_factory.mktemp("plain"), "/length ") as port:
+        yield port
+
+
+Connect = Callable[[], socket.socket]
+
+
+@pytest.fixture(params=["TLS", "plain HTTP"])
+def peer(request: pytest.FixtureRequest) -> Connect:
+    """Connect as a party of the alliance."""
+    if request.param == "TLS":
+        house = request.getfixturevalue("house")
+        return lambda: secured(house, inner=True)
+    port = request.getfixturevalue("plain_port")
+    return lambda: socket.create_connection(("127.0.0.1", port), 10)
+
+
+@pytest.fixture
+def outsider(house: House) -> Connect:
+    return lambda: secured(house, inner=False)
 
 
 def heard(line: socket.socket) -> bytes:
@@ -228,9 +252,9 @@ def exchange(line: socket.socket, data: bytes) -> HttpAnswer:
     return answer
 
 
-@pytest.mark.parametrize("inner", [True, False])
-def test_one_line_has_many_requests_of_all_lengths(house: House, inner: bool) -> None:  # noqa: FBT001  as above
-    with secured(house, inner=inner) as line:
+@pytest.mark.parametrize("who", ["peer", "outsider"])
+def test_one_line_has_many_requests_of_all_lengths(request: pytest.FixtureRequest, who: str, peer: Connect) -> None:
+    with (peer if who == "peer" else request.getfixturevalue(who))() as line:
         for length in (0, 1, 16_383, 16_384, 16_385, 200_000, 5):
             answer = exchange(line, request_bytes("POST", "here", "/length", {}, length * b"x"))
             assert (answer.status, answer.body, answer.stays) == (200, str(length).encode(), True)
@@ -239,31 +263,31 @@ def test_one_line_has_many_requests_of_all_lengths(house: House, inner: bool) ->
         assert exchange(line, b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n").status == 404
 
 
-def test_what_is_no_request_is_answered_so_and_ends_the_line(house: House) -> None:
+def test_what_is_no_request_is_answered_so_and_ends_the_line(peer: Connect) -> None:
     length = HEAD.replace(b"/a", b"/length")
     for data in (length + b"Expect: x\r\n\r\n", length + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
-        with secured(house, inner=True) as line:
+        with peer() as line:
             line.sendall(data)
             assert heard(line).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(house: House) -> None:
-    with secured(house, inner=True) as line:
+def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(peer: Connect) -> None:
+    with peer() as line:
         line.sendall(b"POST /length HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (server.MAX_BODY + 1))
         found = heard(line)
     assert found.startswith(b"HTTP/1.1 413 ")
     assert b"\r\nConnection: close\r\n" in found
 
 
-def test_two_requests_at_once_are_one_too_many(house: House) -> None:
-    with secured(house, inner=True) as line:
+def test_two_requests_at_once_are_one_too_many(peer: Connect) -> None:
+    with peer() as line:
         line.sendall(2 * b"POST /length HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
         assert heard(line).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_request_that_comes_byte_by_byte_ends_in_time(house: House) -> None:
+def test_a_request_that_comes_byte_by_byte_ends_in_time(peer: Connect) -> None:
     began = time.monotonic()
-    with secured(house, inner=True) as line:
+    with peer() as line:
         line.settimeout(0.2)
         line.sendall(HEAD.replace(b"/a", b"/length") + b"Content-Length: 1000\r\n\r\n")
         while time.monotonic() - began < 3 * server.HEARING_SECONDS:
@@ -276,7 +300,7 @@ def test_a_request_that_comes_byte_by_byte_ends_in_time(house: House) -> None:
             except OSError:
                 break
     assert time.monotonic() - began < 2 * server.HEARING_SECONDS
-    with secured(house, inner=True) as line:
+    with peer() as line:
         assert exchange(line, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").body == b"here"
 
 
@@ -332,7 +356,9 @@ def test_a_message_is_answered_alike_with_and_without_an_environment(
 ) -> None:
     app, face = face_of(80)
     request = taken(request_bytes(method, "here", path, headers, body))
-    by_environ = answer_request(app, request.environ() | {"gunicorn.socket": "line"}, stays=stays)
+    by_environ = answer_request(
+        app, request.environ() | {"gunicorn.socket": "line", "wsgi.url_scheme": "https"}, stays=stays
+    )
     direct = face.answer_peer(request, "line", stays=stays)
     assert (direct is not None) is (method == "POST" and face.serves(request.path))
     if direct is not None:

@@ -17,17 +17,24 @@ from transport.certificates import SERVICE
 from transport.lines import HANDSHAKE_SECONDS
 
 THREADS = 2
+VIEWS = """
+app.add_url_rule("/", view_func=lambda: "here")
+app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+app.add_url_rule("/length", "length", view_func=lambda: str(len(request.get_data())), methods=["POST"])
+app.add_url_rule("/quiet", "quiet", view_func=lambda: ("", 304))
+"""
 SERVER = f"""
 import sys
 from pathlib import Path
-from flask import Flask
-from transport.server import serve
+from flask import Flask, request
+from transport.server import MAX_BODY, serve
 from transport.tls import TlsSettings
 app = Flask("two threads")
-app.add_url_rule("/", view_func=lambda: "here")
+{VIEWS}
 state, port = Path(sys.argv[1]), int(sys.argv[2])
 files = TlsSettings()
-serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads={THREADS}, tls=None, files=files)
+serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads={THREADS}, tls=None, files=files,
+      messages=tuple(map(str.encode, sys.argv[3:])))
 """
 ASKED = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -48,10 +55,7 @@ terms = decode(Terms, decode(SignedManifest, (state / "manifest.bin").read_bytes
 files = tls_settings(state)
 tls = Tls(files, Manifest.of(terms), Holder("insurer-01"))
 app = Flask("two threads")
-app.add_url_rule("/", view_func=lambda: "here")
-app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-app.add_url_rule("/length", "length", view_func=lambda: str(len(request.get_data())), methods=["POST"])
-app.add_url_rule("/quiet", "quiet", view_func=lambda: ("", 304))
+{VIEWS}
 def wait():
     while not go_on.exists():
         time.sleep(0.01)
@@ -64,9 +68,16 @@ serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads=
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
+    with plain_server(tmp_path) as number:
+        yield number
+
+
+@contextmanager
+def plain_server(state: Path, *messages: str) -> Iterator[int]:
+    """Serve plain HTTP, with these paths of messages, and yield the port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(tmp_path), str(number)])
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(state), str(number), *messages])
     try:
         wait_until(lambda: answers(number, 1.0))
         yield number

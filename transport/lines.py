@@ -86,41 +86,14 @@ def secure(line: Line) -> Line:
 # --- the answering end --------------------------------------------------------------------------------------------
 
 
-class ServerTlsSocket(ssl.SSLSocket):
-    """A client's TLS connection as gunicorn's threads handle it, none of which it may keep by standing still.
+class _Bounded(socket.socket):
+    """A client's connection as gunicorn's threads handle it, none of which it may keep by standing still.
 
-    gunicorn 27 makes the handshake and reads requests in a thread of its pool, with a blocking socket. Here no thread
-    waits in a handshake (`transport.server`), and a client that stalls counts as one that has hung up, which gunicorn
-    knows how to end quietly.
+    gunicorn 27 reads requests in a thread of its pool, with a blocking socket. Here a client that stalls counts as one
+    that has hung up, which gunicorn knows how to end quietly.
     """
 
-    _certificate: bytes | None = None
     _read_by: float | None = None
-
-    @property
-    def certificate(self) -> bytes | None:
-        """The client's certificate (DER), whose chain is verified; None if it showed none."""
-        if self._certificate is None:
-            with suppress(OSError, ValueError):  # it has hung up meanwhile
-                self._certificate = self.getpeercert(binary_form=True)
-        return self._certificate
-
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  as in the standard library
-        """Do nothing: gunicorn would wait here."""
-
-    def shake_hands(self) -> bool:
-        """Go on with the handshake, without waiting; return whether it is done. What goes wrong ends the connection."""
-        self.settimeout(0.0)
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
-        except OSError as error:
-            if isinstance(error, ssl.SSLError):
-                self._linger()
-            self.close()
-            raise _hung_up() from None
-        return True
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001  as in the standard library
         """Where gunicorn would have it wait for ever, have it wait for so long."""
@@ -172,6 +145,48 @@ class ServerTlsSocket(ssl.SSLSocket):
             if self.fileno() < 0:
                 raise _hung_up() from None
             raise
+
+
+class ServerSocket(_Bounded):
+    """A client's plain connection."""
+
+    certificate = None
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> "ServerSocket":
+        """Take a connection over from a socket, which is closed to all others."""
+        return cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
+
+
+class ServerTlsSocket(_Bounded, ssl.SSLSocket):
+    """A client's TLS connection. gunicorn makes the handshake in a thread of its pool, too; here none waits in one."""
+
+    _certificate: bytes | None = None
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The client's certificate (DER), whose chain is verified; None if it showed none."""
+        if self._certificate is None:
+            with suppress(OSError, ValueError):  # it has hung up meanwhile
+                self._certificate = self.getpeercert(binary_form=True)
+        return self._certificate
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  as in the standard library
+        """Do nothing: gunicorn would wait here."""
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake, without waiting; return whether it is done. What goes wrong ends the connection."""
+        self.settimeout(0.0)
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                self._linger()
+            self.close()
+            raise _hung_up() from None
+        return True
 
     def _linger(self) -> None:
         """Let the alert that says why arrive: what the client has still sent would have the kernel take it back."""

@@ -81,7 +81,7 @@ class PeerRequest:
         return ",".join([value.decode("latin-1") for each, value in self._headers if each.lower() == wanted])
 
     def environ(self) -> Environ:
-        """Return the request's part of a WSGI environment."""
+        """Return the request's part of a WSGI environment; whose it is and by what scheme it came, the server says."""
         _, _, query = self._target.partition(b"?")
         found: Environ = {
             "REQUEST_METHOD": self.method,
@@ -91,7 +91,6 @@ class PeerRequest:
             "QUERY_STRING": query.decode("latin-1"),
             "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "https",
             "wsgi.input": io.BytesIO(self.body),
             "wsgi.input_terminated": True,
             "wsgi.errors": sys.stderr,

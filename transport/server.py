@@ -27,7 +27,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from protocol import garbling
 from protocol.half_gates_arrays import Arrays
-from transport.lines import HANDSHAKE_SECONDS, ServerTlsSocket
+from transport.lines import HANDSHAKE_SECONDS, ServerSocket, ServerTlsSocket
 from transport.message_face import MessageFace
 from transport.peer_requests import (
     BAD_REQUEST,
@@ -104,6 +104,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     inner: Whose | None = None
     peer: Whose | None = None
+    is_plain = False
+    """Whether nobody shows a certificate, so that whoever sends what begins like a message is heard as a peer."""
     messages: tuple[bytes, ...] = ()
     pending_conns: deque[TConn]
     _tell_at = 0.0
@@ -129,6 +131,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def enqueue_req(self, conn: TConn) -> None:
         """Have a connection's next step taken: its first bytes awaited, hands shaken, or a request answered."""
+        if self.is_plain and not isinstance(conn.sock, ServerSocket):
+            conn.sock = ServerSocket.of(conn.sock)
         if not conn.initialized and not conn.data_ready:
             conn.sock.setblocking(False)  # noqa: FBT003  the name of the method says it
             conn.timeout = time.monotonic() + FIRST_BYTES_SECONDS
@@ -185,7 +189,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def handle(self, conn: TConn) -> object:
         """Answer requests of a connection for as long as the next ones come soon, and nobody else waits."""
-        step = self._hear_peer if self._is(self.peer, conn) else super().handle
+        step = self._hear_peer if self.is_plain or self._is(self.peer, conn) else super().handle
         result, until = step(conn), time.monotonic() + LINGER_SECONDS
         while result is True and time.monotonic() < until and self._next_comes_soon(conn):
             result = step(conn)
@@ -202,7 +206,10 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
         Messages are read by `transport.peer_requests`, before they are judged, and all else as anyone's is.
         """
+        conn.init()  # which over TLS was done before hands were shaken
         line, stays = conn.sock, False
+        if conn.is_http2:
+            return bool(super().handle(conn))
         try:
             with line.read_within(HEARING_SECONDS):
                 begin = line.recv()
@@ -224,10 +231,13 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             return False
         return stays
 
-    def _answer_peer(self, request: PeerRequest, line: ServerTlsSocket, *, stays: bool) -> bytes:
+    def _answer_peer(self, request: PeerRequest, line: socket.socket, *, stays: bool) -> bytes:
         face = self.wsgi.wsgi_app
         answer = face.answer_peer(request, line, stays=stays) if isinstance(face, MessageFace) else None
-        return answer or answer_request(self.wsgi, request.environ() | {"gunicorn.socket": line}, stays=stays)
+        if answer is None:
+            scheme = {"wsgi.url_scheme": "http" if self.is_plain else "https", "gunicorn.socket": line}
+            answer = answer_request(self.wsgi, request.environ() | scheme, stays=stays)
+        return answer
 
     def _part_from(self, conn: TConn) -> None:
         """Close a connection such that its client reads the answer to its end: here, and not in the thread that waits
@@ -340,6 +350,7 @@ def serve(
     whose = {
         "inner": None if inner is None else staticmethod(inner),
         "peer": None if tls is None or not messages else staticmethod(tls.is_of_alliance),
+        "is_plain": tls is None and bool(messages),
         "messages": tuple(b"POST " + path for path in messages),
     }
     _Server(
