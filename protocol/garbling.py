@@ -1,4 +1,4 @@
-"""Half-gates garbling over arrays of labels (Zahur, Rosulek, Evans 2015), with free XOR and point-and-permute.
+"""Half-gates garbling (Zahur, Rosulek, Evans 2015), with free XOR and point-and-permute.
 
 The algebra, said once: a wire has a zero label `W0` and, with the lane's secret offset `R` (whose last bit is 1), the
 label of bit v is `W0 ^ v*R`. The last bit of a label is its select bit. The evaluator holds one active label a wire.

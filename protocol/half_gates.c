@@ -1,10 +1,11 @@
-/* The comparison circuit, garbled and evaluated a lane at a time: what protocol/garbling.py does over arrays, to the bit.
+/* The comparison circuit, garbled and evaluated a lane at a time: what protocol/half_gates_arrays.py does, to the bit.
  *
  * Half-gates (Zahur, Rosulek, Evans 2015) with free XOR and point-and-permute, over the circuit of protocol/circuit.py.
- * There is no cipher here: AES-128 is OpenSSL's, through the functions that `half_gates_bind` is given. No branch and
+ * There is no cipher here: AES-128 is OpenSSL's, through the functions that `half_gates_bind_1` is given. No branch and
  * no address depends on a label: select bits become masks.
  *
- * It includes no header of Python's: protocol/half_gates.py loads it by ctypes, which lets other threads run meanwhile.
+ * It includes no header of Python's: protocol/half_gates_compiled.py loads it by ctypes, which lets other threads run
+ * meanwhile. A change of what the functions below take is another number in the name of the first.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -32,7 +33,7 @@ static const EVP_CIPHER *(*aes_256_ctr)(void);
 static int (*encrypt_init)(EVP_CIPHER_CTX *, const EVP_CIPHER *, void *, const unsigned char *, const unsigned char *);
 static int (*encrypt_update)(EVP_CIPHER_CTX *, unsigned char *, int *, const unsigned char *, int);
 
-void half_gates_bind(void *const functions[6])
+void half_gates_bind_1(void *const functions[6])
 {
     memcpy(&ctx_new, &functions[0], sizeof ctx_new);
     memcpy(&ctx_free, &functions[1], sizeof ctx_free);

@@ -24,6 +24,7 @@ _OPENSSL = (
     "EVP_EncryptInit_ex",
     "EVP_EncryptUpdate",
 )
+_BIND = "half_gates_bind_1"
 _POINTER = ctypes.c_void_p
 
 
@@ -36,13 +37,26 @@ def load() -> "Compiled | None":
         library = ctypes.CDLL(str(_LIBRARY))
         openssl = ctypes.CDLL(_openssl())
         functions = [ctypes.cast(getattr(openssl, name), _POINTER) for name in _OPENSSL]
-    except (OSError, AttributeError):
+    except (ImportError, OSError, AttributeError):
         return None
-    library.half_gates_bind((_POINTER * len(functions))(*functions))
-    compiled = Compiled(library, openssl)
-    if not _agrees(compiled):
-        raise RuntimeError(f"{_LIBRARY.name} was built of another half_gates.c: build it anew (make setup)")
+    try:
+        bind = getattr(library, _BIND)
+        compiled = Compiled(library, openssl)
+        bind((_POINTER * len(functions))(*functions))
+        is_good = _agrees(compiled)
+    except AttributeError:  # it lacks a function
+        is_good = False
+    except OpensslRefusedError:
+        return None
+    if not is_good:
+        raise RuntimeError(
+            f"{_LIBRARY.name} was built of another half_gates.c: remove it, and build it anew (make setup)"
+        )
     return compiled
+
+
+class OpensslRefusedError(RuntimeError):
+    """OpenSSL has no AES here, or no memory."""
 
 
 def _openssl() -> str:
@@ -69,8 +83,8 @@ class Compiled:
     def streams(self, wanted: Streams) -> list[Bytes]:
         """Return of each key (32 bytes) its stream, as `protocol.kdf.stream`, all in one stretch of memory."""
         sizes = [size for _, size in wanted]
-        if min(sizes) < 0:
-            raise ValueError("a negative number of bytes")
+        if not 0 <= min(sizes) <= max(sizes) < 1 << 31:
+            raise ValueError("a negative number of bytes, or too many")
         out, ends = np.empty(sum(sizes), dtype=np.uint8), [*accumulate(sizes)]
         _require(self._streams(len(wanted), _joined(wanted, 32), _numbers(sizes), _address(out)))
         return [out[end - size : end] for end, size in zip(ends, sizes, strict=True)]
@@ -144,7 +158,7 @@ def _address(array: Wires | Bytes) -> int:
 
 def _require(done: int) -> None:
     if not done:
-        raise RuntimeError("OpenSSL refused AES-128")
+        raise OpensslRefusedError("OpenSSL refused AES")
 
 
 def _agrees(compiled: Compiled) -> bool:

@@ -1,5 +1,6 @@
 """The circuit computes the comparison, and garbled it computes the same, at the limit and at the ring's edges."""
 
+import sys
 from collections.abc import Callable
 from itertools import combinations
 
@@ -333,6 +334,7 @@ def test_memory_of_another_shape_is_refused_before_it_is_read() -> None:
         lambda: compiled().garble([(key, 3), (key, -1)], wires.labels, wires.offsets),
         lambda: compiled().streams([(bytes(32), 5), (bytes(32), -1)]),
         lambda: compiled().streams([(bytes(31), 5)]),
+        lambda: compiled().streams([(bytes(32), (1 << 32) + 5)]),
         lambda: compiled().activate(wires.labels, wires.offsets, np.zeros((1, INPUTS), dtype=np.uint64)),
         lambda: compiled().activate(wires.labels, wires.offsets[:1], np.zeros((2, INPUTS), dtype=np.uint64)),
         lambda: compiled().activate(wires.labels, wires.offsets, np.zeros((2, INPUTS), dtype=np.uint32)),  # type: ignore[arg-type]  the point
@@ -353,12 +355,24 @@ def test_a_build_that_does_something_else_is_noticed(monkeypatch: pytest.MonkeyP
         half_gates_compiled.load()
 
 
-@pytest.mark.parametrize("missing", ["_LIBRARY", "_OPENSSL"])
+@pytest.mark.parametrize("missing", ["_LIBRARY", "_OPENSSL", "_hashlib", "AES"])
 def test_without_the_library_or_openssl_labels_are_garbled_over_arrays(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(half_gates_compiled, missing, {"_LIBRARY": "absent.so", "_OPENSSL": ("EVP_absent",)}[missing])
+    if missing == "_hashlib":
+        monkeypatch.setitem(sys.modules, "_hashlib", None)
+    elif missing == "AES":
+        monkeypatch.setattr(Compiled, "garble", lambda *_: half_gates_compiled._require(0))
+    else:
+        absent = {"_LIBRARY": "absent.so", "_OPENSSL": ("EVP_absent",)}[missing]
+        monkeypatch.setattr(half_gates_compiled, missing, absent)
     assert half_gates_compiled.load() is None
+
+
+def test_a_build_of_another_interface_is_not_even_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half_gates_compiled, "_BIND", "half_gates_bind_0")
+    with pytest.raises(RuntimeError, match="build it anew"):
+        half_gates_compiled.load()
 
 
 # --- garbled by four custodians from real shares --------------------------------------------------------------------
