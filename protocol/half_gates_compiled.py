@@ -49,9 +49,7 @@ def load() -> "Compiled | None":
     except OpensslRefusedError:
         return None
     if not is_good:
-        raise RuntimeError(
-            f"{_LIBRARY.name} was built of another half_gates.c: remove it, and build it anew (make setup)"
-        )
+        raise RuntimeError(f"{_LIBRARY} was built of another half_gates.c: remove it, or build it anew by make setup")
     return compiled
 
 

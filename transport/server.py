@@ -334,8 +334,8 @@ def serve(
     _keep_little_memory()
     if isinstance(garbling.ENGINE, Arrays):
         log.warning(
-            "labels are garbled over arrays, ten times slower: half_gates.c is not built, which takes a C compiler and make"
-            " setup, or Python has no OpenSSL that it shares"
+            "labels are garbled over arrays, ten times slower: half_gates.c is not built (make setup, with a C compiler),"
+            " or Python has no OpenSSL that it shares"
         )
     run = state / "run"
     run.mkdir(parents=True, exist_ok=True)
