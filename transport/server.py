@@ -334,7 +334,7 @@ def serve(
     _keep_little_memory()
     if isinstance(garbling.ENGINE, Arrays):
         log.warning(
-            "labels are garbled over arrays, ten times slower: half_gates.c is not built (make setup, with a C compiler),"
+            "labels are garbled over arrays, ten times slower: half_gates.c is not built (make setup, a C compiler),"
             " or Python has no OpenSSL that it shares"
         )
     run = state / "run"
