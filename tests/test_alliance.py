@@ -20,6 +20,7 @@ import pytest
 from insiders import end
 from live import LiveAlliance, call, china_today, issue, pids_of, wait_for_ticks, wait_until, write_policies
 from oracle import plain_totals
+from strategies import EVERYDAY
 from taps import APPLICATION_DATA, HANDSHAKE, records_of, tapped
 from test_alliance_failures import settled
 
@@ -37,7 +38,7 @@ from transport.internal import CHECK, CHECKS, COMMIT, COMMITTEE_KEY, CONTENT_TYP
 pytestmark = pytest.mark.alliance
 
 MEMBERS = 7
-PEOPLE = 300
+PEOPLE = 120 if EVERYDAY else 300
 CANARY = ("passport", "KANARY77421")
 CANARY_FEN = 1_928_374_655
 CANARY_PROPOSED_FEN = 1_357_924_681
