@@ -23,9 +23,12 @@ SHARE = 0.4 if EVERYDAY else 1.0
 """Of the examples of a property, how many are tried."""
 
 
-def deterministic(examples: int) -> settings:
-    """Return the settings of a property: the same examples in every run, that many, however slow the machine."""
-    return settings(settings.get_profile("ci"), max_examples=max(1, round(examples * SHARE)))
+def deterministic(examples: int, *, always: bool = False) -> settings:
+    """Return the settings of a property: the same examples in every run, that many, however slow the machine.
+
+    An everyday run takes a share of them, and others than CI, unless it is `always` these.
+    """
+    return settings(settings.get_profile("ci"), max_examples=examples if always else max(1, round(examples * SHARE)))
 
 
 def binary(size: int) -> st.SearchStrategy[bytes]:
