@@ -9,8 +9,9 @@ ROUNDS ?=
 MINUTES ?= $(if $(ROUNDS),,15)
 SEED ?=
 QUICK ?=
+ALL ?= $(CI)
 
-.PHONY: setup demo test lint unit fuzz soak bench constraints clean
+.PHONY: setup demo test test-all lint unit fuzz soak bench constraints clean
 
 setup: .venv/.ready
 
@@ -28,6 +29,10 @@ demo: setup
 
 test: lint unit
 
+# What CI runs: nothing is left out, and every property and fuzz test gets all its examples.
+test-all:
+	@$(MAKE) --no-print-directory test ALL=1
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,14 +42,18 @@ lint: setup
 CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 BROWSER := $(if $(CHROMIUM)$(CI),, and not browser)
 
-# What starts no alliance runs beside what does: two cores are then busy, and no two alliances share them. The short soak
-# is for CI; `make soak` runs it by itself.
+# Everyday runs leave out what `long` and `soak` mark, and say how much that is; EVERYDAY also has properties and fuzz tests
+# try fewer examples.
+EVERYDAY := $(if $(ALL),,EVERYDAY=1)
+SHORT := $(if $(ALL),, and not long and not soak)
+
+# What starts no alliance runs beside what does: two cores are then busy, and no two alliances share them.
 unit: setup
 	@mkdir -p build
 	$(if $(BROWSER),@echo '*** NOT RUN: the tests of the console in a browser. Have them run: apt-get install --no-install-recommends chromium ***' >&2)
-	@$(BIN)/python -m pytest -q -m "not alliance$(BROWSER)" > build/unit.txt 2>&1 & beside=$$!; \
+	@$(EVERYDAY) $(BIN)/python -m pytest -q -m "not alliance$(BROWSER)$(SHORT)" > build/unit.txt 2>&1 & beside=$$!; \
 	trap 'kill $$beside' INT TERM; \
-	$(BIN)/python -m pytest -q -m "alliance$(BROWSER)$(if $(CI),, and not soak)"; live=$$?; \
+	$(EVERYDAY) $(BIN)/python -m pytest -q -m "alliance$(BROWSER)$(SHORT)"; live=$$?; \
 	wait $$beside; unit=$$?; cat build/unit.txt; \
 	exit $$((live || unit))
 

@@ -8,11 +8,23 @@ import psycopg
 import pytest
 from embedded_redis import EmbeddedRedis
 from psycopg import sql
+from strategies import EVERYDAY
 
 from insurer_agent.embedded_postgres import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is left out is gone
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say in an everyday run what it leaves out."""
+    left = [item.path for item in items if item.get_closest_marker("long") or item.get_closest_marker("soak")]
+    if EVERYDAY and left:
+        config.get_terminal_writer().line(
+            f"*** NOT RUN: {len(left)} long tests of {len(set(left))} files, and the greater part of the examples of"
+            " properties and fuzz tests. Have all run: make test-all ***"
+        )
 
 
 @pytest.fixture(scope="session")

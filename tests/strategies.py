@@ -1,5 +1,6 @@
 """How the protocol's properties are tested: a deterministic profile, and values of every message from its codecs."""
 
+import os
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -16,9 +17,18 @@ settings.register_profile(
 )
 
 
-def deterministic(examples: int) -> settings:
-    """Return the settings of a property: the same examples in every run, that many, however slow the machine."""
-    return settings(settings.get_profile("ci"), max_examples=examples)
+EVERYDAY = os.environ.get("EVERYDAY") == "1"
+"""Whether this is the everyday run of `make test`, which has less time than CI."""
+SHARE = 0.4 if EVERYDAY else 1.0
+"""Of the examples of a property, how many are tried."""
+
+
+def deterministic(examples: int, *, always: bool = False) -> settings:
+    """Return the settings of a property: the same examples in every run, that many, however slow the machine.
+
+    An everyday run takes a share of them, and others than CI, unless it is `always` these.
+    """
+    return settings(settings.get_profile("ci"), max_examples=examples if always else max(1, round(examples * SHARE)))
 
 
 def binary(size: int) -> st.SearchStrategy[bytes]:

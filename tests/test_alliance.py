@@ -2,6 +2,7 @@
 
 import base64
 import datetime as dt
+import hashlib
 import json
 import re
 import signal
@@ -19,6 +20,7 @@ import pytest
 from insiders import end
 from live import LiveAlliance, call, china_today, issue, pids_of, wait_for_ticks, wait_until, write_policies
 from oracle import plain_totals
+from strategies import EVERYDAY
 from taps import APPLICATION_DATA, HANDSHAKE, records_of, tapped
 from test_alliance_failures import settled
 
@@ -36,7 +38,7 @@ from transport.internal import CHECK, CHECKS, COMMIT, COMMITTEE_KEY, CONTENT_TYP
 pytestmark = pytest.mark.alliance
 
 MEMBERS = 7
-PEOPLE = 300
+PEOPLE = 120 if EVERYDAY else 300
 CANARY = ("passport", "KANARY77421")
 CANARY_FEN = 1_928_374_655
 CANARY_PROPOSED_FEN = 1_357_924_681
@@ -368,11 +370,10 @@ def test_no_identity_and_no_amount_stands_anywhere_in_clear(alliance: LiveAllian
     pseudonym = blind_evaluate(service.blinding, person)
     alliance.stop()
 
-    found = clear_text(alliance, spellings_of_text(CANARY[1]) | spellings_of_text("CANARY-POLICY-1"))
-    for fen in (CANARY_FEN, CANARY_PROPOSED_FEN):
-        found |= clear_text(alliance, spellings_of_amount(fen))
-    found |= clear_text(alliance, {form for point in (person, pseudonym) for form in (point, point.hex().encode())})
-    assert found == set()
+    forms = spellings_of_text(CANARY[1]) | spellings_of_text("CANARY-POLICY-1")
+    forms |= spellings_of_amount(CANARY_FEN) | spellings_of_amount(CANARY_PROPOSED_FEN)
+    forms |= {form for point in (person, pseudonym) for form in (point, point.hex().encode())}
+    assert clear_text(alliance, forms) == set()
 
     numbers = {number.encode() for _, number in plain_totals(alliance.policies, china_today())}
     numbers |= {number[:6] + number[8:17] for number in numbers if len(number) == 18}
@@ -395,10 +396,17 @@ def test_the_search_for_clear_text_finds_what_it_looks_for(alliance: LiveAllianc
 
 
 def everything(alliance: LiveAlliance, only: str = "") -> Iterator[tuple[str, bytes]]:
-    """Return every file that the alliance wrote but its key files, and every captured body decoded."""
+    """Return every file that the alliance wrote but its key files, and every captured body decoded.
+
+    Of equal files one: a database begins as a copy of another.
+    """
+    seen = set()
     for file in sorted(alliance.state.rglob(only or "*")):
         if file.is_file() and file.name not in ("keys.json", "tls.key", "ca.key"):
-            yield str(file.relative_to(alliance.state)), file.read_bytes()
+            data = file.read_bytes()
+            if (digest := hashlib.sha256(data).digest()) not in seen:
+                seen.add(digest)
+                yield str(file.relative_to(alliance.state)), data
     if only:
         return
     yield "progress", alliance.progress().encode()
@@ -408,8 +416,12 @@ def everything(alliance: LiveAlliance, only: str = "") -> Iterator[tuple[str, by
 
 
 def clear_text(alliance: LiveAlliance, forms: set[bytes], only: str = "") -> set[tuple[str, bytes]]:
-    cased = forms | {form.lower() for form in forms} | {form.upper() for form in forms}
-    return {(name, form) for name, data in everything(alliance, only) for form in cased if form in data}
+    """Return which of the forms stands where, in whatever case."""
+    found, cased = set(), {form.lower() for form in forms}
+    for name, data in everything(alliance, only):
+        lower = data.lower()
+        found |= {(name, form) for form in cased if form in lower}
+    return found
 
 
 def spellings_of_text(text: str) -> set[bytes]:
@@ -428,9 +440,8 @@ def spellings_of_text(text: str) -> set[bytes]:
 
 def spellings_of_amount(fen: int) -> set[bytes]:
     texts = {str(fen), yuan(fen), f"{fen // 100:,}.{fen % 100:02d}", f"{fen:x}"}
-    return {text.encode() for text in texts} | {
-        fen.to_bytes(size, order) for size in (6, 8) for order in ("big", "little")
-    }
+    # As a number it stands in whatever is longer than these six bytes, too.
+    return {text.encode() for text in texts} | {fen.to_bytes(6, "big"), fen.to_bytes(6, "little")}
 
 
 def test_it_came_to_an_end_with_all_its_processes_and_wrote_nothing_elsewhere(alliance: LiveAlliance) -> None:
@@ -439,6 +450,7 @@ def test_it_came_to_an_end_with_all_its_processes_and_wrote_nothing_elsewhere(al
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.long
 def test_it_comes_back_on_the_same_state_and_knows_what_it_knew(alliance: LiveAlliance) -> None:
     alliance.start()
     try:

@@ -23,7 +23,7 @@ from protocol.watermark import Directory, sign_watermark
 from service.custodians import Trouble
 from transport.internal import CHECK, message_of
 
-pytestmark = pytest.mark.alliance
+pytestmark = [pytest.mark.alliance, pytest.mark.long]
 
 MEMBERS = 7
 PERSON, LATE = ("passport", "E10000001"), ("passport", "E10000002")

@@ -19,7 +19,7 @@ from service.admin.manifests import add_signature, load_admin_key, unsigned
 from service.published import Published
 from transport.settings import load_pins
 
-pytestmark = pytest.mark.alliance
+pytestmark = [pytest.mark.alliance, pytest.mark.long]
 
 MEMBERS = 6
 REQUESTERS = (1, 3, 5)

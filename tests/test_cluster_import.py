@@ -130,6 +130,7 @@ def test_a_cluster_comes_to_what_a_plain_import_comes_to(house: House, tmp_path:
     assert [path.name for path in house.state.iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(house: House, tmp_path: Path) -> None:
     count = 3000
     files = [

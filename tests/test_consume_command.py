@@ -63,7 +63,7 @@ def many(policies: int, seed: int) -> tuple[list[dict[str, str]], dict[str, int]
     return events, expected
 
 
-@pytest.mark.parametrize("names", [("one",), ("one", "two")])
+@pytest.mark.parametrize("names", [("one",), pytest.param(("one", "two"), marks=pytest.mark.long)])
 def test_kills_at_any_point_lose_nothing_and_count_nothing_twice(
     house: House, state: Path, tmp_path: Path, names: tuple[str, ...]
 ) -> None:

@@ -150,7 +150,7 @@ def item_of(step: Step, committee: RangeCommittee, plain: Plain, now: float) -> 
     return made, amount
 
 
-@deterministic(45)
+@deterministic(45, always=True)  # the model has no holder yet that lacks a misnamed issue, as some other examples have
 @given(st.sampled_from([(5, None), (6, None), (6, 2), (7, 0)]), st.lists(steps, min_size=1, max_size=9))
 def test_a_deposit_counts_at_all_holders_exactly_when_its_policy_and_all_of_its_depositor_stay_in_range(
     size_and_slot: tuple[int, int | None], story: list[Step]

@@ -154,6 +154,7 @@ def test_a_policy_is_issued_amended_and_cancelled_and_checks_follow(alliance: Li
     assert_total(alliance, subject, 0)
 
 
+@pytest.mark.long
 def test_each_policy_request_may_be_sent_again(alliance: LiveAlliance) -> None:
     subject = somebody()
     body = policy(subject)
@@ -387,6 +388,7 @@ def test_a_batch_is_answered_at_once_and_in_order(alliance: LiveAlliance) -> Non
     ]
 
 
+@pytest.mark.long
 def test_a_job_goes_on_after_its_agent_was_killed(alliance: LiveAlliance) -> None:
     over = somebody()
     body = policy(over, "50000000")
@@ -619,6 +621,7 @@ def api_key(alliance: LiveAlliance, *arguments: str, member: int = 1) -> subproc
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.long
 def test_keys_are_made_listed_and_revoked_while_the_agent_runs(alliance: LiveAlliance) -> None:
     key = api_key(alliance, "make", "core-system").stdout.strip()
     again = api_key(alliance, "make", "core-system")
@@ -639,6 +642,7 @@ def test_keys_are_made_listed_and_revoked_while_the_agent_runs(alliance: LiveAll
 # --- completeness ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_an_answer_says_how_complete_deposits_are_and_a_rule_may_ask_for_more(alliance: LiveAlliance) -> None:
     asked = question(somebody(), "1.00", rules=["accident-30d", "all-accident-90d"])
     del asked["rule"]

@@ -62,6 +62,10 @@ NOT_COMPARED = frozenset({"attempts", "refusals", "last_reason"})
 """What a transaction that was done and is done once more may well count twice: it is about attempts."""
 
 
+STATEMENTS = (b"P", b"B", b"Q")
+"""How the messages begin with which a statement comes, as against those that open a connection."""
+
+
 class NamedDatabase(Database):
     """A database of which a test knows what transaction is running."""
 
@@ -92,7 +96,11 @@ class NamedDatabase(Database):
 
     def commits(self, name: str) -> Callable[[bytes], bool]:
         """Return what tells the COMMIT of a transaction, or its one statement, which commits itself."""
-        return lambda data: self.running == name and self.commit in data
+
+        def tells(data: bytes) -> bool:
+            return self.running == name and (self.commit in data if self.commit else data.startswith(STATEMENTS))
+
+        return tells
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from protocol.token import SchnorrProof
 from transport.internal import CHECK, PREPARE
 
 MEMBERS, SHARDS, BUDGET = 8, 8, 50
+PEOPLE = 100
 HELD, LIMIT = 3_000_000_000, 5_000_000_000
 LEFT = LIMIT - HELD
 """What is left for every person of the pool below the limit, in fen."""
@@ -65,17 +66,15 @@ def subject_of(identity: Identity) -> tuple[str, str]:
     return "passport", identity.number
 
 
-def start(root: Path) -> LiveAlliance:
-    """Start eight members of whom three have each insured 72 persons for 10 million yuan."""
+def alliance_of_eight(root: Path) -> LiveAlliance:
+    """Return eight members, to be started, of whom three have each insured all persons for 10 million yuan."""
     for member in range(1, MEMBERS + 1):
-        numbers = range(72) if member <= 3 else ()
+        numbers = range(PEOPLE) if member <= 3 else ()
         rows = [issue(f"A-{n}", ("passport", f"E10{n:06d}"), "10000000.00") for n in numbers]
         write_policies(root / "policies", member, rows)
-    alliance = LiveAlliance(
+    return LiveAlliance(
         MEMBERS, root / "policies", root / "state", "--plain-http", "--capture", "--shards", str(SHARDS)
     )
-    alliance.start()
-    return alliance
 
 
 @dataclass
@@ -184,12 +183,13 @@ def late(verdicts: list[tuple[Verdict, Void | None]]) -> bool:
     return any((verdict.value, None if void is None else void.value) in LATE for verdict, void in verdicts)
 
 
-def open_stage(alliance: LiveAlliance, stack: ExitStack) -> Stage:
+def open_stage(alliance: LiveAlliance, pool: list[Identity], stack: ExitStack) -> Stage:
+    if not alliance.runs:
+        alliance.start()
     members = {number: stack.enter_context(Insider(alliance, number)) for number in range(1, MEMBERS + 1)}
     databases = {number: stack.enter_context(alliance.database(number)) for number in members}
     for database in databases.values():
         database.autocommit = True
-    pool = [Identity(DocumentType.PASSPORT, f"E10{n:06d}") for n in range(72)]
     return Stage(alliance, members, databases, pool)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from insiders import Insider
-from live import wait_for_ticks
+from live import LiveAlliance, wait_for_ticks
 from malicious_member import (
     EXCEEDS,
     HELD,
@@ -26,7 +26,6 @@ from malicious_member import (
     proof_of,
     question,
     settled,
-    start,
     strangers,
     tried,
 )
@@ -74,11 +73,9 @@ Change = Callable[[DepositEnvelope, int], DepositEnvelope]
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(eight: LiveAlliance, pool: list[Identity]) -> Iterator[Stage]:
     with ExitStack() as stack:
-        alliance = start(tmp_path_factory.mktemp("depositor"))
-        stack.callback(alliance.stop)
-        yield open_stage(alliance, stack)
+        yield open_stage(eight, pool, stack)
 
 
 # --- the attacker's workshop ---------------------------------------------------------------------------------------

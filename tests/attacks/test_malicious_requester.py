@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from insiders import Insider
-from live import wait_for_ticks
+from live import LiveAlliance, wait_for_ticks
 from malicious_member import (
     BUDGET,
     DISAGREEMENT,
@@ -37,7 +37,6 @@ from malicious_member import (
     resealed,
     restated,
     signed_by,
-    start,
     strangers,
     told,
     tried,
@@ -67,11 +66,10 @@ pytestmark = pytest.mark.alliance
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(eight: LiveAlliance, pool: list[Identity]) -> Iterator[Stage]:
     with ExitStack() as stack:
-        alliance = start(tmp_path_factory.mktemp("requester"))
-        stack.callback(alliance.stop)
-        yield open_stage(alliance, stack)
+        stack.callback(eight.stop)  # nobody else needs it
+        yield open_stage(eight, pool, stack)
 
 
 def test_the_honest_form_of_what_is_bent_below_is_answered_and_recorded_by_the_four_that_answered(stage: Stage) -> None:

@@ -121,6 +121,7 @@ def test_an_outcome_with_any_bit_flipped_gives_no_other_verdict_and_none_where_i
         assert told == expected, bit
 
 
+@pytest.mark.long  # as in `test_bit_flips_of_messages.py`, and goes on regardless
 @pytest.mark.parametrize("verifies", [True, False])
 def test_a_call_with_any_bit_flipped_is_refused_or_makes_its_custodian_disagree(
     world: World,
@@ -155,6 +156,7 @@ def test_a_call_with_any_bit_flipped_is_refused_or_makes_its_custodian_disagree(
     assert ("bad-evaluation" in codes) is verifies
 
 
+@pytest.mark.long  # as in `test_bit_flips_of_messages.py`
 def test_a_prepare_with_any_bit_flipped_is_refused(relay: Relay) -> None:
     slot = relay.slots[1]
     call = relay.call(slot)  # an order of a range check: `test_bit_flips_of_messages.py`

@@ -312,7 +312,7 @@ def test_a_holder_that_lacks_earlier_deposits_voids_the_fours_that_it_is_of_and_
 
 @pytest.mark.parametrize("position", range(4))
 def test_no_bit_of_an_answer_flipped_turns_a_deposit_or_keeps_the_good_one_from_another_four(position: int) -> None:
-    """Sampled every day and exhaustive under LONG_TESTS=1, but the table: its bits are those of a check's."""
+    """Sampled, and exhaustive under LONG_TESTS=1, but the table: its bits are those of a check's."""
     _, ranged = stories()
     for story in ("good", "below nothing"):
         one = ranged[story]

@@ -1,7 +1,8 @@
 """What the fuzz tests share: how much is tried, how messages are bent, and a tally of what came of it.
 
 FUZZ_FACTOR multiplies the examples; above 1 they are random, at 1 the same in every run. FUZZ_REPORT names a file to
-which each suite's tally is appended, a line of JSON a suite. A plugin of pytest too, hence: PYTEST_DONT_REWRITE.
+which each suite's tally is appended, a line of JSON a suite. An everyday run tries a share of the examples. A plugin of
+pytest too, hence: PYTEST_DONT_REWRITE.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from strategies import values_of
+from strategies import SHARE, values_of
 
 import protocol
 from protocol.encoding import Blob, Codec, Maybe, Nested, Seq, Text, UInt
@@ -27,7 +28,10 @@ T = TypeVar("T")
 Place = tuple[str | int, ...]
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
-EXAMPLES = 30 * FACTOR
+EXAMPLES = 30 * FACTOR * SHARE
+MEMBERS = 6
+PERSON = ("passport", "E10000001")
+"""For whom each member of the alliance whose endpoints are fuzzed has deposited 5 million yuan."""
 
 KNOWN_CODES = frozenset(
     code

@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from fuzzing import KNOWN_CODES, Tally, bent, bent_bytes, chance, fuzzed, seeds
+from fuzzing import KNOWN_CODES, MEMBERS, PERSON, Tally, bent, bent_bytes, chance, fuzzed, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from insiders import Insider, service_url
-from live import LiveAlliance, issue, pids_of, wait_for_ticks, wait_until, write_policies
+from live import LiveAlliance, pids_of, wait_for_ticks, wait_until
 from raw_http import BINARY, CHUNKED, Told, chunked, one, request, talk
 from strategies import messages
 
@@ -48,8 +48,6 @@ from transport.server import MAX_BODY
 pytestmark = pytest.mark.alliance
 pytest_plugins = ("fuzzing",)
 
-MEMBERS = 6
-PERSON = ("passport", "E10000001")
 AT_LIMIT, ABOVE = "20000000.00", "20000000.01"
 """Beside 6 x 5 million yuan deposited."""
 SERVICE = {
@@ -79,19 +77,10 @@ CODES = KNOWN_CODES | HTTP_CODES
 
 
 @pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]:
-    root = tmp_path_factory.mktemp("fuzz")
-    for member in range(1, MEMBERS + 1):
-        write_policies(root / "policies", member, [issue("A-1", PERSON, "5000000.00")])
-    alliance = LiveAlliance(MEMBERS, root / "policies", root / "state", "--plain-http", "--capture")
-    alliance.start()
-    try:
-        wait_until(lambda: all(alliance.is_delivered(member) for member in range(1, MEMBERS + 1)))
-        wait_for_ticks()
-        assert settled(alliance, 1, PERSON, AT_LIMIT) == ("within", None)
-        yield alliance
-    finally:
-        alliance.stop()
+def alliance(begun: LiveAlliance) -> LiveAlliance:
+    wait_for_ticks()
+    assert settled(begun, 1, PERSON, AT_LIMIT) == ("within", None)
+    return begun
 
 
 def settled(alliance: LiveAlliance, member: int, subject: tuple[str, str], proposed: str) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ import schemathesis
 from fuzzing import Tally, fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
-from live import LiveAlliance, pids_of, wait_until, write_policies
+from live import LiveAlliance, pids_of, wait_until
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
@@ -52,12 +52,8 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]:
-    root = tmp_path_factory.mktemp("fuzz")
-    for number in range(1, 6):
-        write_policies(root / "policies", number, [])
-    alliance = LiveAlliance(5, root / "policies", root / "state", "--plain-http")
-    alliance.start()
+def alliance(begun: LiveAlliance) -> Iterator[LiveAlliance]:
+    alliance = begun
     processes = pids_of(alliance.state)
     admin = ("api-key", "make", "admin", "--role", "admin", "--state", str(alliance.member_state(1)))
     ADMIN.append(subprocess.run([*AGENT, *admin], capture_output=True, text=True, check=True).stdout.strip())
@@ -65,7 +61,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAlliance]
     try:
         assert pids_of(alliance.state) == processes  # none died and was started again
     finally:
-        alliance.stop()
+        alliance.stop()  # nobody else needs it
 
 
 @pytest.fixture(scope="module")
