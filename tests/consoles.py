@@ -3,7 +3,6 @@
 import base64
 import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, Self
 
 from flask import Flask, Response, request
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect
-from werkzeug.serving import WSGIRequestHandler, make_server
+from serving import serving
 from world import RULE, make_world, seeded
 
 from protocol import signing
@@ -170,27 +169,6 @@ class Console:
             return client.get(path, headers=headers) if body is None else client.post(path, json=body, headers=headers)
         finally:
             self.bend = bend
-
-
-class Silent(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections stay open, as gunicorn's do
-
-    def log(self, *_: object) -> None:
-        """Say nothing of requests."""
-
-
-@contextmanager
-def serving(app: Any, port: int = 0) -> Iterator[int]:  # noqa: ANN401  a WSGI application
-    """Serve an application on loopback; yield its port."""
-    http = make_server("127.0.0.1", port, app, threaded=True, request_handler=Silent)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield http.server_port
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 @dataclass

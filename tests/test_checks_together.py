@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from live import wait_until
+from serving import serving
 from test_check import attempt as attempt_in_memory
 from test_flights import SECONDS, until
-from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 from wired import Wired, wired_alliance
 from world import COUNT_RULE, LIMIT, NOW, RULE, make_world, name, person
@@ -236,25 +236,11 @@ class Between:
 
 
 @contextmanager
-def served(app: "WSGIApplication") -> Iterator[int]:
-    """Serve an application on loopback for the block; yield its port."""
-    http = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield http.server_port
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
-
-
-@contextmanager
 def bent(there: Wired, bend: Bend) -> Iterator[None]:
     """Have the liar's answers bent for the block, on connections that are made in it."""
     wire = there.wires[LIAR]
     before = wire.to
-    with served(Between(make_app(there.agents[LIAR]), bend)) as port:
+    with serving(Between(make_app(there.agents[LIAR]), bend)) as port:
         wire.to = lambda: create_connection(("127.0.0.1", port))
         try:
             yield
@@ -484,7 +470,7 @@ def test_calls_to_a_member_share_a_message_across_shards_and_manifests_at_one_ad
         taken.append([decode(CheckCall, asked.data)] if alone else decode(CheckCalls, asked.data).calls)
         return Response("", 503)(environ, start_response)
 
-    with served(take) as one, served(take) as other:
+    with serving(take) as one, serving(take) as other:
 
         def under(serial: int, port: int) -> ServiceParty:
             terms = world.manifest.terms

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from certified import ADMIN, House, free_port, member, running
-from consoles import Console, serving, visiting
+from consoles import Console, visiting
 from flask import Flask, request
 from live import ready_at, wait_until
 from playwright.sync_api import Browser, expect
+from serving import serving
 from world import RULE, seeded
 
 from protocol import signing

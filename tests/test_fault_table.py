@@ -136,7 +136,8 @@ def with_api_key(there: Wired) -> str:
 
 def own_counted(there: Wired) -> Counted:
     lane = OwnLane(b"someone", "a rule", 4, 30, 5, 6)
-    return there.one.own_answers.count(bytes(16), UNDERWRITING, [lane, lane], AT_DAY)
+    with there.one.own_answers.counting(bytes(16), UNDERWRITING, [lane, lane], AT_DAY) as counted:
+        return counted()
 
 
 def with_made(there: Wired) -> Any:  # noqa: ANN401  a deposit as the outbox hands it out, and its bytes

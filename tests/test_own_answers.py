@@ -5,7 +5,7 @@ import itertools
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,8 +58,13 @@ def lane(person: int = 1, *, custodians: int = 5, budget: int = 4, days: int = 3
     return OwnLane(b"person %d" % person, rule, budget, days, *most)
 
 
+def counted_as(own: OwnAnswers, claim: bytes, occasion: int, lanes: Sequence[OwnLane], now: float) -> Counted:
+    with own.counting(claim, occasion, lanes, now) as count:
+        return count()
+
+
 def counted(own: OwnAnswers, *lanes: OwnLane, now: float = NOW, occasion: int = UNDERWRITING) -> Counted:
-    return own.count(secrets.token_bytes(16), occasion, lanes or (lane(),), now)
+    return counted_as(own, secrets.token_bytes(16), occasion, lanes or (lane(),), now)
 
 
 def answered(own: OwnAnswers, *lanes: OwnLane, now: float = NOW, times: int = 1) -> None:
@@ -172,9 +177,9 @@ def test_counting_and_noting_again_change_nothing(store: Database) -> None:
         query = "SELECT person_key, lanes, answers FROM own_answer ORDER BY 1"
         return store.run("read", lambda at: at.execute(query).fetchall())
 
-    one = own.count(claim, UNDERWRITING, lanes, NOW)
+    one = counted_as(own, claim, UNDERWRITING, lanes, NOW)
     before = state()
-    assert own.count(claim, UNDERWRITING, lanes, NOW) == one
+    assert counted_as(own, claim, UNDERWRITING, lanes, NOW) == one
     assert state() == before
     own.note(one, [0, 2])
     before = state()

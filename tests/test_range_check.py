@@ -150,7 +150,7 @@ def item_of(step: Step, committee: RangeCommittee, plain: Plain, now: float) -> 
     return made, amount
 
 
-@deterministic(45, always=True)  # the model has no holder yet that lacks a misnamed issue, as some other examples have
+@deterministic(120, always=True)
 @given(st.sampled_from([(5, None), (6, None), (6, 2), (7, 0)]), st.lists(steps, min_size=1, max_size=9))
 def test_a_deposit_counts_at_all_holders_exactly_when_its_policy_and_all_of_its_depositor_stay_in_range(
     size_and_slot: tuple[int, int | None], story: list[Step]
@@ -182,14 +182,18 @@ def take(step: Step, new: Known, committee: RangeCommittee, plain: Plain, now: f
     holders = [slot for slot in range(committee.size) if slot != new.item.facts.excluded]
     fours = list(combinations(holders, 4))
     round_ = committee.round(new.item, chosen=fours[step.four % len(fours)], now=now).prepare_all()
-    refusals = {answer.answers[0].refusal for answer in round_.answers.values()}
     if step.act != "again":
         if plain.named_wrongly(new):
-            assert refusals == {"wrong-earlier"}
-            assert committee.committed(new.item) == set()
+            # The holder that the issue excludes has nothing to hold this one against; the others do not let it stand.
+            (issue,) = [one for one in plain.known if one.item.id == new.item.facts.earlier]
+            for slot, answer in round_.answers.items():
+                expected = None if slot == issue.item.facts.excluded else "wrong-earlier"
+                assert answer.answers[0].refusal == expected
+            (decision,) = round_.decisions()
+            assert decision.tick is None
             return
         plain.known.append(new)
-    assert refusals == {None}
+    assert {answer.answers[0].refusal for answer in round_.answers.values()} == {None}
     new.prepared_at = now
     good = plain.may_stand(new, now)
     (decision,) = decisions = round_.decisions()

@@ -100,20 +100,16 @@ class OwnAnswers:
         self._some = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def count(self, claim: bytes, occasion: int, lanes: Sequence[OwnLane], now: float) -> Counted:
-        """Count the lanes of a check that is about to be sent, known by `claim`, 16 bytes of its own; in one trip.
-
-        Those that custodians would certainly refuse, or would if what is under way is answered, are stopped, and not
-        counted. Counting the same check again changes nothing.
-        """
-        with self.counting(claim, occasion, lanes, now) as counted:
-            return counted()
-
     @contextmanager
     def counting(
         self, claim: bytes, occasion: int, lanes: Sequence[OwnLane], now: float
     ) -> Iterator[Callable[[], Counted]]:
-        """Do as `count` while the block goes on; yields what waits for the count and returns it."""
+        """Count the lanes of a check that is about to be sent, known by `claim`, 16 bytes of its own, in one trip while
+        the block goes on; yields what waits for the count and returns it.
+
+        Those that custodians would certainly refuse, or would if what is under way is answered, are stopped, and not
+        counted. Counting the same check again changes nothing.
+        """
         keys = tuple((self._key(lane.person), lane.rule_id) for lane in lanes)
         day = dt.date.fromordinal(charged_from(now))
         locks = sorted({self._vault.index("lock", person, rule.encode())[0] % _LOCKS for person, rule in keys})
