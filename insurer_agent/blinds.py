@@ -1,5 +1,6 @@
 """Blinds drawn ahead, while nobody waits: half of what a question takes of a processor knows no person yet."""
 
+import threading
 from collections import deque
 
 from protocol.check import fresh_blind
@@ -18,6 +19,7 @@ class Blinds:
         self._random = random
         self._drawn = deque[Blind](maxlen=most)
         self._key: Element | None = None
+        self._refilling = threading.Lock()
 
     def take(self, service_key: Element) -> Blind:
         """Return a blind that nobody else has had, drawn now if there is none for this key."""
@@ -30,6 +32,10 @@ class Blinds:
         return drawn
 
     def refill(self) -> None:
-        """Draw what is missing."""
-        while self._key is not None and len(self._drawn) < (self._drawn.maxlen or 0):
-            self._drawn.append(fresh_blind(self._key, self._random))
+        """Draw what is missing, unless another thread is at it."""
+        if self._refilling.acquire(blocking=False):
+            try:
+                while self._key is not None and len(self._drawn) < (self._drawn.maxlen or 0):
+                    self._drawn.append(fresh_blind(self._key, self._random))
+            finally:
+                self._refilling.release()

@@ -68,6 +68,29 @@ def test_none_is_drawn_before_one_was_asked_for_and_no_more_than_are_kept() -> N
     assert len(drawn) == 2 * (1 + 3)
 
 
+def test_threads_that_refill_at_once_draw_no_more_than_is_missing() -> None:
+    drawn: list[int] = []
+    random, start = seeded("at once"), threading.Barrier(4)
+
+    def counted(size: int) -> bytes:
+        drawn.append(size)
+        return random(size)
+
+    blinds = Blinds(3, counted)
+    blinds.take(KEY)
+
+    def refill() -> None:
+        start.wait()
+        blinds.refill()
+
+    threads = [threading.Thread(target=refill) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(drawn) == 2 * (1 + 3)
+
+
 def test_after_the_services_key_has_changed_none_of_the_old_one_is_given() -> None:
     blinds = Blinds(3, seeded("change"))
     blinds.take(KEY)

@@ -1,4 +1,7 @@
-"""The vectors of RFC 9497 pass through the very functions that the parties call, and no forged proof passes."""
+"""The vectors of RFC 9497 pass through the functions that the parties call, and no forged proof passes.
+
+A proof's weights are not the RFC's, and are made so for its vectors.
+"""
 
 import hashlib
 import json
@@ -109,10 +112,10 @@ def test_proofs_are_those_of_the_rfc(vector: Vector) -> None:
     blinded = [Element(bytes.fromhex(item)) for item in vector.blinded]
     evaluated = [Element(bytes.fromhex(item)) for item in vector.evaluated]
     nonce = group.scalar(bytes.fromhex(vector.proof["r"]))
-    proof = voprf.prove(vector.secret, public, blinded, evaluated, nonce)
+    proof = voprf.prove(vector.secret, public, blinded, evaluated, nonce, as_in_rfc=True)
     assert (proof.challenge + proof.response).hex() == vector.proof["proof"]
     assert encode(proof).endswith(bytes.fromhex(vector.proof["proof"]))
-    assert voprf.verify(public, blinded, evaluated, proof)
+    assert voprf.verify(public, blinded, evaluated, proof, as_in_rfc=True)
 
 
 # --- what a service that cheats could try --------------------------------------------------------------------------
@@ -124,6 +127,49 @@ EVALUATED = [voprf.blind_evaluate(SECRET, point) for point in BLINDED]
 NONCE = group.scalar_from_int(987_654_321)
 PROOF = voprf.prove(SECRET, PUBLIC, BLINDED, EVALUATED, NONCE)
 STRANGER = voprf.hash_to_group(b"a stranger")
+
+
+def weight_of(place: int, bent: Element, *, as_in_rfc: bool) -> int:
+    """Return the weight of one of two pairs in which this is what was evaluated, the other being true; of 8 bits."""
+    evaluated = replaced(EVALUATED[:2], place, bent)
+    return 1 + voprf._weights(PUBLIC, BLINDED[:2], evaluated, as_in_rfc=as_in_rfc)[place][0]
+
+
+@pytest.mark.parametrize("as_in_rfc", [True, False])
+def test_what_is_wrong_with_two_pairs_does_not_cancel_as_each_weight_is_bound_to_both(
+    as_in_rfc: bool,  # noqa: FBT001  a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The birthday attack on the weights, which are cut to 8 bits for it: C_0 is off by a*G and C_1 by -b*G, with
+    # a*d_0 = b*d_1. In the RFC a pair's weight stays what it is whatever the other is; here it does not.
+    found: list[dict[int, tuple[int, Element]]] = [{}, {}]
+    for place, move in enumerate((group.add, group.subtract)):
+        for off in range(1, 600):
+            bent = move(EVALUATED[place], group.multiply_base(group.scalar_from_int(off)))
+            found[place][off * weight_of(place, bent, as_in_rfc=as_in_rfc)] = off, bent
+    both = found[0].keys() & found[1].keys()
+    assert len(both) > 3
+    whole = voprf._weights
+
+    def cut(public: Element, blinded: list[Element], evaluated: list[Element], **how: bool) -> list[Scalar]:
+        return [group.scalar_from_int(1 + weight[0]) for weight in whole(public, blinded, evaluated, **how)]
+
+    monkeypatch.setattr(voprf, "_weights", cut)
+    accepted = []
+    for product in sorted(both):
+        bent = [found[place][product][1] for place in (0, 1)]
+        proof = voprf.prove(SECRET, PUBLIC, BLINDED[:2], bent, NONCE, as_in_rfc=as_in_rfc)
+        accepted.append(voprf.verify(PUBLIC, BLINDED[:2], bent, proof, as_in_rfc=as_in_rfc))
+    assert accepted == [as_in_rfc] * len(both)
+
+
+def test_every_weight_is_bound_to_every_pair() -> None:
+    weights = voprf._weights(PUBLIC, BLINDED, EVALUATED)
+    assert len(set(weights)) == 3
+    for place in range(3):
+        for pair in ((replaced(BLINDED, place, STRANGER), EVALUATED), (BLINDED, replaced(EVALUATED, place, STRANGER))):
+            assert not set(weights) & set(voprf._weights(PUBLIC, *pair))
+    assert not set(weights) & set(voprf._weights(PUBLIC, BLINDED[:2], EVALUATED[:2]))
 
 
 def replaced(points: list[Element], place: int, point: Element) -> list[Element]:

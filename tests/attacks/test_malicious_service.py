@@ -38,7 +38,7 @@ from protocol import check as steps
 from protocol import signing
 from protocol.check import Question, Verdict, Void
 from protocol.comparison import Disagreement
-from protocol.encoding import POINT, Nested, Seq, UInt, encode, message
+from protocol.encoding import POINT, Maybe, Nested, Seq, UInt, encode, message
 from protocol.errors import ProtocolError
 from protocol.group import Element
 from protocol.identity import DocumentType, Identity
@@ -87,7 +87,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 # --- what custodians are sent --------------------------------------------------------------------------------------
 
 
-@message("check call", version=1)
+@message("check call", version=2)
 class LooseCall:
     """The wire form of a check call with attempts and A that the real one cannot be made to say."""
 
@@ -96,7 +96,7 @@ class LooseCall:
     chosen: Annotated[tuple[int, ...], Seq(SLOT, most=MAX_SLOTS)]
     tick: Annotated[int, TICK]
     evaluated: Annotated[tuple[bytes, ...], Seq(POINT, most=4)]
-    proof: Annotated[DleqProof, Nested(DleqProof)]
+    proof: Annotated[DleqProof | None, Maybe(Nested(DleqProof))]
     envelope: Annotated[bytes, ENVELOPE]
 
 
@@ -259,7 +259,7 @@ def test_a_check_that_the_service_kept_for_more_than_a_minute_is_refused(scene: 
 
 
 def told_attempt(attempt: Attempt, slot: int) -> CheckCall:
-    return replace(attempt.call(slot), attempt=2)
+    return replace(attempt.call(slot), attempt=2, proof=attempt.evaluation.proof)  # whoever verifies in attempt 2
 
 
 def told_tick(attempt: Attempt, slot: int) -> CheckCall:
