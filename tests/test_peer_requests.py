@@ -263,26 +263,44 @@ def test_one_line_has_many_requests_of_all_lengths(request: pytest.FixtureReques
         assert exchange(line, b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n").status == 404
 
 
-def test_what_is_no_request_is_answered_so_and_ends_the_line(peer: Connect) -> None:
+def test_what_is_no_request_is_answered_so_and_ends_the_line(house: House) -> None:
     length = HEAD.replace(b"/a", b"/length")
     for data in (length + b"Expect: x\r\n\r\n", length + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
-        with peer() as line:
+        with secured(house, inner=True) as line:
             line.sendall(data)
             assert heard(line).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(peer: Connect) -> None:
-    with peer() as line:
+def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(house: House) -> None:
+    with secured(house, inner=True) as line:
         line.sendall(b"POST /length HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (server.MAX_BODY + 1))
         found = heard(line)
     assert found.startswith(b"HTTP/1.1 413 ")
     assert b"\r\nConnection: close\r\n" in found
 
 
-def test_two_requests_at_once_are_one_too_many(peer: Connect) -> None:
-    with peer() as line:
+def test_two_requests_at_once_are_one_too_many(house: House) -> None:
+    with secured(house, inner=True) as line:
         line.sendall(2 * b"POST /length HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
         assert heard(line).startswith(b"HTTP/1.1 400 ")
+
+
+def test_over_plain_http_anyone_may_ask_as_of_any_server(plain_port: int) -> None:
+    """What is not one whole message with its length is read and answered as anywhere."""
+    length = HEAD.replace(b"/a", b"/length")
+    chunked = length + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    two = length + b"Content-Length: 4\r\n\r\nabcd" + length + b"Content-Length: 5\r\n\r\nabcde"
+    too_long = length + b"Content-Length: %d\r\n\r\nx" % (server.MAX_BODY + 1)
+    garbled = length + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx"
+    for data, found in ((chunked, [b"3"]), (two, [b"4", b"5"]), (chunked + two + chunked, [b"3", b"4", b"5", b"3"])):
+        with socket.create_connection(("127.0.0.1", plain_port), 10) as line:
+            line.sendall(data)
+            line.shutdown(socket.SHUT_WR)
+            assert [answer.rpartition(b"\r\n")[2] for answer in heard(line).split(b"HTTP/1.1 200 OK")[1:]] == found
+    for data, status in ((too_long, b"413"), (garbled, b"400")):
+        with socket.create_connection(("127.0.0.1", plain_port), 10) as line:
+            line.sendall(data)
+            assert heard(line).startswith(b"HTTP/1.1 " + status)
 
 
 def test_a_request_that_comes_byte_by_byte_ends_in_time(peer: Connect) -> None:

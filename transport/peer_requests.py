@@ -146,7 +146,21 @@ class PeerRequest:
         self.whole = True
 
 
-def read_request(sock: socket.socket, most: int, begin: bytes) -> PeerRequest:
+class Heard:
+    """A socket of which what is read is kept, for another to read it again."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.data = bytearray()
+        self._sock = sock
+
+    def recv(self, size: int = _READ_BYTES) -> bytes:
+        """Read on."""
+        data = self._sock.recv(size)
+        self.data += data
+        return data
+
+
+def read_request(sock: socket.socket | Heard, most: int, begin: bytes) -> PeerRequest:
     """Read one request from a blocking socket, of which these first bytes are read.
 
     Raises `BadRequestError`; of one whose body is too long nothing but the head is read.

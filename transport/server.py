@@ -33,6 +33,7 @@ from transport.peer_requests import (
     BAD_REQUEST,
     TOO_LONG,
     BadRequestError,
+    Heard,
     PeerRequest,
     TooLongError,
     answer_request,
@@ -207,22 +208,23 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         Messages are read by `transport.peer_requests`, before they are judged, and all else as anyone's is.
         """
         conn.init()  # which over TLS was done before hands were shaken
-        line, stays = conn.sock, False
-        if conn.is_http2:
+        line, heard, stays = conn.sock, Heard(conn.sock), False
+        if conn.is_http2 or conn.parser.unreader.buf.getvalue():  # it has read more than it answered
             return bool(super().handle(conn))
         try:
             with line.read_within(HEARING_SECONDS):
-                begin = line.recv()
+                begin = heard.recv()
                 is_message = begin.startswith(self.messages)
-                request = read_request(line, MAX_BODY, begin) if begin and is_message else None
+                request = read_request(heard if self.is_plain else line, MAX_BODY, begin) if is_message else None
         except BadRequestError as error:
+            if self.is_plain:  # anyone may have sent it, and is told what is wrong as anyone is
+                return self._hear_again(conn, heard)
             data = TOO_LONG if isinstance(error, TooLongError) else BAD_REQUEST
         except OSError:  # it stalled, or is gone
             return False
         else:
             if request is None:
-                conn.parser.unreader.unread(begin)
-                return bool(super().handle(conn)) if begin else False
+                return self._hear_again(conn, heard) if begin else False
             stays = request.stays and self.alive and len(self.keepalived_conns) < self.max_keepalived
             data = self._answer_peer(request, line, stays=stays)
         try:
@@ -230,6 +232,11 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         except OSError:
             return False
         return stays
+
+    def _hear_again(self, conn: TConn, heard: Heard) -> bool:
+        """Have gunicorn read what was heard."""
+        conn.parser.unreader.unread(bytes(heard.data))
+        return bool(super().handle(conn))
 
     def _answer_peer(self, request: PeerRequest, line: socket.socket, *, stays: bool) -> bytes:
         face = self.wsgi.wsgi_app

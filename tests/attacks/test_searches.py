@@ -7,7 +7,8 @@ left at the most, and there are no more answers in any period than n*b/4 (n*b_r/
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -294,9 +295,12 @@ def house(tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres) 
             yield house
 
 
-def counts_nothing(claim: bytes, occasion: int, lanes: Sequence[object], _now: float) -> Counted:
+@contextmanager
+def counts_nothing(
+    claim: bytes, occasion: int, lanes: Sequence[object], _now: float
+) -> Iterator[Callable[[], Counted]]:
     """Stop nothing, as the agent of a member that searches does."""
-    return Counted(claim, occasion, underwriting.DAY, ((b"", ""),) * len(lanes), {})
+    yield lambda: Counted(claim, occasion, underwriting.DAY, ((b"", ""),) * len(lanes), {})
 
 
 @pytest.mark.parametrize("honest", [True, False])
@@ -306,7 +310,7 @@ def test_a_search_through_an_agent_ends_at_the_bound_whether_or_not_the_agent_co
     whom = somebody()
     house.deposit([("insurer-03", whom, TOTAL)])
     if not honest:
-        monkeypatch.setattr(house.agent.own_answers, "count", counts_nothing)
+        monkeypatch.setattr(house.agent.own_answers, "counting", counts_nothing)
         monkeypatch.setattr(house.agent.own_answers, "_notes_of", lambda *_: [])
     low, high, bits, refused, bait = 0, SPACE - 1, 0, 0, 0
     for turn in range(3 * BUDGET):

@@ -62,8 +62,8 @@ KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "/v1/relay": (SignedRelay, KeyConfirmation),
     COMMITTEE_KEY: (Relayed, KeyConfirmation),
 }
-LATE_TABLES = {"own_answer"}
-"""What a member stores of its own checks, which it may complete after the step."""
+LATE_TABLES = {"own_answer", "api_key"}
+"""What a member stores of its own checks, which it may complete after the step; and the hour when its key was used."""
 OWN_TABLES = {"policy", "policy_row", "deposit"} | LATE_TABLES
 """What a member stores of its own policies and checks; all other tables are a custodian's or the agent's."""
 PEOPLE = 300

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from worlds import CHECKS, LATE_TABLES, MEMBERS, OWN_TABLES, Exchange, Recording, Row, Step, name
@@ -12,7 +12,7 @@ from insurer_agent.store.custody_deposits import Facts, KeptShares, _place
 from protocol.check import PURPOSE as CHECK_PURPOSE
 from protocol.deposit import PURPOSE as DEPOSIT_PURPOSE
 from protocol.deposit import _unpad
-from protocol.encoding import decode
+from protocol.encoding import decode, encode
 from protocol.group import Element
 from protocol.messages import (
     CheckCall,
@@ -65,10 +65,13 @@ def seen_at_all(member: int, step: Step) -> list[Any]:
 
 def _plainly(item: Exchange) -> list[Any]:
     answer = item.answer if item.status == 200 else item.response.decode()
-    call = item.call
+    call, length = item.call, len(item.request)
+    if isinstance(call, CheckCall) and call.proof is not None:  # whose it is follows from the check's id alone
+        length -= len(encode(call.proof))
+        call = replace(call, proof=None)
     if isinstance(call, SignedBatch):  # its bytes hold the time; its length is compared with the request's
         call = [call.signature, decode(DepositBatch, call.batch)]
-    return [item.path, item.status, len(item.request), call, len(item.response), answer]
+    return [item.path, item.status, length, call, len(item.response), answer]
 
 
 def _log(step: Step, party: str) -> list[str]:
