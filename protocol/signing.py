@@ -1,13 +1,11 @@
 """Ed25519 signatures, each bound to what it is for."""
 
-from functools import lru_cache
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import ProtocolError
 from protocol.kdf import join
 from protocol.secret import Secret
+from protocol.sodium import ed25519_verifies
 
 SIGNATURE_BYTES = 64
 
@@ -29,13 +27,5 @@ def signed_bytes(purpose: str, *parts: bytes) -> bytes:
 
 def verify(public: bytes, signature: bytes, purpose: str, *parts: bytes) -> None:
     """Refuse (`bad-signature`) unless the holder of `public` signed these parts for this purpose."""
-    try:
-        _parsed(public).verify(signature, signed_bytes(purpose, *parts))
-    except (InvalidSignature, ValueError):
-        raise ProtocolError("bad-signature", f"the signature of a {purpose} does not verify") from None
-
-
-@lru_cache(maxsize=8192)
-def _parsed(public: bytes) -> Ed25519PublicKey:
-    """Return a key as the library takes it; those of a manifest's members are used again and again."""
-    return Ed25519PublicKey.from_public_bytes(public)
+    if not ed25519_verifies(public, signature, signed_bytes(purpose, *parts)):
+        raise ProtocolError("bad-signature", f"the signature of a {purpose} does not verify")
