@@ -84,9 +84,9 @@ def test_a_custodians_dictionary_names_nobody_unless_it_has_ks(worlds: Recording
     own = [Scalar(keys.index.reveal()), *scalars_of([keys.signing.reveal(), keys.sealing.reveal()])]
     assert sum(len(points_of(values)) for values in messages) > 100
     assert persons_found(dictionary, messages, own) == set()
-    for kind in (SchnorrProof, DleqProof):
+    for kind, many in ((SchnorrProof, 15), (DleqProof, 12)):  # of checks half of those who are called have the latter
         proofs = found(kind, seen)
-        assert len(proofs) > 15
+        assert len(proofs) > many
         solved = {group.multiply(scalar, public) for scalar in secrets_of_repeated_nonces(proofs)}
         assert not solved & {point for values in messages for point in points_of(values)}
     assert persons_found(dictionary, messages, [ks_of(worlds)]) == set(worlds.persons["all"])

@@ -166,11 +166,11 @@ def steps(worlds: Recording, world: str, *places: int) -> list[Step]:
 
 
 def as_custodian(worlds: Recording, member: int, these: Sequence[Step]) -> Any:  # noqa: ANN401  something to compare
-    return view(these, worlds.history, partial(seen_by_custodian, worlds, member))
+    return view(these, worlds.history, partial(seen_by_custodian, worlds, member, comparing=True))
 
 
 def as_service(worlds: Recording, these: Sequence[Step]) -> Any:  # noqa: ANN401  as above
-    return view(these, worlds.history, seen_by_service)
+    return view(these, worlds.history, partial(seen_by_service, comparing=True))
 
 
 def as_requester(worlds: Recording, member: int, these: Sequence[Step]) -> Any:  # noqa: ANN401  as above

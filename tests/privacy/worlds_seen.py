@@ -28,17 +28,24 @@ from protocol.token import unblind
 # --- what a party sees ---------------------------------------------------------------------------------------------
 
 
-def seen_by_service(step: Step) -> list[Any]:
-    """Return what the service is sent and answers, what it sends custodians and is answered, and what it logs."""
+def seen_by_service(step: Step, *, comparing: bool = False) -> list[Any]:
+    """Return what the service is sent and answers, what it sends custodians and is answered, and what it logs.
+
+    For `comparing` two worlds without the proofs of C: to whom of A they go follows from a check's id alone.
+    """
     parties = ["service", *map(name, range(1, MEMBERS + 1))]
-    return [_plainly(item) for party in parties for item in step.exchanges[party]] + _log(step, "service")
+    exchanges = [item for party in parties for item in step.exchanges[party]]
+    return [_plainly(item, comparing=comparing) for item in exchanges] + _log(step, "service")
 
 
-def seen_by_custodian(recording: Recording, member: int, step: Step) -> list[Any]:
-    """Return what a member is sent, opens, keeps and logs as a custodian; its own policies are no part of it."""
+def seen_by_custodian(recording: Recording, member: int, step: Step, *, comparing: bool = False) -> list[Any]:
+    """Return what a member is sent, opens, keeps and logs as a custodian; its own policies are no part of it.
+
+    `comparing` is as for the service.
+    """
     seen: list[Any] = []
     for item in step.exchanges[name(member)]:
-        seen += [*_plainly(item), *opened(recording, member, item)]
+        seen += [*_plainly(item, comparing=comparing), *opened(recording, member, item)]
     for row in step.rows[member]:
         if row.table in {"custody_stamp", "custody_own_stamp"}:  # sums: how many rows follows from time and depositor
             continue
@@ -63,10 +70,10 @@ def seen_at_all(member: int, step: Step) -> list[Any]:
     return [*step.exchanges[name(member)], *rows, *_log(step, name(member))]
 
 
-def _plainly(item: Exchange) -> list[Any]:
+def _plainly(item: Exchange, *, comparing: bool = False) -> list[Any]:
     answer = item.answer if item.status == 200 else item.response.decode()
     call, length = item.call, len(item.request)
-    if isinstance(call, CheckCall) and call.proof is not None:  # whose it is follows from the check's id alone
+    if comparing and isinstance(call, CheckCall) and call.proof is not None:
         length -= len(encode(call.proof))
         call = replace(call, proof=None)
     if isinstance(call, SignedBatch):  # its bytes hold the time; its length is compared with the request's
