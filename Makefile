@@ -44,8 +44,8 @@ BROWSER := $(if $(CHROMIUM)$(CI),, and not browser)
 
 # Everyday runs leave out what `long` and `soak` mark, and say how much that is; EVERYDAY also has properties and fuzz tests
 # try fewer examples.
-EVERYDAY := $(if $(ALL)$(CI),,EVERYDAY=1)
-SHORT := $(if $(ALL)$(CI),, and not long and not soak)
+EVERYDAY := $(if $(ALL),,EVERYDAY=1)
+SHORT := $(if $(ALL),, and not long and not soak)
 
 # What starts no alliance runs beside what does: two cores are then busy, and no two alliances share them.
 unit: setup

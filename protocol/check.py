@@ -338,7 +338,7 @@ def call_for(evaluation: Evaluation, attempt: int, chosen: tuple[int, ...], tick
         chosen=chosen,
         tick=tick,
         evaluated=evaluation.evaluated,
-        proof=evaluation.proof if is_proven_to(request, attempt, chosen, slot) else None,
+        proof=evaluation.proof if is_proven_to(request.signed.statement.check_id, attempt, chosen, slot) else None,
         envelope=request.envelopes[slots.index(slot)],
     )
 
@@ -507,9 +507,9 @@ def evaluation_verifiers(check_id: bytes, attempt: int) -> tuple[int, int]:
     return GROUPS[int.from_bytes(digest[:8], "big") % len(GROUPS)]
 
 
-def is_proven_to(request: CheckRequest, attempt: int, chosen: tuple[int, ...], slot: int) -> bool:
+def is_proven_to(check_id: bytes, attempt: int, chosen: tuple[int, ...], slot: int) -> bool:
     """Tell whether a slot of A verifies the service's proof of C."""
-    return slot in {chosen[place] for place in evaluation_verifiers(request.signed.statement.check_id, attempt)}
+    return slot in [chosen[place] for place in evaluation_verifiers(check_id, attempt)]
 
 
 def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
@@ -538,7 +538,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
 
     blinded = [Element(point) for point in statement.persons]
     evaluated = [Element(point) for point in call.evaluated]
-    verifies = chosen.position(slot) in evaluation_verifiers(statement.check_id, call.attempt)
+    verifies = is_proven_to(statement.check_id, call.attempt, chosen.slots, slot)
     if len(evaluated) != len(blinded) or (
         verifies and (call.proof is None or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof))
     ):

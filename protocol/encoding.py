@@ -55,6 +55,14 @@ class Codec(Protocol):
         """Return the value that begins at that place of the data, and the place where it ends."""
 
 
+def _taken(data: bytes, at: int, count: int) -> tuple[bytes, int]:
+    """Return so many bytes and the place where they end; refuse when fewer are left."""
+    end = at + count
+    if end > len(data):
+        raise malformed("it ends early")
+    return data[at:end], end
+
+
 @lru_cache(maxsize=64)
 def _alike(form: str, count: int) -> struct.Struct:
     """Return how so many fields of one form are read; who asks has seen that there are so many."""
@@ -176,10 +184,7 @@ class Blob:
     def read(self, data: bytes, at: int) -> tuple[bytes, int]:
         """Read count and bytes."""
         count, at = self._count.read(data, at)
-        end = at + count
-        if end > len(data):
-            raise malformed("it ends early")
-        return data[at:end], end
+        return _taken(data, at, count)
 
 
 class Text:
@@ -200,11 +205,9 @@ class Text:
     def read(self, data: bytes, at: int) -> tuple[str, int]:
         """Read count and text."""
         count, at = self._count.read(data, at)
-        end = at + count
-        if end > len(data):
-            raise malformed("it ends early")
+        piece, end = _taken(data, at, count)
         try:
-            return data[at:end].decode(), end
+            return piece.decode(), end
         except UnicodeDecodeError:
             raise malformed("a text is not UTF-8") from None
 

@@ -87,7 +87,8 @@ class CheckAttempt:
 
     def is_proven_to(self, slot: int) -> bool:
         """Tell whether a custodian of A verifies the service's proof, which is made when its call is."""
-        return is_proven_to(self.evaluation.request, self.number, self.chosen, slot)
+        check_id = self.evaluation.request.signed.statement.check_id
+        return is_proven_to(check_id, self.number, self.chosen, slot)
 
     def call(self, slot: int) -> CheckCall:
         """Return what a custodian of A is sent."""

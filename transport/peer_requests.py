@@ -1,8 +1,9 @@
 """HTTP/1.1 as a server of the alliance hears it from its peers: requests that state their length, read by llhttp.
 
 gunicorn's own parser and environment, made for whoever comes, take three times as long (loadtests/http_servers.py).
-Messages of whoever has shown a certificate of the alliance are read by this module instead: a handful of headers, one
-body, one answer in one piece. The application sees the same WSGI environment (PEP 3333).
+Messages of whoever has shown a certificate of the alliance, and over plain HTTP of anyone, are read by this module
+instead: a handful of headers, one body, one answer in one piece. `MessageFace` answers those of its paths without an
+environment; the rest of the application sees the one of WSGI (PEP 3333).
 """
 
 import io
