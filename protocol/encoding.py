@@ -371,6 +371,7 @@ SCALAR = Fixed(group.SCALAR_BYTES, group.is_scalar)
 NAME = Text(64)
 
 PREFIX_BYTES = 8
+_kinds: dict[bytes, type[Any]] = {}
 
 
 @dataclass_transform(frozen_default=True)
@@ -391,6 +392,7 @@ def message(name: str, *, version: int, kept: bool = False) -> Callable[[type[M]
         prefix = hashlib.sha256(f"cover-lookup/{name}/{version}".encode()).digest()[:PREFIX_BYTES]
         made._wire = (prefix, tuple(fields), kept)  # type: ignore[attr-defined]  # noqa: SLF001  for `first_field`, and for tests
         made._layout = _Layout(made, prefix, fields, is_kept=kept)  # type: ignore[attr-defined]  # noqa: SLF001  for `_layout` alone
+        _kinds.setdefault(prefix, made)
         return made
 
     return apply
@@ -419,6 +421,11 @@ def first_field(kind: type[Any], data: bytes) -> Any:
         raise malformed(_ANOTHER)
     value, _ = fields[0][1].read(data, PREFIX_BYTES)
     return value
+
+
+def kind_of(data: bytes) -> type[Any] | None:
+    """Return the kind of message as which `data` begins, of those that are imported; for who looks on."""
+    return _kinds.get(data[:PREFIX_BYTES])
 
 
 def decode(kind: type[M], data: bytes) -> M:

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
 import psycopg
 
 from protocol.encoding import decode
@@ -39,6 +38,7 @@ from protocol.manifest import china_day
 from protocol.messages import CheckCall, CheckOutcome, CheckRequest, envelope_hash
 from protocol.sharing import label
 from service.admin import demo_view as view
+from service.admin.demo_search import Exchange, search_all
 from service.admin.samples import ACCUMULATOR, LIMIT, MILLION, SamplePerson, Samples, make_samples
 
 RULE = "accident-30d"
@@ -101,7 +101,7 @@ def _demonstrate(root: Path, members: int, *, keep: bool) -> int:
         view.show(view.story_lines(asked[-1], accumulation))
         exchanges = _captured(state / "capture", check_id)
         view.show(view.seen_lines(_seen(exchanges, check_id, state, samples), asked[-1]))
-        search = _search(exchanges, samples, root / "samples", {check.proposed for check in asked})
+        search = search_all(exchanges, samples, root / "samples", {check.proposed for check in asked})
         view.show(view.search_lines(search))
         good = all(check.right for check in asked) and not search.found and search.found_in_files > 0
         view.show(["", f"Done in {time.monotonic() - begin:.0f} s."])
@@ -291,19 +291,10 @@ def _stay(alliance: _Alliance, samples: Samples, process: subprocess.Popen[bytes
 # --- 4. what each party saw ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Exchange:
-    """One HTTP exchange as a party saw it."""
-
-    party: str
-    request: bytes = field(repr=False)
-    response: bytes = field(repr=False)
-
-
 M = TypeVar("M")
 
 
-def _captured(directory: Path, check_id: bytes) -> list[_Exchange]:
+def _captured(directory: Path, check_id: bytes) -> list[Exchange]:
     """Return all that was captured, once the check with this id is in it."""
     for _ in range(50):
         exchanges = [exchange for file in sorted(directory.glob("*.jsonl")) for exchange in _exchanges(file)]
@@ -314,23 +305,23 @@ def _captured(directory: Path, check_id: bytes) -> list[_Exchange]:
     raise DemoError("the last check is not among the captured messages")
 
 
-def _exchanges(file: Path) -> Iterator[_Exchange]:
+def _exchanges(file: Path) -> Iterator[Exchange]:
     for line in file.read_text(encoding="ascii").splitlines(keepends=True):
         if line.endswith("\n"):  # else it is being written
             entry = json.loads(line)
-            yield _Exchange(file.stem, base64.b64decode(entry["request"]), base64.b64decode(entry["response"]))
+            yield Exchange(file.stem, base64.b64decode(entry["request"]), base64.b64decode(entry["response"]))
 
 
 def _messages(
-    exchanges: Iterable[_Exchange], kind: type[M], side: Callable[[_Exchange], bytes]
-) -> Iterator[tuple[_Exchange, M]]:
+    exchanges: Iterable[Exchange], kind: type[M], side: Callable[[Exchange], bytes]
+) -> Iterator[tuple[Exchange, M]]:
     """Yield the exchanges on one side of which there is a message of a kind."""
     for exchange in exchanges:
         with contextlib.suppress(ProtocolError):
             yield exchange, decode(kind, side(exchange))
 
 
-def _seen(exchanges: list[_Exchange], check_id: bytes, state: Path, samples: Samples) -> view.Seen:
+def _seen(exchanges: list[Exchange], check_id: bytes, state: Path, samples: Samples) -> view.Seen:
     """Put together what the parties to one check saw."""
     request, exchange = next(
         (message, exchange)
@@ -389,68 +380,3 @@ def _custodian_row(state: Path, custodian: str, shard: int, slot: int, samples: 
     depositors = len({row[0] for row in persons[token]})
     lacking = label(excluded, slot)
     return view.CustodianRow(token, len(persons[token]), depositors, day, depositor, bytes(shares), lacking)
-
-
-# --- 5. the search -------------------------------------------------------------------------------------------------
-
-_KEY_BYTES = 6
-_CHUNK = 1 << 22
-
-
-def _search(exchanges: list[_Exchange], samples: Samples, files: Path, proposals: set[int]) -> view.Search:
-    """Look for every identity, policy number and amount in everything captured, and in the insurers' files."""
-    identities = {spelling.strip() for person in samples.people for spelling in person.spellings}
-    identities |= {spelling.upper() for spelling in identities} | {policy.number for policy in samples.policies}
-    fen = samples.amounts | proposals | {person.total for person in samples.people if person.total}
-    fen -= {LIMIT}  # which is no secret: it stands in the manifest
-    amounts = {form for amount in fen for form in _forms(amount) if len(form) >= _KEY_BYTES}
-    needles = {identity.encode() for identity in identities} | amounts
-    seam = b"\xff" * _KEY_BYTES
-    captured = [seam.join((exchange.request, exchange.response)) for exchange in exchanges]
-    content = b"\n".join(file.read_bytes() for file in files.glob("*.csv"))
-    return view.Search(
-        parties=len({exchange.party for exchange in exchanges}),
-        exchanges=len(exchanges),
-        size=sum(len(exchange.request) + len(exchange.response) for exchange in exchanges),
-        identities=len(identities),
-        amounts=len(amounts),
-        found=len(occurring(seam.join(captured), needles)),
-        found_in_files=len(occurring(content, needles)),
-    )
-
-
-def _forms(fen: int) -> Iterator[bytes]:
-    """Yield an amount in text, in fen, in yuan and grouped, and as the 48-bit number that is shared."""
-    yuan = f"{fen // 100}.{fen % 100:02d}"
-    for text in (str(fen), yuan, yuan.removesuffix(".00"), view.money(fen)):
-        yield text.encode()
-    yield fen.to_bytes(_KEY_BYTES, "big")
-    yield fen.to_bytes(_KEY_BYTES, "little")
-
-
-def occurring(data: bytes, needles: Iterable[bytes]) -> set[bytes]:
-    """Return the needles, of at least six bytes each, that occur in data.
-
-    One pass for all of them: places whose first two bytes start some needle, then six, then the whole needle.
-    """
-    by_key: dict[int, list[bytes]] = defaultdict(list)
-    for needle in needles:
-        by_key[int.from_bytes(needle[:_KEY_BYTES], "big")].append(needle)
-    keys = np.array(sorted(by_key), dtype=np.uint64)
-    starts = np.zeros(1 << 16, dtype=bool)
-    starts[(keys >> np.uint64(32)).astype(np.int64)] = True
-    found: set[bytes] = set()
-    for begin in range(0, len(data), _CHUNK):
-        piece = np.frombuffer(data[begin : begin + _CHUNK + _KEY_BYTES - 1], dtype=np.uint8)
-        if len(piece) < _KEY_BYTES:
-            break
-        first = piece[: 1 - _KEY_BYTES].astype(np.int64)
-        places = np.flatnonzero(starts[first << 8 | piece[1 : len(first) + 1]])
-        here = np.zeros(len(places), dtype=np.uint64)
-        for offset in range(_KEY_BYTES):
-            here = here << np.uint64(8) | piece[places + offset]
-        for place in places[np.isin(here, keys)]:
-            at = begin + int(place)
-            key = int.from_bytes(data[at : at + _KEY_BYTES], "big")
-            found.update(needle for needle in by_key[key] if data.startswith(needle, at))
-    return found

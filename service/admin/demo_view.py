@@ -80,6 +80,9 @@ class Seen:
     row: CustodianRow
 
 
+_SHOWN = 20
+
+
 @dataclass(frozen=True)
 class Search:
     """What was looked for in everything that was captured, and what of it turned up there and in the files."""
@@ -89,7 +92,8 @@ class Search:
     size: int
     identities: int
     amounts: int
-    found: int
+    found: Sequence[str]
+    """The places where it did, and must not."""
     found_in_files: int
 
 
@@ -225,19 +229,15 @@ def _sizes(envelopes: Sequence[bytes]) -> str:
 
 def search_lines(search: Search) -> list[str]:
     """Say what the search of all captured bytes came to."""
-    found = (
-        "None occurs."
-        if not search.found
-        else f"{search.found} OCCUR, and must not: the alliance leaks, or a rare coincidence of six bytes."
-    )
+    found = "None occurs." if not search.found else f"SOME OCCUR, and must not, in {len(search.found)} places."
     text = (
         f"Searched: all {search.size:,} bytes that {search.parties} parties received or answered in "
         f"{search.exchanges:,} exchanges, for {search.identities:,} spellings of identities and policy numbers and "
-        f"{search.amounts:,} of amounts, in text and in binary. {found} (The insurers' own files, searched alike, "
-        f"hold {search.found_in_files:,} of them.)"
+        f"{search.amounts:,} of amounts, as text and, in every field, in binary. {found} (The insurers' own files, "
+        f"searched alike, hold {search.found_in_files:,} of them.)"
     )
-    first, *rest = textwrap.wrap(text, WIDTH)
-    return ["", *(_coloured("exceeds" if search.found else "within", line) for line in (first, *rest))]
+    lines = [*textwrap.wrap(text, WIDTH), *(f"  {place}" for place in search.found[:_SHOWN])]
+    return ["", *(_coloured("exceeds" if search.found else "within", line) for line in lines)]
 
 
 def keep_lines(service_url: str, agents: Sequence[tuple[str, str]], curl: str) -> list[str]:
