@@ -111,7 +111,9 @@ class Custodian:
         return self._batch_places if len(call.signed.statement.lanes) > FEW_LANES else None
 
     def _answer(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckAnswer | Exception]:
-        found, accepted, now = dict[int, CheckAnswer | Exception](), dict[int, _Accepted](), time.time()
+        found: dict[int, CheckAnswer | Exception] = {}
+        accepted: dict[int, _Accepted] = {}
+        now = time.time()
         for place, (party, call) in enumerate(calls):
             try:
                 # 3a. Signature, envelope, freshness, manifest, A, proofs of D and, as one of two, of C, equal fields.
@@ -127,7 +129,8 @@ class Custodian:
         return [found[place] for place in range(len(calls))]
 
     def _admit_and_garble(self, accepted: Sequence[_Accepted], most_rows: int | None) -> list[CheckAnswer | Exception]:
-        views, is_small = list[Admitted | Exception](), sum(len(one.lanes) for _, one, _ in accepted) <= FEW_LANES
+        views: list[Admitted | Exception] = []
+        is_small = sum([len(one.lanes) for _, one, _ in accepted]) <= FEW_LANES
         # 3b. Request hash, attempt and budget, durable before anything is answered; no lane is answered unpaid. Rows
         # and stamps of one snapshot.
         asked = [(one.admission(), one.reading()) for _, one, _ in accepted]

@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 from protocol import kdf, signing, voprf
 from protocol.committee import excluded_slot, preferred_choice
@@ -194,7 +194,7 @@ def ask(
         proposals.append(share(amount, len(slots), excluded, random((len(slots) - 2) * SHARE_BYTES)))
 
     sealed = tuple(
-        SealedPerson(blinded=token.blinded, unblinder=token.unblinder, proof=token.proof) for token in tokens
+        [SealedPerson(blinded=token.blinded, unblinder=token.unblinder, proof=token.proof) for token in tokens]
     )
     hashes, envelopes = [], []
     for slot, custodian in enumerate(slots):
@@ -206,13 +206,15 @@ def ask(
             seed=seed,
             persons=sealed,
             lanes=tuple(
-                SealedLane(
-                    person=lane.person,
-                    rule_id=lane.rule_id,
-                    rule_version=lane.rule_version,
-                    proposal=tuple(proposal[name] for name in held) if occasion != RECHECK else (),
-                )
-                for lane, proposal in zip(lanes, proposals, strict=True)
+                [
+                    SealedLane(
+                        person=lane.person,
+                        rule_id=lane.rule_id,
+                        rule_version=lane.rule_version,
+                        proposal=tuple([proposal[name] for name in held]) if occasion != RECHECK else (),
+                    )
+                    for lane, proposal in zip(lanes, proposals, strict=True)
+                ]
             ),
             shard=shard,
             manifest_hash=manifest.hash,
@@ -225,7 +227,7 @@ def ask(
         requester=party.id,
         check_id=check_id,
         occasion=occasion,
-        persons=tuple(token.blinded for token in tokens),
+        persons=tuple([token.blinded for token in tokens]),
         lanes=tuple(lanes),
         shard=shard,
         manifest_hash=manifest.hash,
@@ -235,7 +237,7 @@ def ask(
     )
     signature = signing.sign(party.keys.signing, PURPOSE, encode(statement))
     pending = PendingCheck(
-        check_id, Secret(seed), len(questions), tuple(entry.slot for entry in hashes), as_of, deadline
+        check_id, Secret(seed), len(questions), tuple([entry.slot for entry in hashes]), as_of, deadline
     )
     return pending, CheckRequest(
         signed=SignedCheck(statement=statement, signature=signature), envelopes=tuple(envelopes)
@@ -367,11 +369,11 @@ def conclude_together(
     places: list[int] = []
     for place, (service, one) in enumerate(attempts):
         names = [one.answers[slot].committee_key for slot in one.chosen]
-        odd = tuple(slot for slot, name in zip(one.chosen, names, strict=True) if names.count(name) < CHOSEN - 1)
-        found.append(Disagreement(odd, "committee key"))  # unless there is something better below
-        if len(set(names)) == 1:
+        if names.count(names[0]) == CHOSEN:
             answered.append(_answered(service, one, names[0]))
             places.append(place)
+        odd = tuple([slot for slot, name in zip(one.chosen, names, strict=True) if names.count(name) < CHOSEN - 1])
+        found.append(Disagreement(odd, "committee key"))  # unless there is something better below
     for place, comparison, opened in zip(places, answered, evaluate_together(answered), strict=True):
         found[place] = opened if isinstance(opened, Disagreement) else _told(attempts[place][1], comparison, opened)
     return found
@@ -466,14 +468,16 @@ class AcceptedCheck:
         """Return what must be recorded, durably, before the answer leaves."""
         statement = self.statement
         charges = tuple(
-            Charge(
-                self.persons[lane.person].index,
-                lane.rule.id,
-                statement.occasion,
-                lane.budget(statement.occasion),
-                lane.rule.budget_days,
-            )
-            for lane in self.lanes
+            [
+                Charge(
+                    self.persons[lane.person].index,
+                    lane.rule.id,
+                    statement.occasion,
+                    lane.budget(statement.occasion),
+                    lane.rule.budget_days,
+                )
+                for lane in self.lanes
+            ]
         )
         return Admission(
             statement.requester,
@@ -492,10 +496,11 @@ class AcceptedCheck:
         for lane in self.lanes:
             start = lane.rule.window_start(self.statement.as_of)
             first[lane.person] = min(start, first.get(lane.person, start))
-        persons = tuple((person.index, first[place]) for place, person in enumerate(self.persons))
+        persons = tuple([(person.index, first[place]) for place, person in enumerate(self.persons)])
         return Reading(self.statement.shard, self.epoch, self.tick, persons)
 
 
+@lru_cache(maxsize=64)  # of one check it is asked for every call
 def evaluation_verifiers(check_id: bytes, attempt: int) -> tuple[int, int]:
     """Return the two positions in A that verify the service's proof of C.
 
@@ -608,7 +613,7 @@ def garble_calls(calls: Sequence[tuple[Party, AcceptedCheck, CommitteeKey]]) -> 
     for party, accepted, key in calls:
         statement, shown = accepted.statement, accepted.seed.reveal()
         require_key(party.manifest, key, statement.shard, accepted.omitted)
-        slots, pseudonyms = accepted.chosen.slots, tuple(person.pseudonym for person in accepted.persons)
+        slots, pseudonyms = accepted.chosen.slots, tuple([person.pseudonym for person in accepted.persons])
         header = encode(_header(party.manifest, statement, accepted.attempt, slots, accepted.tick, key.name))
         seed = Seed.derive(shown, key.secret.reveal(), header, pseudonyms)
         seeds.append((seed, tags(shown, statement.check_id, accepted.attempt, slots, len(accepted.lanes))))
@@ -647,9 +652,9 @@ def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> Non
         and body.manifest_hash == statement.manifest_hash
         and body.as_of == statement.as_of
         and body.issued_at == statement.issued_at
-        and tuple(person.blinded for person in body.persons) == statement.persons
-        and tuple((lane.person, lane.rule_id, lane.rule_version) for lane in body.lanes)
-        == tuple((lane.person, lane.rule_id, lane.rule_version) for lane in statement.lanes)
+        and tuple([person.blinded for person in body.persons]) == statement.persons
+        and [(lane.person, lane.rule_id, lane.rule_version) for lane in body.lanes]
+        == [(lane.person, lane.rule_id, lane.rule_version) for lane in statement.lanes]
     )
     if not same:
         raise ProtocolError("unequal-fields", "the envelope and the signed statement say different things")

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 
+from protocol import kdf
 from protocol.errors import ProtocolError
 from protocol.sharing import CHOSEN, MIN_SLOTS
 
@@ -12,8 +13,7 @@ DEFAULT_SLOTS = 6
 
 def _weight(purpose: bytes, *parts: bytes) -> bytes:
     """Rendezvous weight: SHA-256 over length-prefixed parts; the highest wins."""
-    sized = b"".join(len(part).to_bytes(4, "big") + part for part in (purpose, *parts))
-    return hashlib.sha256(b"cover-lookup/v1 rendezvous" + sized).digest()
+    return hashlib.sha256(b"cover-lookup/v1 rendezvous" + kdf.join(purpose, *parts)).digest()
 
 
 def draw_committee(shard: int, groups: Mapping[str, str], slots: int = DEFAULT_SLOTS) -> tuple[str, ...]:

@@ -395,11 +395,11 @@ def _compare(parts: list[Part], chosen: Chosen, told: list[int]) -> None:
         raise Disagreement((slots[0],), "garbled circuit")
     pairs = []
     for place, sent, vouched in _groups(parts):
-        expected = b"".join(
-            _voucher_digest(sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE], sent.stamp, place, lane)
-            for lane in told
-        )
-        digests = b"".join(vouched.digests[lane * K_BYTES : (lane + 1) * K_BYTES] for lane in told)
+        expected, digests = bytearray(), bytearray()
+        for lane in told:
+            labels = sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
+            expected += _voucher_digest(labels, sent.stamp, place, lane)
+            digests += vouched.digests[lane * K_BYTES : (lane + 1) * K_BYTES]
         if not hmac.compare_digest(expected, digests):
             pairs.append(GROUPS[place])
     if pairs:
@@ -423,9 +423,8 @@ def _well_shaped(part: Part, position: int, lanes: int, told: int) -> bool:
         and (part.garbled is None or len(part.garbled.vouchers) == lanes * INPUTS * K_BYTES)
         and len(part.sent) == CHOSEN - 1 - position
         and len(part.vouched) == position
-        and all(len(sent.labels) == told * _LABELS_A_LANE for sent in part.sent)
-        and all(len(vouched.masked) == told * K_BYTES for vouched in part.vouched)
-        and all(len(vouched.digests) == told * K_BYTES for vouched in part.vouched)
+        and {len(one.labels) for one in part.sent} <= {told * _LABELS_A_LANE}
+        and {size for one in part.vouched for size in (len(one.masked), len(one.digests))} <= {told * K_BYTES}
     )
 
 
@@ -442,7 +441,9 @@ def _drawn(seeds: Sequence[tuple[Seed, int]]) -> tuple[list[ZeroLabels], list[ND
     """Return of each seed, with its number of lanes, what its streams say: the labels, and K (lanes, 6, 32)."""
     sizes = {"wire labels": INPUTS * RING_BITS * LABEL_BYTES, "offsets": LABEL_BYTES, "K": INPUTS * K_BYTES}
     wanted = [(seed.key(name), lanes * size) for name, size in sizes.items() for seed, lanes in seeds]
-    streams, wires, vouchers = garbling.ENGINE.streams(wanted), list[ZeroLabels](), list[NDArray[np.uint8]]()
+    streams = garbling.ENGINE.streams(wanted)
+    wires: list[ZeroLabels] = []
+    vouchers: list[NDArray[np.uint8]] = []
     for place, (_, lanes) in enumerate(seeds):
         labels, offsets, ks = streams[place :: len(seeds)]
         spread = offsets.view("<u8").reshape(lanes, 2)

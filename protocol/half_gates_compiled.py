@@ -151,7 +151,8 @@ def _require_shape(array: Wires, *shape: int) -> None:
 
 
 def _address(array: Wires | Bytes) -> int:
-    return array.ctypes.data
+    address: int = array.__array_interface__["data"][0]  # `array.ctypes` makes two objects more to say the same
+    return address
 
 
 def _require(done: int) -> None:

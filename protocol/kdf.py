@@ -9,7 +9,10 @@ _SHA256 = SHA256()
 
 def join(*parts: bytes) -> bytes:
     """Join byte strings injectively: each with its length (4 bytes) before it."""
-    return b"".join([piece for part in parts for piece in (len(part).to_bytes(4, "big"), part)])
+    pieces: list[bytes] = []
+    for part in parts:
+        pieces += (len(part).to_bytes(4, "big"), part)
+    return b"".join(pieces)
 
 
 def derive(secret: bytes, label: str, *context: bytes, salt: bytes = b"", size: int = 32) -> bytes:

@@ -128,7 +128,7 @@ def _weighted_sum(points: list[Element], weights: list[Scalar]) -> Element:
 
 
 def _challenge(public: Element, m: Element, z: Element, t2: Element, t3: Element) -> Scalar:
-    return hash_to_scalar(b"".join(_sized(part) for part in (public, m, z, t2, t3)) + b"Challenge")
+    return hash_to_scalar(b"".join([_sized(part) for part in (public, m, z, t2, t3)]) + b"Challenge")
 
 
 def _sized(part: bytes) -> bytes:

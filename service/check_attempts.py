@@ -98,6 +98,8 @@ class CheckAttempt:
 def settle(attempts: Sequence[CheckAttempt]) -> None:
     """End those of these attempts of which all four custodians were heard."""
     whole = [attempt for attempt in attempts if len(attempt.answers) == CHOSEN]
+    if not whole:
+        return
     answers = [
         {slot: said for slot, said in attempt.answers.items() if isinstance(said, CheckAnswer)} for attempt in whole
     ]

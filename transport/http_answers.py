@@ -25,9 +25,10 @@ def request_bytes(method: str, host: str, path: str, headers: Mapping[str, str],
     host = f"[{host}]" if ":" in host else host
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    if any("\r" in line or "\n" in line for line in lines):
+    head = "\r\n".join([*lines, "\r\n"])
+    if not head.count("\r") == head.count("\n") == len(lines) + 1:
         raise ValueError("a line of a request has a line's end in it")
-    return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + body
+    return head.encode("latin-1") + body
 
 
 class HttpAnswer:

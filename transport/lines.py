@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,6 +47,7 @@ class Line:
         return self.sock.getpeercert(binary_form=True) if isinstance(self.sock, ssl.SSLSocket) else None
 
 
+@lru_cache(maxsize=1024)
 def place_of(url: str, *, secured: bool) -> tuple[str, int]:
     """Return host and port of `https://host[:port]`, or of `http://…`; raises `ValueError` for any other address."""
     parts = urlsplit(url)

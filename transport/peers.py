@@ -83,24 +83,24 @@ class _Idle:
     """Connections that nobody uses just now, by address and peer, the last used first; closed with their owner."""
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[str, Holder], list[Line]] = {}
+        self._lines: dict[tuple[str, str | None], list[Line]] = {}
         self._lock = threading.Lock()
 
     def take(self, call: Call | LateCall) -> Line | None:
         """Return a connection for a call, now the caller's; None if there is none."""
         with self._lock:
-            lines = self._lines.get((call.url, call.to))
+            lines = self._lines.get((call.url, call.to.member))
             return lines.pop() if lines else None
 
     def give(self, call: Call | LateCall, line: Line) -> None:
         """Keep a connection for other calls to the same peer."""
         with self._lock:
-            self._lines.setdefault((call.url, call.to), []).append(line)
+            self._lines.setdefault((call.url, call.to.member), []).append(line)
 
     def close(self, call: Call | LateCall | None = None) -> None:
         """Close all, or those to the peer of a call."""
         with self._lock:
-            keys = list(self._lines) if call is None else [(call.url, call.to)]
+            keys = list(self._lines) if call is None else [(call.url, call.to.member)]
             lines = [line for key in keys for line in self._lines.pop(key, ())]
         for line in lines:
             line.sock.close()

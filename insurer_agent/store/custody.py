@@ -5,16 +5,17 @@
 
 import datetime as dt
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from insurer_agent.store import custody_stamps
-from insurer_agent.store.arrays import bytes_array, text_array
+from insurer_agent.store.arrays import bytes_array, plain_array, text_array
 from insurer_agent.store.custody_deposits import FACTS, CustodyDeposits, read_facts
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.partitions import PartitionsBusyError, arrange_partitions
-from insurer_agent.store.statements import Statement, Value
+from insurer_agent.store.statements import Row, Statement, Value
 from insurer_agent.store.vault import Vault
 from protocol.custody import (
     Admission,
@@ -74,6 +75,24 @@ def _day(ordinal: int) -> dt.date:
     return dt.date.fromordinal(ordinal)
 
 
+class _Admitting:
+    """See `PostgresCustody.admitting`."""
+
+    def __init__(
+        self,
+        begun: AbstractContextManager[Callable[[], list[list[Row]]]],
+        admitted: Callable[[list[list[Row]], int], Admitted],
+    ) -> None:
+        self._begun, self._admitted = begun, admitted
+
+    def __enter__(self) -> Callable[[int], Admitted]:
+        rows, admitted = self._begun.__enter__(), self._admitted
+        return lambda place: admitted(rows(), place)
+
+    def __exit__(self, *_: object) -> None:
+        self._begun.__exit__(None, None, None)
+
+
 class PostgresCustody:
     """See `protocol.custody.Custody`."""
 
@@ -98,10 +117,9 @@ class PostgresCustody:
             view, spent = admitted(0)
         return spent, view
 
-    @contextmanager
     def admitting(
         self, asked: Sequence[tuple[Admission, Reading]], most_rows: int | None = None
-    ) -> Iterator[Callable[[int], Admitted]]:
+    ) -> AbstractContextManager[Callable[[int], Admitted]]:
         """Do `admit_and_view` for attempts of several checks, in one trip and one transaction, while the block goes on.
 
         Yields what waits for it and returns what came of one, by place; each is refused by itself, also (`many-rows`)
@@ -112,21 +130,29 @@ class PostgresCustody:
         # In one order everywhere, so that none locks another up: first all budgets' locks, then the checks.
         order = sorted(range(len(asked)), key=lambda place: (asked[place][0].requester, asked[place][0].check_id))
         locks = {lock for admission, _ in asked for lock in self._budget_locks(admission)}
-        given, limit = list[tuple[Value, ...]](), None if most_rows is None else most_rows + 1
+        limit = None if most_rows is None else most_rows + 1
+        given: list[tuple[Value, ...]] = []
         for place in order:
             admission, reading = asked[place]
             given.append((*self._of_admission(admission, () if given else sorted(locks)), *_of_reading(reading), limit))
-        with self._database.begun("admit check and read custody", _ADMIT_AND_VIEW, given) as rows:
+        begun = self._database.begun("admit check and read custody", _ADMIT_AND_VIEW, given)
+        return _Admitting(begun, partial(self._admitted, asked, order, most_rows))
 
-            def admitted(place: int) -> Admitted:
-                (admission, reading), found = asked[place], rows()[order.index(place)]
-                spent = _admitted(admission, found[0])
-                if most_rows is not None and sum(row[_OF_ADMISSION] is not None for row in found) > most_rows:
-                    raise ProtocolError(MANY_ROWS, "this check takes long, and is to come alone")
-                seen = [row[_OF_ADMISSION:] for row in found]
-                return self._viewed(reading, seen if any(value is not None for value in seen[0]) else []), spent
-
-            yield admitted
+    def _admitted(
+        self,
+        asked: Sequence[tuple[Admission, Reading]],
+        order: Sequence[int],
+        most_rows: int | None,
+        rows: list[list[Row]],
+        place: int,
+    ) -> Admitted:
+        (admission, reading), found = asked[place], rows[order.index(place)]
+        spent = _admitted(admission, found[0])
+        if most_rows is not None and sum([row[_OF_ADMISSION] is not None for row in found]) > most_rows:
+            raise ProtocolError(MANY_ROWS, "this check takes long, and is to come alone")
+        seen = [row[_OF_ADMISSION:] for row in found]
+        has_none = seen[0].count(None) == len(seen[0])  # what the join gives to an attempt that reads nothing
+        return self._viewed(reading, [] if has_none else seen), spent
 
     def _of_admission(self, admission: Admission, locks: Sequence[int]) -> tuple[Value, ...]:
         charges = admission.charges
@@ -138,12 +164,12 @@ class PostgresCustody:
             admission.tick,
             _day(admission.today),
             admission.requester_group,
-            text_array(map(str, locks)),
-            bytes_array(one.index for one in charges),
-            text_array(one.rule_id for one in charges),
-            text_array(str(one.occasion) for one in charges),
-            text_array(_day(admission.today - one.budget_days + 1).isoformat() for one in charges),
-            text_array(str(one.budget) for one in charges),
+            plain_array(locks),
+            bytes_array([one.index for one in charges]),
+            text_array([one.rule_id for one in charges]),
+            plain_array([one.occasion for one in charges]),
+            plain_array([_day(admission.today - one.budget_days + 1) for one in charges]),
+            plain_array([one.budget for one in charges]),
         )
 
     def _budget_locks(self, admission: Admission) -> set[int]:
@@ -162,17 +188,18 @@ class PostgresCustody:
         return self._viewed(reading, found)
 
     def _viewed(self, reading: Reading, found: Sequence[Sequence[Any]]) -> CustodyView:
-        stamps, rows = list[tuple[int, bytes]](), dict[bytes, list[CustodyRow]]()
+        stamps: list[tuple[int, bytes]] = []
+        rows: dict[bytes, list[CustodyRow]] = {}
         for depositor, id_key, *values, sealed in found:
             if depositor is None:
                 stamps.append((values[_EXCLUDED], sealed))
                 continue
             facts = read_facts(values)
             rows.setdefault(facts.token, []).append(self._deposits.open_row(depositor, id_key, facts, sealed))
-        persons = (
-            PersonRows(tuple(row for row in rows.get(bytes(index), ()) if row.day >= first))
+        persons = [
+            PersonRows(tuple([row for row in rows.get(bytes(index), ()) if row.day >= first]))
             for index, first in reading.persons
-        )
+        ]
         return CustodyView(tuple(persons), custody_stamps.known_totals(tuple(sorted(stamps))))
 
     # --- deposits

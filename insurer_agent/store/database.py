@@ -4,8 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -96,62 +95,20 @@ class Database:
                     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 return transaction(connection)
 
-        return self._tried(name, once)
+        return self.tried(name, once)
 
-    @contextmanager
     def begun(
         self, name: str, statement: Statement, asked: Sequence[Sequence[Value]]
-    ) -> Iterator[Callable[[], list[list[Row]]]]:
+    ) -> AbstractContextManager[Callable[[], list[list[Row]]]]:
         """Have a statement run, once for each of these parameters and all in one transaction, while the block goes on.
 
         Yields what waits, and returns the rows of each: then it is done as by `run`. A block that ends without
         waiting knows nothing: the transaction may be done or not.
         """
-        with ExitStack() as held:
-            sent: Sent | psycopg.Error | None
-            try:
-                sent = held.enter_context(self._sent(statement, asked))
-            except psycopg.Error as error:
-                sent = error
+        return _Begun(self, name, statement, asked)
 
-            def once() -> list[list[Row]]:
-                nonlocal sent
-                begun, sent = sent, None
-                if isinstance(begun, psycopg.Error):
-                    raise begun
-                if begun is not None:
-                    return begun.rows()
-                held.close()  # the connection of the try before is another's again
-                with self._sent(statement, asked) as again:
-                    return again.rows()
-
-            @cache
-            def outcome() -> list[list[Row]] | Problem:
-                try:
-                    return self._tried(name, once)
-                except Problem as problem:
-                    return problem
-
-            def rows() -> list[list[Row]]:
-                found = outcome()
-                if isinstance(found, Problem):
-                    raise found
-                return found
-
-            yield rows
-
-    @contextmanager
-    def _sent(self, statement: Statement, asked: Sequence[Sequence[Value]]) -> Iterator[Sent]:
-        with self._connection() as connection:
-            sent = statement.send(connection, asked)
-            try:
-                yield sent
-            finally:
-                if not sent.is_done:  # who uses it next must not meet these answers
-                    connection.close()
-
-    def _tried(self, name: str, once: Callable[[], T]) -> T:
-        """Do it, and again where the server asks for that or a connection breaks."""
+    def tried(self, name: str, once: Callable[[], T]) -> T:
+        """Do a transaction, and again where the server asks for that or a connection breaks."""
         for attempt in range(1, MAX_TRIES + 1):
             try:
                 return once()
@@ -169,14 +126,22 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[Rows]:
-        try:
-            connection = self._pool.getconn()
-        except PoolTimeout:
-            raise psycopg.OperationalError("no connection in time") from None
+        connection = self.take()
         try:
             yield connection
         finally:
-            self._pool.putconn(connection)  # which looks after one that is broken or in a transaction still
+            self.give_back(connection)
+
+    def take(self) -> Rows:
+        """Return a connection that is to be given back. Raises `psycopg.OperationalError` if there is none in time."""
+        try:
+            return self._pool.getconn()
+        except PoolTimeout:
+            raise psycopg.OperationalError("no connection in time") from None
+
+    def give_back(self, connection: Rows) -> None:
+        """Let others have a connection; the pool looks after one that is broken or in a transaction still."""
+        self._pool.putconn(connection)
 
     @contextmanager
     def exclusively(self, lock: int) -> Iterator[bool]:
@@ -198,6 +163,63 @@ class Database:
             finally:
                 if taken and not connection.closed:
                     connection.execute("SELECT pg_advisory_unlock(%s)", (lock,))
+
+
+class _Begun:
+    """See `Database.begun`. A class, as every check begins some: made of generators it takes twice as long."""
+
+    def __init__(self, database: Database, name: str, statement: Statement, asked: Sequence[Sequence[Value]]) -> None:
+        self._database, self._name, self._statement, self._asked = database, name, statement, asked
+        self._connection: Rows | None = None
+        self._sent: Sent | None = None
+        self._fault: psycopg.Error | None = None
+        """Why it could not be sent, which is told to whom waits."""
+        self._is_tried = False
+        self._outcome: list[list[Row]] | Problem | None = None
+
+    def __enter__(self) -> Callable[[], list[list[Row]]]:
+        try:
+            self._send()
+        except psycopg.Error as error:
+            self._fault = error
+        return self._rows
+
+    def __exit__(self, *_: object) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            if self._sent is not None and not self._sent.is_done:  # who uses it next must not meet these answers
+                connection.close()
+        finally:
+            self._database.give_back(connection)
+
+    def _send(self) -> Sent:
+        self._sent = None
+        self._connection = connection = self._database.take()
+        self._sent = self._statement.send(connection, self._asked)
+        return self._sent
+
+    def _rows(self) -> list[list[Row]]:
+        if self._outcome is None:
+            try:
+                self._outcome = self._database.tried(self._name, self._once)
+            except Problem as problem:
+                self._outcome = problem
+        if isinstance(self._outcome, Problem):
+            raise self._outcome
+        return self._outcome
+
+    def _once(self) -> list[list[Row]]:
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+        sent = self._sent
+        if sent is None or self._is_tried:
+            self.__exit__()  # the connection of the try before is another's again
+            sent = self._send()
+        self._is_tried = True
+        return sent.rows()
 
 
 def _answers(connection: Rows) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from insurer_agent.store.arrays import bytes_array, text_array
+from insurer_agent.store.arrays import bytes_array, plain_array, text_array
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.locks import Lock
 from insurer_agent.store.statements import Statement, Value
@@ -119,13 +119,13 @@ class OwnAnswers:
             dt.date.fromordinal(latest_today(now)),
             occasion,
             int(Lock.OWN_ANSWERS),
-            text_array(map(str, locks)),
-            bytes_array(person for person, _ in keys),
-            text_array(rule for _, rule in keys),
-            *(
-                text_array(str(getattr(lane, name)) for lane in lanes)
-                for name in ("budget", "budget_days", "most", "most_whatever")
-            ),
+            plain_array(locks),
+            bytes_array([person for person, _ in keys]),
+            text_array([rule for _, rule in keys]),
+            plain_array([lane.budget for lane in lanes]),
+            plain_array([lane.budget_days for lane in lanes]),
+            plain_array([lane.most for lane in lanes]),
+            plain_array([lane.most_whatever for lane in lanes]),
         )
         with self._database.begun("count own answers", _COUNT, [asked]) as rows:
 
@@ -186,10 +186,10 @@ class OwnAnswers:
         given = (
             bytes_array(persons),
             text_array(rules),
-            text_array(map(str, occasions)),
-            text_array(day.isoformat() for day in days),
+            plain_array(occasions),
+            plain_array(days),
             bytes_array(claims),
-            text_array(map(str, answers)),
+            plain_array(answers),
         )
         self._database.run("note own answers", lambda connection: connection.execute(_NOTE, given), one_statement=True)
 

@@ -7,10 +7,12 @@ their rows are waited for later.
 import datetime as dt
 import select
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import psycopg
+import psycopg.abc
 from psycopg import Connection, pq
 from psycopg.adapt import Transformer
 
@@ -19,44 +21,62 @@ Row = tuple[Any, ...]
 _GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a connection: how its rows are read, which takes long to find out, and what it has prepared."""
+
+    reader: psycopg.abc.Transformer
+    prepared: set[bytes] = field(default_factory=set)
+
+
+_known_of: WeakKeyDictionary[Connection[Any], _Known] = WeakKeyDictionary()
+
+
 class Statement:
     """A statement with parameters $1, $2, … whose types follow from it: a function's arguments, or with casts."""
 
     def __init__(self, name: str, sql: str) -> None:
         self._name = name.encode()
         self._sql = sql.encode()
-        self._prepared: WeakSet[Connection[Any]] = WeakSet()
 
     def send(self, connection: Connection[Any], asked: Sequence[Sequence[Value]]) -> "Sent":
         """Send the statement once for each of these parameters, as one transaction; the connection is idle and in
         autocommit. Raises `psycopg.OperationalError` if the connection is broken.
         """
+        known = _known_of.get(connection)
+        if known is None:
+            known = _known_of[connection] = _Known(Transformer.from_context(connection))
+        prepares = self._name not in known.prepared
         server = connection.pgconn
         server.enter_pipeline_mode()
-        if connection not in self._prepared:
+        if prepares:
             server.send_prepare(self._name, self._sql)
         for values in asked:
-            written = [_written(value) for value in values]
-            server.send_query_prepared(
-                self._name, [data for data, _ in written], [form for _, form in written], pq.Format.BINARY
-            )
+            server.send_query_prepared(self._name, *_written(values), pq.Format.BINARY)
         server.pipeline_sync()
-        return Sent(self, connection, asked, prepares=connection not in self._prepared)
+        return Sent(self, connection, asked, known, prepares=prepares)
 
-    def known_to(self, connection: Connection[Any], *, known: bool) -> None:
-        """Note whether the connection has the statement prepared."""
-        (self._prepared.add if known else self._prepared.discard)(connection)
+    def note(self, known: _Known, *, is_prepared: bool) -> None:
+        """Note whether a connection has the statement prepared."""
+        (known.prepared.add if is_prepared else known.prepared.discard)(self._name)
 
 
 class Sent:
     """Statements under way; `rows` ends them."""
 
     def __init__(
-        self, statement: Statement, connection: Connection[Any], asked: Sequence[Sequence[Value]], *, prepares: bool
+        self,
+        statement: Statement,
+        connection: Connection[Any],
+        asked: Sequence[Sequence[Value]],
+        known: _Known,
+        *,
+        prepares: bool,
     ) -> None:
         self._statement = statement
         self._connection = connection
         self._asked = asked
+        self._known = known
         self._prepares = prepares
         self.is_done = False
         """Whether nothing more comes, so that the connection is free for others."""
@@ -68,16 +88,17 @@ class Sent:
         """Wait; return the rows of each statement, durable with all that they did. Raises `psycopg.Error`, with no
         effect unless the connection broke.
         """
-        server, found, fault = self._connection.pgconn, list[list[Row]](), None
-        is_known = True  # what is prepared stays so, whatever becomes of the transaction
-        reader = Transformer.from_context(self._connection)
+        server, reader = self._connection.pgconn, self._known.reader
+        found: list[list[Row]] = []
+        fault: psycopg.Error | None = None
+        is_prepared = True  # what is prepared stays so, whatever becomes of the transaction
         for place in range(self._prepares + len(self._asked)):
             result = self._result()
             if result is None or result.status not in _GOOD:
                 if fault is None:  # what comes after one that failed is refused for that alone
                     fault = _error(result)
                     forgotten = isinstance(fault, psycopg.errors.InvalidSqlStatementName)
-                    is_known = place >= self._prepares and not forgotten
+                    is_prepared = place >= self._prepares and not forgotten
             elif place >= self._prepares:
                 reader.set_pgresult(result)
                 found.append(reader.load_rows(0, result.ntuples, tuple))
@@ -86,9 +107,10 @@ class Sent:
         synced = self._result()
         if synced is None or synced.status != pq.ExecStatus.PIPELINE_SYNC:
             raise psycopg.OperationalError("the connection is out of step")
+        reader.set_pgresult(None)
         server.exit_pipeline_mode()
         self.is_done = True
-        self._statement.known_to(self._connection, known=is_known)
+        self._statement.note(self._known, is_prepared=is_prepared)
         if isinstance(fault, psycopg.errors.InvalidSqlStatementName) and not self._prepares:
             # After a ROLLBACK psycopg has all forgotten that was prepared on a connection. Nothing was done.
             again = self._statement.send(self._connection, self._asked)
@@ -117,15 +139,14 @@ class Sent:
         return server.get_result()
 
 
-def _written(value: Value) -> tuple[bytes | None, int]:
-    """Return a parameter as it is sent, with its format."""
-    if value is None:
-        return None, pq.Format.TEXT
-    if isinstance(value, bytes):
-        return value, pq.Format.BINARY
-    if isinstance(value, dt.date):
-        return value.isoformat().encode(), pq.Format.TEXT
-    return str(value).encode(), pq.Format.TEXT
+def _written(values: Sequence[Value]) -> tuple[list[bytes | None], list[int]]:
+    """Return parameters as they are sent, with their formats."""
+    written: list[bytes | None] = []
+    forms: list[int] = []
+    for value in values:
+        forms.append(pq.Format.BINARY if isinstance(value, bytes) else pq.Format.TEXT)
+        written.append(value if value is None or isinstance(value, bytes) else str(value).encode())
+    return written, forms
 
 
 def _error(result: pq.abc.PGresult | None) -> psycopg.Error:
