@@ -13,31 +13,30 @@ A message is a frozen dataclass whose fields are annotated with their codec::
 Every encoding starts with a digest of the message's name and version and goes on with its fields in order, each of
 fixed length or with its length before it. So it is injective over all messages, and no message reads as another.
 Decoding refuses trailing bytes, wrong lengths and values out of range with `ProtocolError("malformed", ...)`.
+
+Each hop of a check writes and reads a handful of messages, a hundred fields. So of each kind a writer and a reader are
+made when they are first used, as functions in Python's own code, as `dataclasses` makes its `__init__`: neighbours of
+fixed length by one `struct`, messages within messages in line.
 """
 
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
-from typing import (
-    Annotated,
-    Any,
-    Protocol,
-    TypeGuard,
-    TypeVar,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from itertools import count, groupby
+from typing import Annotated, Any, TypeGuard, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from protocol import group
 from protocol.errors import ProtocolError
 
 M = TypeVar("M")
+Write = Callable[[Any, list[bytes]], None]
+"""Appends the encoding of a value, in one piece or more; refuses what could not be read."""
+Read = Callable[[bytes, int], tuple[Any, int]]
+"""Returns the value that begins at that place of the data, and the place where it ends."""
 
 
 def malformed(what: str) -> ProtocolError:
@@ -45,236 +44,328 @@ def malformed(what: str) -> ProtocolError:
     return ProtocolError("malformed", f"the message cannot be decoded: {what}")
 
 
-class Codec(Protocol):
-    """How one field is written and read. `write` checks what `read` would refuse."""
+class _Code:
+    """A writer or reader that is being made: lines of Python, and the objects that they name.
 
-    def write(self, value: Any, out: list[bytes]) -> None:
-        """Append the encoding of `value`, in one piece or more."""
+    In it are `out`, the list of what has been written, or `data` and `at`, what is read from which place on. No line
+    has anything of a message's content, but for its fields' names.
+    """
 
-    def read(self, data: bytes, at: int) -> tuple[Any, int]:
-        """Return the value that begins at that place of the data, and the place where it ends."""
+    def __init__(self) -> None:
+        self._names: dict[str, Any] = {"malformed": malformed, "new": object.__new__, "alike": _alike}
+        self._lines: list[str] = []
+        self._depth = 2
+        self._numbers = count()
 
+    def add(self, line: str) -> None:
+        """Add a line."""
+        self._lines.append("    " * self._depth + line)
 
-def _taken(data: bytes, at: int, count: int) -> tuple[bytes, int]:
-    """Return so many bytes and the place where they end; refuse when fewer are left."""
-    end = at + count
-    if end > len(data):
-        raise malformed("it ends early")
-    return data[at:end], end
+    @contextmanager
+    def under(self, head: str) -> Iterator[None]:
+        """Add what stands under a line that ends in a colon."""
+        self.add(head)
+        self._depth += 1
+        yield
+        self._depth -= 1
+
+    def refuse(self, condition: str, what: str) -> None:
+        """Add that the message is malformed if so."""
+        self.add(f"if {condition}: raise malformed({what!r})")
+
+    def variable(self) -> str:
+        """Return a name that nothing else has."""
+        return f"v{next(self._numbers)}"
+
+    def bound(self, value: object) -> str:
+        """Return a name for an object."""
+        name = f"c{next(self._numbers)}"
+        self._names[name] = value
+        return name
+
+    def writer(self) -> Write:
+        """Return the function that writes `value`."""
+        errors = {"struct.error": "a field is out of range", "UnicodeEncodeError": "a text is not Unicode"}
+        write: Write = self._function("value, out", errors)
+        return write
+
+    def reader(self) -> Read:
+        """Return the function that reads `value`."""
+        self.add("return value, at")
+        errors = {"struct.error": "it ends early", "UnicodeDecodeError": "a text is not UTF-8"}
+        read: Read = self._function("data, at", errors)
+        return read
+
+    def _function(self, parameters: str, errors: dict[str, str]) -> Any:
+        lines = [f"def made({parameters}):", "    try:", *self._lines]
+        for error, what in errors.items():
+            lines += [f"    except {error}:", f"        raise malformed({what!r}) from None"]
+        made: dict[str, Any] = {}
+        exec("\n".join(lines), self._names | {"struct": struct}, made)  # noqa: S102  our own lines
+        return made["made"]
 
 
 @lru_cache(maxsize=64)
-def _alike(form: str, count: int) -> struct.Struct:
+def _alike(form: str, many: int) -> struct.Struct:
     """Return how so many fields of one form are read; who asks has seen that there are so many."""
-    return struct.Struct(f">{count}{form}" if len(form) == 1 else ">" + form * count)
+    return struct.Struct(f">{many}{form}" if len(form) == 1 else ">" + form * many)
 
 
-class UInt:
+class Codec:
+    """How one field is written and read. `writing` and `reading` add the lines for a value that has a name."""
+
+    @abstractmethod
+    def writing(self, code: _Code, value: str) -> None:
+        """Append the value to `out`, or refuse what `reading` would."""
+
+    @abstractmethod
+    def reading(self, code: _Code, value: str) -> None:
+        """Read the value from `data`, and move `at` behind it."""
+
+    @cached_property
+    def write(self) -> Write:
+        """What writes the field alone."""
+        code = _Code()
+        self.writing(code, "value")
+        return code.writer()
+
+    @cached_property
+    def read(self) -> Read:
+        """What reads the field alone."""
+        code = _Code()
+        self.reading(code, "value")
+        return code.reader()
+
+
+_SHORT = "it ends early"
+_RANGE = "a number is out of range"
+_LENGTH = "a field has the wrong length"
+
+
+class UInt(Codec):
     """An unsigned big-endian integer of 8 to 256 bits, no greater than `most`."""
 
     def __init__(self, bits: int, *, least: int = 0, most: int | None = None) -> None:
-        self._size = bits // 8
+        self.size = bits // 8
         self._least = least
         self._most = (1 << bits) - 1 if most is None else most
         self.form = {8: "B", 16: "H", 32: "I", 64: "Q"}.get(bits)
-        """The code by which `struct` reads and writes it, together with its neighbours; None where it knows none."""
-        self.refuses = (self._least, self._most) != (0, (1 << bits) - 1)
-        self._raw = self.form or f"{self._size}s"
-        self._unpack = struct.Struct(">" + self._raw).unpack_from
+        """The code by which `struct` writes and reads it, together with its neighbours; None where it knows none."""
+        self._is_whole = (self._least, self._most) == (0, (1 << bits) - 1)
 
-    def require(self, value: int) -> None:
-        """Refuse a number out of range."""
-        if not self._least <= value <= self._most:
-            raise malformed("a number is out of range")
+    def judging(self, code: _Code, value: str) -> None:
+        """Refuse a number out of range, but for what `struct` refuses itself."""
+        if not self._is_whole:
+            code.refuse(f"not {self._least} <= {value} <= {self._most}", _RANGE)
 
-    def write(self, value: int, out: list[bytes]) -> None:
+    def writing(self, code: _Code, value: str) -> None:
         """Append `value` in big-endian order."""
-        if not self._least <= value <= self._most:
-            raise malformed("a number is out of range")
-        out.append(value.to_bytes(self._size, "big"))
+        if self.form is None:
+            code.refuse(f"not {self._least} <= {value} <= {self._most}", _RANGE)
+            code.add(f"out.append({value}.to_bytes({self.size}, 'big'))")
+        else:
+            self.judging(code, value)
+            code.add(f"out.append({code.bound(struct.Struct('>' + self.form).pack)}({value}))")
 
-    def read(self, data: bytes, at: int) -> tuple[int, int]:
+    def reading(self, code: _Code, value: str) -> None:
         """Read a number and check its range."""
-        try:
-            (value,) = self._unpack(data, at)
-        except struct.error:
-            raise malformed("it ends early") from None
         if self.form is None:
-            value = int.from_bytes(value, "big")
-        if not self._least <= value <= self._most:
-            raise malformed("a number is out of range")
-        return value, at + self._size
+            code.refuse(f"at + {self.size} > len(data)", _SHORT)
+            code.add(f"{value} = int.from_bytes(data[at:at + {self.size}], 'big')")
+        else:
+            code.add(f"({value},) = {code.bound(struct.Struct('>' + self.form).unpack_from)}(data, at)")
+        code.add(f"at += {self.size}")
+        self.judging(code, value)
 
-    def write_many(self, values: tuple[int, ...], out: list[bytes]) -> None:
-        """Append numbers, as one by one."""
-        self.require(min(values))
-        self.require(max(values))
-        out += [value.to_bytes(self._size, "big") for value in values]
-
-    def read_many(self, data: bytes, at: int, count: int) -> tuple[tuple[int, ...], int]:
-        """Read that many numbers, as one by one."""
-        end = at + count * self._size
-        if end > len(data):
-            raise malformed("it ends early")
-        values = _alike(self._raw, count).unpack_from(data, at)
+    def writing_many(self, code: _Code, values: str) -> None:
+        """Append numbers, at least one, as one by one."""
+        if self.form is None or not self._is_whole:
+            code.refuse(f"min({values}) < {self._least} or max({values}) > {self._most}", _RANGE)
         if self.form is None:
-            values = tuple(map(int.from_bytes, values))
-        self.require(min(values))
-        self.require(max(values))
-        return values, end
+            code.add(f"out += [one.to_bytes({self.size}, 'big') for one in {values}]")
+        else:
+            code.add(f"out.append(alike({self.form!r}, len({values})).pack(*{values}))")
+
+    def reading_many(self, code: _Code, values: str, many: str) -> None:
+        """Read that many numbers, at least one, as one by one."""
+        raw = self.form or f"{self.size}s"
+        code.refuse(f"at + {self.size} * {many} > len(data)", _SHORT)
+        code.add(f"{values} = alike({raw!r}, {many}).unpack_from(data, at)")
+        code.add(f"at += {self.size} * {many}")
+        if self.form is None:
+            code.add(f"{values} = tuple([int.from_bytes(one, 'big') for one in {values}])")
+        if not self._is_whole:
+            code.refuse(f"min({values}) < {self._least} or max({values}) > {self._most}", _RANGE)
 
 
-class Fixed:
+class Fixed(Codec):
     """Exactly `size` bytes, which `check` (if given) must accept."""
 
     def __init__(self, size: int, check: Callable[[bytes], bool] | None = None) -> None:
         self.size = size
         self.form = f"{size}s"
-        self.refuses = check is not None
         self._check = check
 
-    def require(self, value: bytes) -> None:
-        """Refuse bytes that are not so many, or that are not accepted."""
-        if len(value) != self.size:
-            raise malformed("a field has the wrong length")
-        if self._check is not None and not self._check(value):
-            raise malformed("a point or scalar is not canonical")
+    def judging(self, code: _Code, value: str) -> None:
+        """Refuse bytes that are not accepted."""
+        if self._check is not None:
+            code.refuse(f"not {code.bound(self._check)}({value})", "a point or scalar is not canonical")
 
-    def write(self, value: bytes, out: list[bytes]) -> None:
+    def measuring(self, code: _Code, value: str) -> None:
+        """Refuse bytes that are not so many: `struct` would pad or cut them."""
+        code.refuse(f"len({value}) != {self.size}", _LENGTH)
+
+    def writing(self, code: _Code, value: str) -> None:
         """Append the bytes."""
-        self.require(value)
-        out.append(value)
+        self.measuring(code, value)
+        self.judging(code, value)
+        code.add(f"out.append({value})")
 
-    def read(self, data: bytes, at: int) -> tuple[bytes, int]:
+    def reading(self, code: _Code, value: str) -> None:
         """Read and check the bytes."""
-        end = at + self.size
-        value = data[at:end]
-        self.require(value)
-        return value, end
+        code.add(f"{value} = data[at:at + {self.size}]")
+        self.measuring(code, value)
+        code.add(f"at += {self.size}")
+        self.judging(code, value)
 
-    def write_many(self, values: tuple[bytes, ...], out: list[bytes]) -> None:
+    def writing_many(self, code: _Code, values: str) -> None:
         """Append pieces of bytes, as one by one."""
-        for value in values:
-            self.require(value)
-        out += values
+        one = code.variable()
+        with code.under(f"for {one} in {values}:"):
+            self.measuring(code, one)
+            self.judging(code, one)
+        code.add(f"out += {values}")
 
-    def read_many(self, data: bytes, at: int, count: int) -> tuple[tuple[bytes, ...], int]:
+    def reading_many(self, code: _Code, values: str, many: str) -> None:
         """Read that many pieces of bytes, as one by one."""
-        end = at + count * self.size
-        if end > len(data):
-            raise malformed("it ends early")
-        values = _alike(self.form, count).unpack_from(data, at)
-        if self.refuses:
-            for value in values:
-                self.require(value)
-        return values, end
+        code.refuse(f"at + {self.size} * {many} > len(data)", _SHORT)
+        code.add(f"{values} = alike({self.form!r}, {many}).unpack_from(data, at)")
+        code.add(f"at += {self.size} * {many}")
+        if self._check is not None:
+            one = code.variable()
+            with code.under(f"for {one} in {values}:"):
+                self.judging(code, one)
 
 
-class Blob:
+class Blob(Codec):
     """Up to `most` bytes, their count (4 bytes) before them."""
 
     def __init__(self, most: int) -> None:
         self._count = UInt(32, most=most)
 
-    def write(self, value: bytes, out: list[bytes]) -> None:
+    def writing(self, code: _Code, value: str) -> None:
         """Append count and bytes."""
-        self._count.write(len(value), out)
-        out.append(value)
+        many = code.variable()
+        code.add(f"{many} = len({value})")
+        self._count.writing(code, many)
+        code.add(f"out.append({value})")
 
-    def read(self, data: bytes, at: int) -> tuple[bytes, int]:
+    def reading(self, code: _Code, value: str) -> None:
         """Read count and bytes."""
-        count, at = self._count.read(data, at)
-        return _taken(data, at, count)
+        _reading_counted(code, self._count, value)
 
 
-class Text:
+class Text(Codec):
     """1 to `most` bytes of UTF-8, their count before them: 1 byte, or 2 where `most` is above 255."""
 
     def __init__(self, most: int = 64) -> None:
         self._count = UInt(8 if most < 1 << 8 else 16, least=1, most=most)
 
-    def write(self, value: str, out: list[bytes]) -> None:
+    def writing(self, code: _Code, value: str) -> None:
         """Append count and bytes."""
-        try:
-            data = value.encode()
-        except UnicodeEncodeError:
-            raise malformed("a text is not Unicode") from None
-        self._count.write(len(data), out)
-        out.append(data)
+        text, many = code.variable(), code.variable()
+        code.add(f"{text} = {value}.encode()")
+        code.add(f"{many} = len({text})")
+        self._count.writing(code, many)
+        code.add(f"out.append({text})")
 
-    def read(self, data: bytes, at: int) -> tuple[str, int]:
+    def reading(self, code: _Code, value: str) -> None:
         """Read count and text."""
-        count, at = self._count.read(data, at)
-        piece, end = _taken(data, at, count)
-        try:
-            return piece.decode(), end
-        except UnicodeDecodeError:
-            raise malformed("a text is not UTF-8") from None
+        _reading_counted(code, self._count, value)
+        code.add(f"{value} = {value}.decode()")
 
 
-class Maybe:
+def _reading_counted(code: _Code, counted: UInt, value: str) -> None:
+    many = code.variable()
+    counted.reading(code, many)
+    code.add(f"{many} += at")
+    code.refuse(f"{many} > len(data)", _SHORT)
+    code.add(f"{value} = data[at:{many}]")
+    code.add(f"at = {many}")
+
+
+class Maybe(Codec):
     """A value or None, told apart by one byte."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
 
-    def write(self, value: Any, out: list[bytes]) -> None:
+    def writing(self, code: _Code, value: str) -> None:
         """Append 0, or 1 and the value."""
-        if value is None:
-            out.append(b"\x00")
-        else:
-            out.append(b"\x01")
-            self._codec.write(value, out)
+        with code.under(f"if {value} is None:"):
+            code.add("out.append(b'\\0')")
+        with code.under("else:"):
+            code.add("out.append(b'\\1')")
+            self._codec.writing(code, value)
 
-    def read(self, data: bytes, at: int) -> tuple[Any, int]:
+    def reading(self, code: _Code, value: str) -> None:
         """Read 0, or 1 and the value."""
-        flag = data[at : at + 1]
-        if flag == b"\x00":
-            return None, at + 1
-        if flag != b"\x01":
-            raise malformed("a flag is neither 0 nor 1" if flag else "it ends early")
-        return self._codec.read(data, at + 1)
+        flag = code.variable()
+        UInt(8, most=1).reading(code, flag)
+        with code.under(f"if {flag}:"):
+            self._codec.reading(code, value)
+        with code.under("else:"):
+            code.add(f"{value} = None")
 
 
-class Seq:
+class Seq(Codec):
     """`least` to `most` values of one codec as a tuple, their count (4 bytes) before them."""
 
     def __init__(self, codec: Codec, *, least: int = 0, most: int) -> None:
         self._codec = codec
         self._count = UInt(32, least=least, most=most)
-        self._plain = codec if isinstance(codec, UInt | Fixed) else None
 
-    def write(self, values: tuple[Any, ...], out: list[bytes]) -> None:
+    def writing(self, code: _Code, value: str) -> None:
         """Append count and values."""
-        self._count.write(len(values), out)
-        if self._plain is None:
-            write = self._codec.write
-            for value in values:
-                write(value, out)
-        elif values:
-            self._plain.write_many(values, out)
+        many, one = code.variable(), code.variable()
+        code.add(f"{many} = len({value})")
+        self._count.writing(code, many)
+        if isinstance(self._codec, UInt | Fixed):
+            with code.under(f"if {many}:"):
+                self._codec.writing_many(code, value)
+        else:
+            with code.under(f"for {one} in {value}:"):
+                self._codec.writing(code, one)
 
-    def read(self, data: bytes, at: int) -> tuple[tuple[Any, ...], int]:
+    def reading(self, code: _Code, value: str) -> None:
         """Read count and values."""
-        count, at = self._count.read(data, at)
-        if not count:
-            return (), at
-        if self._plain is not None:
-            return self._plain.read_many(data, at, count)
-        values, read = [], self._codec.read
-        for _ in range(count):
-            value, at = read(data, at)
-            values.append(value)
-        return tuple(values), at
+        many, one, place = code.variable(), code.variable(), code.variable()
+        self._count.reading(code, many)
+        code.add(f"{value} = ()")
+        with code.under(f"if {many}:"):
+            if isinstance(self._codec, UInt | Fixed):
+                self._codec.reading_many(code, value, many)
+            else:
+                code.add(f"{value} = []")
+                with code.under(f"for {place} in range({many}):"):
+                    self._codec.reading(code, one)
+                    code.add(f"{value}.append({one})")
+                code.add(f"{value} = tuple({value})")
 
 
-class Nested:
+class Nested(Codec):
     """A message within a message, with its own prefix."""
 
     def __init__(self, kind: type[Any]) -> None:
         self._kind = kind
-        layout = _layout(kind)
-        self.write, self.read = layout.write, layout.read
+
+    def writing(self, code: _Code, value: str) -> None:
+        """Append the message, prefix and all."""
+        _layout(self._kind).writing(code, value)
+
+    def reading(self, code: _Code, value: str) -> None:
+        """Read the message, prefix and all."""
+        _layout(self._kind).reading(code, value)
 
 
 def _has_form(codec: Codec) -> TypeGuard[UInt | Fixed]:
@@ -282,84 +373,89 @@ def _has_form(codec: Codec) -> TypeGuard[UInt | Fixed]:
 
 
 _ANOTHER = "it is another message or another version"
+_KEPT = "_encoded"
+"""Where a kept message has its encoding: there is one for each value, and a frozen value stays what it is."""
 
 
-class _Layout:
-    """How a message is written and read: in steps, each of one field or of a run of neighbours that have a form.
-
-    A step has the field's name, or None and the names of a run; what writes or reads; and what is checked of a run.
-    """
+class _Layout(Codec):
+    """How a message is written and read: its prefix and its fields, of which neighbours that have a form go at once."""
 
     def __init__(self, kind: type[Any], prefix: bytes, fields: Sequence[tuple[str, Codec]], *, is_kept: bool) -> None:
         self._kind, self._prefix, self._is_kept = kind, prefix, is_kept
-        self._writing: list[tuple[Any, ...]] = []
-        self._reading: list[tuple[Any, ...]] = []
-        for _, neighbours in groupby(fields, lambda field: _has_form(field[1])):
+        self._runs: list[list[tuple[str, Codec]]] = []
+        """Neighbours that have a form; and by themselves those that have none."""
+        for formed, neighbours in groupby(fields, lambda field: _has_form(field[1])):
             run = list(neighbours)
-            codecs = [codec for _, codec in run if _has_form(codec)]
-            if len(codecs) > 1:
-                self._add_run(tuple(name for name, _ in run), codecs)
-            else:
-                self._writing += [(name, None, codec.write, (), ()) for name, codec in run]
-                self._reading += [(name, (), codec.read, 0, ()) for name, codec in run]
+            self._runs += [run] if formed else [[field] for field in run]
+        if not self._runs or not _has_form(self._runs[0][0][1]):
+            self._runs.insert(0, [])  # of the prefix alone
 
-    def _add_run(self, names: tuple[str, ...], codecs: list[UInt | Fixed]) -> None:
-        run = struct.Struct(">" + "".join(str(codec.form) for codec in codecs))
-        lengths = tuple((place, codec.size) for place, codec in enumerate(codecs) if isinstance(codec, Fixed))
-        checks = tuple((place, codec.require) for place, codec in enumerate(codecs) if codec.refuses)
-        self._writing.append((None, itemgetter(*names), run.pack, lengths, checks))
-        self._reading.append((None, names, run.unpack_from, run.size, checks))
-
-    def write(self, value: Any, out: list[bytes]) -> None:
+    def writing(self, code: _Code, value: str) -> None:
         """Append a message of the kind; refuse another."""
-        if type(value) is not self._kind:
-            raise malformed("a nested message is of another kind")
-        values, begin = value.__dict__, len(out)
-        if self._is_kept and _KEPT in values:
-            out.append(values[_KEPT])
+        code.refuse(f"type({value}) is not {code.bound(self._kind)}", "a nested message is of another kind")
+        if not self._is_kept:
+            self._writing_fields(code, value)
             return
-        out.append(self._prefix)
-        for name, take, write, lengths, checks in self._writing:
-            if name is not None:
-                write(values[name], out)
-                continue
-            run = take(values)
-            for place, length in lengths:  # bytes of another length would be padded or cut
-                if len(run[place]) != length:
-                    raise malformed("a field has the wrong length")
-            for place, check in checks:
-                check(run[place])
-            try:
-                out.append(write(*run))
-            except struct.error:
-                raise malformed("a field is out of range") from None
-        if self._is_kept:
-            values[_KEPT] = b"".join(out[begin:])
-            out[begin:] = [values[_KEPT]]
+        kept, begin = code.variable(), code.variable()
+        code.add(f"{kept} = {value}.__dict__.get({_KEPT!r})")
+        with code.under(f"if {kept} is not None:"):
+            code.add(f"out.append({kept})")
+        with code.under("else:"):
+            code.add(f"{begin} = len(out)")
+            self._writing_fields(code, value)
+            code.add(f"out[{begin}:] = [{value}.__dict__.setdefault({_KEPT!r}, b''.join(out[{begin}:]))]")
 
-    def read(self, data: bytes, at: int) -> tuple[Any, int]:
-        """Read a message of the kind."""
-        if not data.startswith(self._prefix, at):
-            raise malformed(_ANOTHER)
-        begin, at = at, at + PREFIX_BYTES
-        value = object.__new__(self._kind)
-        values = value.__dict__  # past the frozen class's own way, which takes longer than all the rest
-        for name, names, read, size, checks in self._reading:
-            if name is not None:
-                values[name], at = read(data, at)
+    def _writing_fields(self, code: _Code, value: str) -> None:
+        for place, run in enumerate(self._runs):
+            names = [code.variable() for _ in run]
+            for (name, _), one in zip(run, names, strict=True):
+                code.add(f"{one} = {value}.{name}")
+            codecs = [codec for _, codec in run if _has_form(codec)]
+            if run and not codecs:
+                run[0][1].writing(code, names[0])
                 continue
-            try:
-                run = read(data, at)
-            except struct.error:
-                raise malformed("it ends early") from None
-            for place, check in checks:
-                check(run[place])
-            for each, one in zip(names, run):  # noqa: B905  there are as many, and to check it takes long
-                values[each] = one
-            at += size
+            for codec, one in zip(codecs, names, strict=True):
+                if isinstance(codec, Fixed):
+                    codec.measuring(code, one)
+                codec.judging(code, one)
+            if place == 0:
+                names.insert(0, code.bound(self._prefix))
+            code.add(f"out.append({code.bound(_together(codecs, has_prefix=place == 0).pack)}({', '.join(names)}))")
+
+    def reading(self, code: _Code, value: str) -> None:
+        """Read a message of the kind."""
+        begin, values, prefix = code.variable(), code.variable(), code.variable()
         if self._is_kept:
-            values[_KEPT] = data[begin:at]
-        return value, at
+            code.add(f"{begin} = at")
+        read = []
+        for place, run in enumerate(self._runs):
+            names = [code.variable() for _ in run]
+            read += [(name, one) for (name, _), one in zip(run, names, strict=True)]
+            codecs = [codec for _, codec in run if _has_form(codec)]
+            if run and not codecs:
+                run[0][1].reading(code, names[0])
+                continue
+            together = _together(codecs, has_prefix=place == 0)
+            taken = [prefix, *names] if place == 0 else names
+            code.add(f"{', '.join(taken)}, = {code.bound(together.unpack_from)}(data, at)")
+            code.add(f"at += {together.size}")
+            if place == 0:
+                code.refuse(f"{prefix} != {code.bound(self._prefix)}", _ANOTHER)
+            for codec, one in zip(codecs, names, strict=True):
+                codec.judging(code, one)
+        code.add(f"{value} = new({code.bound(self._kind)})")
+        code.add(
+            f"{values} = {value}.__dict__"
+        )  # past the frozen class's own way, which takes longer than all the rest
+        for name, one in read:
+            code.add(f"{values}[{name!r}] = {one}")
+        if self._is_kept:
+            code.add(f"{values}[{_KEPT!r}] = data[{begin}:at]")
+
+
+def _together(codecs: Sequence[UInt | Fixed], *, has_prefix: bool) -> struct.Struct:
+    prefix = f"{PREFIX_BYTES}s" if has_prefix else ""
+    return struct.Struct(">" + prefix + "".join([str(codec.form) for codec in codecs]))
 
 
 ID = Fixed(16)
@@ -396,10 +492,6 @@ def message(name: str, *, version: int, kept: bool = False) -> Callable[[type[M]
         return made
 
     return apply
-
-
-_KEPT = "_encoded"
-"""Where a kept message has its encoding: there is one for each value, and a frozen value stays what it is."""
 
 
 def _layout(kind: type[Any]) -> _Layout:

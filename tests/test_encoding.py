@@ -488,7 +488,7 @@ def plainly_written(codec: Codec, value: Any) -> bytes:  # noqa: ANN401  what a 
     match codec:
         case UInt():
             assert codec._least <= value <= codec._most
-            data = value.to_bytes(codec._size, "big")
+            data = value.to_bytes(codec.size, "big")
         case Fixed():
             assert len(value) == codec.size
             assert codec._check is None or codec._check(value)
@@ -525,7 +525,7 @@ def plainly_read(codec: Codec, rest: list[int]) -> Any:  # noqa: ANN401  what a 
     value: Any
     match codec:
         case UInt():
-            value = int.from_bytes(taken(codec._size), "big")
+            value = int.from_bytes(taken(codec.size), "big")
             assert codec._least <= value <= codec._most
         case Fixed():
             value = taken(codec.size)
@@ -669,6 +669,7 @@ def test_what_one_field_cannot_have_is_not_written_whatever_is_beside_it(
     ids=str,
 )
 def test_a_count_of_what_is_not_there_is_refused_before_memory_is_taken_for_it(codec: Codec) -> None:
+    assert callable(codec.read)  # made by now, which takes memory too
     for count in ((1 << 32) - 1, 1 << 31, 1 << 24):
         data = count.to_bytes(4, "big") + bytes(64)
         tracemalloc.start()

@@ -227,8 +227,8 @@ def counts_of(value: object) -> tuple[bytes, list[Count]]:
 def _write(codec: Codec, value: Any, out: bytearray, found: list[Count]) -> None:  # noqa: ANN401  as in the product
     match codec:
         case Seq():
-            found.append(Count(len(out), codec._count._size, codec._count._most))
-            out += len(value).to_bytes(codec._count._size, "big")
+            found.append(Count(len(out), codec._count.size, codec._count._most))
+            out += len(value).to_bytes(codec._count.size, "big")
             for item in value:
                 _write(codec._codec, item, out, found)
         case Maybe() if value is not None:
@@ -240,7 +240,7 @@ def _write(codec: Codec, value: Any, out: bytearray, found: list[Count]) -> None
             for name, part in parts:
                 _write(part, getattr(value, name), out, found)
         case Blob() | Text():
-            found.append(Count(len(out), codec._count._size, codec._count._most))
+            found.append(Count(len(out), codec._count.size, codec._count._most))
             out += written(codec, value)
         case _:
             out += written(codec, value)

@@ -95,6 +95,7 @@ def test_no_count_makes_a_decoder_take_memory_for_what_is_not_there(kind: type[A
     def check(value: Any) -> None:  # noqa: ANN401
         data, found = counts_of(value)
         assert data == encode(value)
+        assert decode(kind, data) == value  # whose reader is made by now, which takes memory too
         changed = [item for count in found[:40] for item in count.absurd(data)]
         for item in [data, *changed]:
             with frugal(len(item)):
