@@ -43,7 +43,8 @@ def start(agent: Agent) -> None:
     works = ((_deposits, Lock.DEPOSITS), (_watermarks, Lock.WATERMARKS), (_check_jobs, Lock.CHECK_JOBS))
     follow(agent)
     for work, lock in works:
-        threading.Thread(target=_run, args=(agent, work, lock), name=work.__name__, daemon=True).start()
+        is_wanted = agent.jobs.any_open if work is _check_jobs else None
+        threading.Thread(target=_run, args=(agent, work, lock, is_wanted), name=work.__name__, daemon=True).start()
     if agent.tls is not None:
         # In every process: an agent's machines share their database, not their state directories.
         args = (agent, agent.tls, Peers(agent.tls))
@@ -59,12 +60,13 @@ Held = Callable[[], bool]
 """Asks the database whether the lock is still this process's."""
 
 
-def _run(agent: Agent, work: Callable[[Agent, Held], None], lock: Lock) -> None:
+def _run(agent: Agent, work: Callable[[Agent, Held], None], lock: Lock, is_wanted: Callable[[], bool] | None) -> None:
     while True:
         try:
-            with agent.database.lease(lock) as held:
-                if held():
-                    work(agent, held)
+            if is_wanted is None or is_wanted():  # one question less than taking the lock for nothing
+                with agent.database.lease(lock) as held:
+                    if held():
+                        work(agent, held)
         except Exception as error:  # noqa: BLE001  the threads must outlive any fault, the database's above all
             log.warning("background work failed, trying again: %s", fault(error))
         time.sleep(_RETRY_SECONDS)
@@ -144,10 +146,12 @@ def _upkeep(agent: Agent) -> bool:
 
 
 def _empty_outbox(agent: Agent, held: Held, until: float) -> None:
-    while time.monotonic() < until and held():
+    while time.monotonic() < until:
         if not agent.depositor.anything_due():
             time.sleep(_IDLE_SECONDS)
             continue
+        if not held():
+            return
         # Deposits leave in batches at irregular times, so that none points to the check before it.
         time.sleep(_random.uniform(0, agent.settings.deposit_jitter_seconds))
         agent.depositor.send_due()

@@ -82,6 +82,8 @@ class Depositor:
 
     def anything_due(self) -> bool:
         """Tell whether a round would send anything."""
+        if not self._outbox.any_open():
+            return False
         now, manifest = time.monotonic(), self._acting.now().manifest
         return bool(self._outbox.due(1)) or any(
             self._holds.allow(lacking, now) for lacking in self._outbox.lacking(manifest)

@@ -41,8 +41,8 @@ class Identity:
 
     def encode(self) -> bytes:
         """Encode injectively: each part with its length (one byte) before it."""
-        parts = (self.document_type.value.encode(), self.number.encode())
-        return b"".join(bytes([len(part)]) + part for part in parts)
+        kind, number = self.document_type.value.encode(), self.number.encode()
+        return b"".join((bytes([len(kind)]), kind, bytes([len(number)]), number))
 
 
 def shard_of(salt: Secret, identity: Identity, shards: int) -> int:

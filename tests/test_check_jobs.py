@@ -428,6 +428,14 @@ def test_a_job_is_removed_after_seven_days_done_or_not(house: House) -> None:
     assert house.there.aside.execute("SELECT encode(job_id, 'hex') FROM check_job").fetchall() == [(kept,)]
 
 
+def test_a_job_is_open_until_it_is_done(house: House) -> None:
+    assert not house.agent.jobs.any_open()
+    hand_in(house, [check(somebody())])
+    assert house.agent.jobs.any_open()
+    run(house)
+    assert not house.agent.jobs.any_open()
+
+
 def test_an_item_whose_row_is_damaged_or_whose_rule_is_gone_is_a_problem_and_the_others_go_on(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -330,6 +330,7 @@ TRANSACTIONS = {
         lambda there: (own_counted(there), put(there, "UPDATE own_answer SET day = '2001-01-01'")),
     ),
     # The outbox
+    "look for open deposits": Case(lambda there, _: there.one.outbox.any_open(), applied),
     "due deposits": Case(lambda there, _: len(there.one.outbox.due(10)), applied),
     "set damaged deposits aside": Case(
         lambda there, _: len(there.one.outbox.due(10)),
@@ -403,6 +404,7 @@ TRANSACTIONS = {
     # Jobs
     "make a check job": Case(lambda there, _: make_job(there)),
     "find a check job": Case(lambda there, _: done_of(there), with_job),
+    "look for open check jobs": Case(lambda there, _: there.one.jobs.any_open(), with_job),
     "read open items of a check job": Case(lambda there, _: there.one.jobs.due(10, 10), with_job),
     "settle items of a check job": Case(
         lambda there, part: (

@@ -257,6 +257,7 @@ def test_any_course_of_things_hands_out_what_a_plain_list_says(database: str) ->
             assert set(store.sendable_ids()) == expected
             unmade = sum(not known.made for known in plain)
             assert store.outbox.backlog() == Backlog(unmade, sum(not known.complete for known in plain) - unmade)
+            assert store.outbox.any_open() is any(not known.complete for known in plain)
 
     try:
         holds()

@@ -40,6 +40,7 @@ _RESIDENT_18 = re.compile(r"[0-9]{17}[0-9X]")
 # Authority, kind of body, region (6 digits), body (9), check digit; the letters are without I, O, S, V and Z.
 _CREDIT_CODE = re.compile(r"[0-9A-HJ-NPQRTUWXY]{2}[0-9]{6}[0-9A-HJ-NPQRTUWXY]{10}")
 _CREDIT_CODE_LENGTH = 18
+_PLAIN = re.compile(r"[0-9A-Za-z]*")
 _PASSPORT = re.compile(r"[0-9A-Z]+")
 _PASSPORT_LENGTHS = range(5, 21)
 _HK_MACAU_PERMIT = re.compile(r"([HM][0-9]{8})(?:[0-9]{2})?")
@@ -59,7 +60,9 @@ def normalise(document_type: str, number: str) -> Identity:
     kind = _TYPES.get(trim(fold(document_type)).lower())
     if kind is None:
         raise IntakeError("document-type-unknown", "document type is not known")
-    written = "".join(character for character in fold(number) if not _is_invisible(character))
+    written = number
+    if not _PLAIN.fullmatch(number):  # else nothing is folded, and nothing invisible
+        written = "".join(character for character in fold(number) if not _is_invisible(character))
     if not written:
         raise IntakeError("document-number-empty", "document number is empty")
     if kind is not DocumentType.PASSPORT:

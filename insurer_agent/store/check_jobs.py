@@ -173,6 +173,17 @@ class CheckJobs:
         )
         return [(place, self._vault.open(_at(b"answer", job_id, place), answer)) for place, answer in rows]
 
+    def any_open(self) -> bool:
+        """Tell whether some job is not finished, whether or not anything of it is due."""
+        return self._database.run(
+            "look for open check jobs",
+            lambda connection: (
+                connection.execute("SELECT EXISTS (SELECT FROM check_job WHERE finished_at IS NULL)").fetchone()
+                == (True,)
+            ),
+            one_statement=True,
+        )
+
     def due(self, most: int, most_again: int) -> Part | None:
         """Return what the oldest job with anything due should ask next: up to `most` items, fewer of those that had no
         answer.

@@ -208,6 +208,14 @@ class Outbox:
         self._database = database
         self._vault = vault
 
+    def any_open(self) -> bool:
+        """Tell whether some deposit is not complete, whether or not it is due: one small question, often asked."""
+        return self._database.run(
+            "look for open deposits",
+            lambda connection: connection.execute("SELECT any_deposit_is_open()").fetchone() == (True,),
+            one_statement=True,
+        )
+
     def due(self, limit: int) -> list[Outgoing]:
         """Return deposits that do not count yet and are due, in order, none of them before what it waits for."""
         return self._outgoing(

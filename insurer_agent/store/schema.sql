@@ -205,6 +205,15 @@ CREATE INDEX IF NOT EXISTS deposit_sent ON deposit (shard) WHERE made IS NOT NUL
 CREATE INDEX IF NOT EXISTS deposit_set_aside ON deposit (seq) WHERE set_aside_at IS NOT NULL AND made_at IS NULL;
 CREATE INDEX IF NOT EXISTS deposit_tick ON deposit (tick);
 
+-- Asked every second of an agent that is idle; from when the table was empty, no plan must read all of it.
+CREATE OR REPLACE FUNCTION any_deposit_is_open() RETURNS boolean LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM deposit WHERE completed_at IS NULL AND made_at IS NULL)
+        OR EXISTS (SELECT FROM deposit WHERE completed_at IS NULL AND made_at IS NOT NULL);
+END
+$$;
+
 -- What is kept for others --------------------------------------------------------------------------------------------
 
 -- A deposit of another member that is pending, seen by no check; or an id that was given up for good.
