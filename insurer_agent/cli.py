@@ -101,6 +101,7 @@ def _serve(args: argparse.Namespace) -> int:
             files=settings.tls,
             inner=None if agent.tls is None else agent.tls.is_of_service,
             messages=(b"/internal/v1/",),
+            rest=(b"/v1/checks ",),
         )
     return 0
 

@@ -2,17 +2,21 @@
 
 import contextlib
 import gc
+import re
 import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import pytest
-from certified import House
+from certified import House, member
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
+from live import wait_until
 from strategies import deterministic
 from test_server import plain_server, secured, secured_server
 
@@ -185,8 +189,11 @@ def test_answers_are_what_peers_read(status: str, method: str, stays: bool) -> N
         start_response(status, [("Content-Type", "text/plain"), ("ETag", '"x"')])
         return Body()
 
-    data = answer_request(application, {"REQUEST_METHOD": method}, stays=stays)
+    data, close = answer_request(application, {"REQUEST_METHOD": method}, stays=stays, more=[("X-More", "1")])
+    assert closed == []
+    close()
     assert closed == [True]
+    assert b"\r\nX-More: 1\r\n" in data
     assert (b"\r\nConnection: close\r\n" in data) is not stays
     assert (b"\r\nContent-Length: 2\r\n" in data) is not status.startswith("304")
     if method == "GET" and not status.startswith("304"):
@@ -303,6 +310,92 @@ def test_over_plain_http_anyone_may_ask_as_of_any_server(plain_port: int) -> Non
             assert heard(line).startswith(b"HTTP/1.1 " + status)
 
 
+# --- requests of anyone that are asked often
+
+
+ASKED = b"POST /asked HTTP/1.1\r\nHost: here\r\n"
+
+
+def anyones(request: pytest.FixtureRequest, who: str) -> Connect:
+    """Connect as a party of the alliance, as anyone by TLS, or as anyone by plain HTTP."""
+    if who == "plain":
+        port = request.getfixturevalue("plain_port")
+        return lambda: socket.create_connection(("127.0.0.1", port), 10)
+    house = request.getfixturevalue("house")
+    return lambda: secured(house, inner=who == "party")
+
+
+by_anyone = pytest.mark.parametrize("who", ["party", "anyone", "plain"])
+
+
+@by_anyone
+def test_what_anyone_asks_often_is_heard_without_gunicorns_parser(request: pytest.FixtureRequest, who: str) -> None:
+    scheme = b"http" if who == "plain" else b"https"
+    with anyones(request, who)() as line:
+        for length in (0, 5, server.MAX_REST):
+            answer = exchange(line, request_bytes("POST", "here", "/asked", {}, length * b"x"))
+            assert answer.body == b"BytesIO %d %s 127.0.0.1" % (length, scheme)
+            assert (answer.status, answer.stays) == (200, True)
+            assert abs(parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()) < 60
+        assert exchange(line, request_bytes("POST", "here", "/length", {}, b"abc")).body == b"3"
+        line.sendall(ASKED + b"Connection: close\r\nContent-Length: 0\r\n\r\n")
+        assert heard(line).endswith(b"BytesIO 0 %s 127.0.0.1" % scheme)
+
+
+@by_anyone
+@pytest.mark.parametrize(
+    ("data", "lengths"),
+    [
+        (ASKED + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", [3]),
+        (ASKED + b"Content-Length: 65537\r\n\r\n" + 65537 * b"x", [65537]),
+        (2 * (ASKED + b"Content-Length: 2\r\n\r\nab"), [2, 2]),
+        (
+            ASKED + b"Content-Length: 2\r\n\r\nab" + HEAD.replace(b"/a", b"/asked") + b"Content-Length: 0\r\n\r\n",
+            [2, 0],
+        ),
+        (ASKED.replace(b"1.1", b"1.0") + b"Content-Length: 1\r\n\r\na", [1]),
+        (ASKED.replace(b"/asked", b"/asked?x") + b"Content-Length: 1\r\n\r\na", [1]),
+    ],
+)
+def test_what_is_not_one_small_request_with_its_length_is_gunicorns_and_nothing_of_it_is_lost(
+    request: pytest.FixtureRequest, who: str, data: bytes, lengths: list[int]
+) -> None:
+    with anyones(request, who)() as line:
+        line.sendall(data)
+        line.settimeout(20)
+        found = b""
+        while found.count(b"127.0.0.1") < len(lengths):
+            got = line.recv(1 << 16)
+            assert got
+            found += got
+    assert re.findall(rb"(\w+) (\d+) https? 127", found) == [(b"Body", b"%d" % length) for length in lengths]
+
+
+@by_anyone
+@pytest.mark.parametrize("rest", [b"Content-Length: x\r\n\r\n", b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"])
+def test_what_is_no_request_is_refused_as_gunicorn_does(request: pytest.FixtureRequest, who: str, rest: bytes) -> None:
+    with anyones(request, who)() as line:
+        line.sendall(ASKED + rest)
+        assert heard(line).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("who", ["anyone", "plain"])
+def test_what_is_to_be_done_after_an_answer_is_done_when_it_has_been_sent(tmp_path: Path, who: str) -> None:
+    with ExitStack() as held:
+        if who == "plain":
+            state = tmp_path
+            port = held.enter_context(plain_server(state))
+            line = held.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        else:
+            built = House(tmp_path)
+            held.enter_context(secured_server(built, tmp_path / "go on"))
+            state, line = built.state(member(1)), held.enter_context(secured(built, inner=False))
+        assert exchange(line, ASKED + b"Wait: 1\r\nContent-Length: 2\r\n\r\nab").body.startswith(b"BytesIO 2 ")
+        wait_until((state / "closing").exists)
+        (state / "closed").touch()
+        assert exchange(line, ASKED + b"Content-Length: 1\r\n\r\na").body.startswith(b"BytesIO 1 ")
+
+
 def test_a_request_that_comes_byte_by_byte_ends_in_time(peer: Connect) -> None:
     began = time.monotonic()
     with peer() as line:
@@ -374,7 +467,7 @@ def test_a_message_is_answered_alike_with_and_without_an_environment(
 ) -> None:
     app, face = face_of(80)
     request = taken(request_bytes(method, "here", path, headers, body))
-    by_environ = answer_request(
+    by_environ, _ = answer_request(
         app, request.environ() | {"gunicorn.socket": "line", "wsgi.url_scheme": "https"}, stays=stays
     )
     direct = face.answer_peer(request, "line", stays=stays)

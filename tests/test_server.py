@@ -22,11 +22,23 @@ app.add_url_rule("/", view_func=lambda: "here")
 app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
 app.add_url_rule("/length", "length", view_func=lambda: str(len(request.get_data())), methods=["POST"])
 app.add_url_rule("/quiet", "quiet", view_func=lambda: ("", 304))
+def asked():
+    body, environ = request.get_data(), request.environ
+    told = [type(environ["wsgi.input"]).__name__, len(body), environ["wsgi.url_scheme"], environ["REMOTE_ADDR"]]
+    response = Response(" ".join(map(str, told)))
+    if "Wait" in request.headers:
+        waited_for = Path(sys.argv[1]) / "closed"
+        response.call_on_close(lambda: (waited_for.with_name("closing").touch(), wait_for(waited_for)))
+    return response
+def wait_for(file):
+    while not file.exists():
+        time.sleep(0.01)
+app.add_url_rule("/asked", "asked", view_func=asked, methods=["POST"])
 """
 SERVER = f"""
-import sys
+import sys, time
 from pathlib import Path
-from flask import Flask, request
+from flask import Flask, Response, request
 from transport.server import MAX_BODY, serve
 from transport.tls import TlsSettings
 app = Flask("two threads")
@@ -34,7 +46,7 @@ app = Flask("two threads")
 state, port = Path(sys.argv[1]), int(sys.argv[2])
 files = TlsSettings()
 serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads={THREADS}, tls=None, files=files,
-      messages=tuple(map(str.encode, sys.argv[3:])))
+      messages=tuple(map(str.encode, sys.argv[3:])), rest=(b"/asked ",))
 """
 ASKED = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -44,7 +56,7 @@ import sys, time
 sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 from certified import tls_settings
-from flask import Flask, request
+from flask import Flask, Response, request
 from protocol.encoding import decode
 from protocol.manifest import Manifest, SignedManifest, Terms
 from transport.certificates import Holder
@@ -62,7 +74,7 @@ def wait():
     return "late"
 app.add_url_rule("/wait", view_func=wait)
 serve(lambda: app, host="127.0.0.1", port=port, state=state, workers=1, threads={THREADS}, tls=tls, files=files,
-      inner=tls.is_of_service, messages=(b"/length ",))
+      inner=tls.is_of_service, messages=(b"/length ",), rest=(b"/asked ",))
 """
 
 

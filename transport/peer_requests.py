@@ -2,8 +2,8 @@
 
 gunicorn's own parser and environment, made for whoever comes, take three times as long (loadtests/http_servers.py).
 Messages of whoever has shown a certificate of the alliance, and over plain HTTP of anyone, are read by this module
-instead: a handful of headers, one body, one answer in one piece. `MessageFace` answers those of its paths without an
-environment; the rest of the application sees the one of WSGI (PEP 3333).
+instead, and so are an underwriter's checks: a handful of headers, one body, one answer in one piece. `MessageFace`
+answers those of its paths without an environment; the rest of the application sees the one of WSGI (PEP 3333).
 """
 
 import io
@@ -176,29 +176,33 @@ def read_request(sock: socket.socket | Heard, most: int, begin: bytes) -> PeerRe
     return request
 
 
-def answer_request(application: Application, environ: Environ, *, stays: bool) -> bytes:
-    """Have an application answer, and return the answer's bytes; it says where the connection does not stay."""
+def answer_request(
+    application: Application, environ: Environ, *, stays: bool, more: Iterable[tuple[str, str]] = ()
+) -> tuple[bytes, Callable[[], None]]:
+    """Have an application answer; return the answer's bytes, with `more` headers and where the connection does not stay
+    one that says so, and what is to be called when they have been sent (PEP 3333's `close`).
+    """
     status, headers = "", list[tuple[str, str]]()
 
     def start_response(told: str, given: list[tuple[str, str]], _exc_info: object = None) -> Callable[[bytes], None]:
         nonlocal status
         status = told
-        headers[:] = given
+        headers[:] = [*given, *more]
         return parts.append
 
     parts: list[bytes] = []
     answered = application(environ, start_response)
+    close: Callable[[], None] = getattr(answered, "close", lambda: None)
     try:
         parts += answered
-    finally:
-        close = getattr(answered, "close", None)
-        if close is not None:
-            close()
+    except BaseException:
+        close()
+        raise
     body, has_none = b"".join(parts), status.startswith(("204", "304"))
     if not has_none and not any(name.lower() == "content-length" for name, _ in headers):
         headers.append(("Content-Length", str(len(body))))
     has_none = has_none or environ["REQUEST_METHOD"] == "HEAD"
-    return answer_bytes(status, headers, b"" if has_none else body, stays=stays)
+    return answer_bytes(status, headers, b"" if has_none else body, stays=stays), close
 
 
 def answer_bytes(status: str, headers: list[tuple[str, str]], body: bytes, *, stays: bool) -> bytes:

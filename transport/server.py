@@ -22,7 +22,7 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
-from gunicorn.util import close_graceful
+from gunicorn.util import close_graceful, http_date
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from protocol import garbling
@@ -44,6 +44,8 @@ from transport.tls import Tls, TlsSettings
 log = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
+MAX_REST = 64 << 10
+"""Bytes that the body of a `rest` request may have to be read here."""
 KEEP_ALIVE_SECONDS = 75
 ALIVE_SECONDS = 1.0
 LINGER_MILLISECONDS = 25
@@ -108,6 +110,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     is_plain = False
     """Whether nobody shows a certificate, so that whoever sends what begins like a message is heard as a peer."""
     messages: tuple[bytes, ...] = ()
+    rest: tuple[bytes, ...] = ()
+    scheme = "https"
     pending_conns: deque[TConn]
     _tell_at = 0.0
     _look_at = 0.0
@@ -190,7 +194,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def handle(self, conn: TConn) -> object:
         """Answer requests of a connection for as long as the next ones come soon, and nobody else waits."""
-        step = self._hear_peer if self.is_plain or self._is(self.peer, conn) else super().handle
+        messages = self.messages if self.is_plain or self._is(self.peer, conn) else ()
+        step = partial(self._hear, messages=messages) if messages or self.rest else super().handle
         result, until = step(conn), time.monotonic() + LINGER_SECONDS
         while result is True and time.monotonic() < until and self._next_comes_soon(conn):
             result = step(conn)
@@ -202,22 +207,26 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self._part_from(conn)
         return result
 
-    def _hear_peer(self, conn: TConn) -> bool:
-        """Answer one request of a party of the alliance; return whether the line stays.
+    def _hear(self, conn: TConn, messages: tuple[bytes, ...]) -> bool:
+        """Answer one request; return whether the line stays.
 
-        Messages are read by `transport.peer_requests`, before they are judged, and all else as anyone's is.
+        Messages of a party of the alliance, and `rest` requests of anyone, are read by `transport.peer_requests` before
+        they are judged; and all else by gunicorn, also what is no request as that module reads them.
         """
         conn.init()  # which over TLS was done before hands were shaken
-        line, heard, stays = conn.sock, Heard(conn.sock), False
+        line, heard, stays, close = conn.sock, Heard(conn.sock), False, _nothing
+        is_rest = False
         if conn.is_http2 or conn.parser.unreader.buf.getvalue():  # it has read more than it answered
             return bool(super().handle(conn))
         try:
             with line.read_within(HEARING_SECONDS):
                 begin = heard.recv()
-                is_message = begin.startswith(self.messages)
-                request = read_request(heard if self.is_plain else line, MAX_BODY, begin) if is_message else None
+                is_rest, request = begin.startswith(self.rest), None
+                if is_rest or begin.startswith(messages):
+                    is_anyones = is_rest or self.is_plain
+                    request = read_request(heard if is_anyones else line, MAX_REST if is_rest else MAX_BODY, begin)
         except BadRequestError as error:
-            if self.is_plain:  # anyone may have sent it, and is told what is wrong as anyone is
+            if is_rest or self.is_plain:  # anyone may have sent it, and is told what is wrong as anyone is
                 return self._hear_again(conn, heard)
             data = TOO_LONG if isinstance(error, TooLongError) else BAD_REQUEST
         except OSError:  # it stalled, or is gone
@@ -226,11 +235,13 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             if request is None:
                 return self._hear_again(conn, heard) if begin else False
             stays = request.stays and self.alive and len(self.keepalived_conns) < self.max_keepalived
-            data = self._answer_peer(request, line, stays=stays)
+            data, close = self._answer(request, conn, stays=stays, is_rest=is_rest)
         try:
             line.sendall(data)
         except OSError:
             return False
+        finally:
+            close()
         return stays
 
     def _hear_again(self, conn: TConn, heard: Heard) -> bool:
@@ -238,13 +249,24 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         conn.parser.unreader.unread(bytes(heard.data))
         return bool(super().handle(conn))
 
-    def _answer_peer(self, request: PeerRequest, line: socket.socket, *, stays: bool) -> bytes:
+    def _answer(
+        self, request: PeerRequest, conn: TConn, *, stays: bool, is_rest: bool
+    ) -> tuple[bytes, Callable[[], None]]:
+        """Return an answer, and what is to be called when it has been sent."""
         face = self.wsgi.wsgi_app
-        answer = face.answer_peer(request, line, stays=stays) if isinstance(face, MessageFace) else None
-        if answer is None:
-            scheme = {"wsgi.url_scheme": "http" if self.is_plain else "https", "gunicorn.socket": line}
-            answer = answer_request(self.wsgi, request.environ() | scheme, stays=stays)
-        return answer
+        if isinstance(face, MessageFace) and not is_rest:
+            answer = face.answer_peer(request, conn.sock, stays=stays)
+            if answer is not None:
+                return answer, _nothing
+        line = {
+            "wsgi.url_scheme": self.scheme,
+            "gunicorn.socket": conn.sock,
+            "REMOTE_ADDR": str(conn.client[0]),
+            "SERVER_NAME": str(conn.server[0]),
+            "SERVER_PORT": str(conn.server[1]),
+        }
+        dated = [("Date", http_date())] if is_rest else []
+        return answer_request(self.wsgi, request.environ() | line, stays=stays, more=dated)
 
     def _part_from(self, conn: TConn) -> None:
         """Close a connection such that its client reads the answer to its end: here, and not in the thread that waits
@@ -279,6 +301,10 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         pools = (self.tpool, self._inner)
         nobody_waits = all(pool._work_queue.empty() for pool in pools)  # noqa: SLF001  it is not said otherwise
         return bool(self.alive and nobody_waits)
+
+
+def _nothing() -> None:
+    """Nothing is to be done once an answer has been sent."""
 
 
 class _Closed:
@@ -332,11 +358,13 @@ def serve(
     files: TlsSettings,
     inner: Whose | None = None,
     messages: tuple[bytes, ...] = (),
+    rest: tuple[bytes, ...] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, over TLS if there is any. `make_app` runs in each worker, after the fork.
 
     Clients with `inner` certificates, whom others wait for, have half as many threads again, for them alone. `messages`
-    are the paths of messages between the parties of the alliance, or how they begin.
+    are the paths of messages between the parties of the alliance, or how they begin; `rest` those of anyone's requests
+    that are asked most, and have `MAX_REST` bytes at most.
     """
     _keep_little_memory()
     if isinstance(garbling.ENGINE, Arrays):
@@ -360,6 +388,8 @@ def serve(
         "peer": None if tls is None or not messages else staticmethod(tls.is_of_alliance),
         "is_plain": tls is None and bool(messages),
         "messages": tuple(b"POST " + path for path in messages),
+        "rest": tuple(b"POST " + path for path in rest),
+        "scheme": "http" if tls is None else "https",
     }
     _Server(
         make_app,

@@ -333,7 +333,7 @@ class _Alliance:
             port=_port(self._service_url),
             allow_plain_http=self._options.plain_http or None,
             deposit_seconds=ROUND_SECONDS,
-            flights=2,  # service and custodians share few cores: what leaves earlier waits there, and alone
+            flights=1,  # service and custodians share few cores: what leaves earlier waits there, and alone
             **redis,
             capture=capture and capture / "service.jsonl",
         )
