@@ -386,7 +386,7 @@ def serve(
     whose = {
         "inner": None if inner is None else staticmethod(inner),
         "peer": None if tls is None or not messages else staticmethod(tls.is_of_alliance),
-        "is_plain": tls is None and bool(messages),
+        "is_plain": tls is None and bool(messages or rest),
         "messages": tuple(b"POST " + path for path in messages),
         "rest": tuple(b"POST " + path for path in rest),
         "scheme": "http" if tls is None else "https",
