@@ -94,7 +94,9 @@ def parsers(requests: int, rounds: int) -> dict[str, float]:
 
     def peer() -> None:
         request = read_request(there, MAX_BODY, there.recv(1 << 14))
-        there.sendall(answer_request(application, request.environ(), stays=True))
+        answer, close = answer_request(application, request.environ(), stays=True)
+        there.sendall(answer)
+        close()
 
     took: dict[str, list[float]] = {"anyone's, by gunicorn": [], "a peer's, by llhttp": []}
     with here, there:
