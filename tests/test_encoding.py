@@ -697,3 +697,24 @@ def test_a_point_is_refused_each_time_and_no_more_are_remembered_than_are_meant_
         point = number.to_bytes(32, "big")
         assert is_malformed(Inner, start + point) is not group.is_element(point)
     assert remembered.cache_info().currsize == remembered.cache_info().maxsize == 1024
+
+
+def test_the_code_that_is_made_has_nothing_but_descriptions_in_it() -> None:
+    """What is made of a kind is the same whatever was read or written before, and names its fields alone."""
+    source: list[str] = []
+
+    class Seen(encoding._Code):
+        def add(self, line: str) -> None:
+            source.append(line)
+            super().add(line)
+
+    for kind in KINDS:
+        code = Seen()
+        encoding._layout(kind).reading(code, "value")
+        encoding._layout(kind).writing(code, "value")
+    words = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'", "", "\n".join(source))))
+    names = {name for kind in KINDS for name, _ in kind._wire[1]}
+    made = {word for word in words if re.fullmatch(r"[vc]\d+", word)}
+    python = "if or for in else is not None type len min max int tuple range from_bytes to_bytes encode decode raise"
+    ours = "malformed out append data at value new alike unpack_from pack get setdefault join __dict__ one b"
+    assert words - names - made <= {*re.findall(r"\w+", python + " " + ours)}
