@@ -114,11 +114,7 @@ class Custodians:
     def scores(self, shard: int, slots: list[int]) -> dict[int, float]:
         """Return how reluctantly each slot should be asked; 0 for no trouble known."""
         members, behind = self._service.manifest.committee(shard).slots, self._directory.behind()
-        now = time.monotonic()
-        for trouble, until in list(self._until.items()):
-            if until <= now:
-                self._until.pop(trouble, None)
-        if not behind and not self._until:
+        if not behind and max(list(self._until.values()), default=0.0) <= time.monotonic():
             return dict.fromkeys(slots, 0.0)
         return {
             slot: max(BEHIND if (shard, slot) in behind else 0.0, self._noticed(members[slot], shard)) for slot in slots

@@ -51,6 +51,7 @@ class Leaf:
     body: Annotated[bytes, Blob(1000)]
     number: Annotated[int, UInt(64)]
     numbers: Annotated[tuple[int, ...], Seq(UInt(48), most=10)]
+    octets: Annotated[tuple[int, ...], Seq(UInt(8), most=20)]
 
 
 @message("searched message", version=1)
@@ -60,13 +61,13 @@ class Outer:
     leaf: Annotated[Leaf, Nested(Leaf)]
 
 
-LEAF = Leaf(bytes(range(32)), b"body", 7, (1, 2))
+LEAF = Leaf(bytes(range(32)), b"body", 7, (1, 2), (3, 4))
 ORDERS = st.sampled_from(["big", "little"])
 
 
 @given(
     ORDERS,
-    st.sampled_from(["head", "body", "number", "numbers"]),
+    st.sampled_from(["head", "body", "number", "numbers", "octets"]),
     st.sampled_from(["sealed", "leaf"]),
     st.binary(max_size=20),
 )
@@ -79,6 +80,7 @@ def test_an_amount_in_a_field_is_found_and_its_place_named(
         "body": before + form + b"more",
         "number": FEN,
         "numbers": (5, int.from_bytes(form, "big"), 6),
+        "octets": (9, *form, 9),
     }[field]
     leaf = dataclasses.replace(LEAF, **{field: value})
     outer = Outer("name", encode(leaf), LEAF) if within == "sealed" else Outer("name", b"sealed", leaf)

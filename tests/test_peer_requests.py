@@ -78,9 +78,20 @@ def test_what_peers_write_is_read_however_it_is_cut(
         assert all(environ["HTTP_" + name.upper().replace("-", "_")] == value for name, value in headers.items())
 
 
+@given(before=st.text(" \t", max_size=3), after=st.text(" \t", max_size=3))
+def test_white_space_around_a_header_is_not_of_it(before: str, after: str) -> None:
+    request = taken(HEAD + f"X-One:{before}a b{after}\r\nContent-Length: 0\r\n\r\n".encode())
+    assert request.header("x-one") == request.environ()["HTTP_X_ONE"] == "a b"
+
+
 @pytest.mark.parametrize(
     "data",
     [
+        HEAD + b"Host: there\r\nContent-Length: 0\r\n\r\n",
+        HEAD + 100 * b"X: y\r\n" + b"Content-Length: 0\r\n\r\n",
+        HEAD + b"X: " + 4000 * b"y" + b"\r\nContent-Length: 0\r\n\r\n",
+        HEAD + 5 * (b"X: " + 3500 * b"y" + b"\r\n") + b"Content-Length: 0\r\n\r\n",
+        HEAD.replace(b"/a", b"/" + 4000 * b"a") + b"Content-Length: 0\r\n\r\n",
         b"\x16\x03\x01\x00\xa5",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"POST /a HTTP/1.0\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
@@ -372,11 +383,20 @@ def test_what_is_not_one_small_request_with_its_length_is_gunicorns_and_nothing_
 
 
 @by_anyone
-@pytest.mark.parametrize("rest", [b"Content-Length: x\r\n\r\n", b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: x\r\n\r\n",
+        b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"Host: there\r\nContent-Length: 0\r\n\r\n",
+        100 * b"X: y\r\n" + b"Content-Length: 0\r\n\r\n",
+        b"X: " + 8192 * b"y" + b"\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
 def test_what_is_no_request_is_refused_as_gunicorn_does(request: pytest.FixtureRequest, who: str, rest: bytes) -> None:
     with anyones(request, who)() as line:
         line.sendall(ASKED + rest)
-        assert heard(line).startswith(b"HTTP/1.1 400 ")
+        assert heard(line).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
 
 
 @pytest.mark.parametrize("who", ["anyone", "plain"])

@@ -1,7 +1,10 @@
 """Statements that go to the server past psycopg's cursors do what its own do, also when something goes wrong."""
 
 import datetime as dt
+import gc
+import logging
 import threading
+import weakref
 from collections.abc import Iterator
 
 import psycopg
@@ -118,6 +121,30 @@ def test_a_connection_that_breaks_is_made_good_by_another(store: Database, place
     with store.begun("divide", DIVIDE, [(5,)]) as rows:
         if when == "meanwhile":
             end_backends(place)
+        assert rows() == [[(2,)]]
+
+
+def test_nothing_is_kept_of_a_connection_that_is_closed(store: Database, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "psycopg.pool")  # what is logged of a connection is kept, with it, by pytest
+    seen = []
+    for _ in range(10):
+        with store.begun("divide", DIVIDE, [(10,)]) as rows:
+            assert rows() == [[(1,)]]
+        connection = store.take()
+        seen.append(weakref.ref(connection))
+        connection.close()
+        store.give_back(connection)
+        del connection
+    gc.collect()
+    alive = [one for one in seen if one() is not None]
+    assert len(alive) <= 4  # what the pool's three threads did last, and `rows`
+
+
+def test_what_cannot_be_written_leaves_the_connection_to_others(store: Database) -> None:
+    for _ in range(3):  # of two connections
+        with pytest.raises(UnicodeEncodeError), store.begun("note", NOTE, [(1, "\ud800", DAY, b"")]):
+            raise AssertionError
+    with store.begun("divide", DIVIDE, [(5,)]) as rows:
         assert rows() == [[(2,)]]
 
 

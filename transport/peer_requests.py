@@ -20,6 +20,8 @@ Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 MAX_HEAD = 16 << 10
+MAX_LINE, MAX_HEADERS = 4000, 100
+"""What gunicorn takes, too."""
 _READ_BYTES = 64 << 10
 _LENGTH = re.compile(rb"[0-9]{1,9}")
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -121,7 +123,7 @@ class PeerRequest:
         """Take a header."""
         if b"_" in name:  # which in the environment is another's name
             raise BadRequestError("a header's name")
-        self._headers.append((name, value))
+        self._headers.append((name, value.strip(b" \t")))  # llhttp leaves what stands behind it
 
     def on_headers_complete(self) -> None:
         """Judge the head."""
@@ -131,8 +133,11 @@ class PeerRequest:
         unusual = {b"transfer-encoding", b"upgrade", b"expect"}.intersection(names)
         if unusual or len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
             raise BadRequestError("a body without a plain length")
-        if self._parser.get_http_version() != "1.1" or not self._target.startswith(b"/"):
+        if self._parser.get_http_version() != "1.1" or not self._target.startswith(b"/") or names.count(b"host") > 1:
             raise BadRequestError("another version or kind of request")
+        lines = [len(self._target), *[len(name) + len(value) for name, value in self._headers]]
+        if max(lines) > MAX_LINE or len(lines) > MAX_HEADERS or sum(lines) > MAX_HEAD:
+            raise BadRequestError("the head is too long")
         if lengths and int(lengths[0]) > self._most:
             raise TooLongError("the body is too long")
         self.method = self._parser.get_method().decode("ascii")

@@ -182,6 +182,9 @@ class _Begun:
             self._send()
         except psycopg.Error as error:
             self._fault = error
+        except BaseException:
+            self.__exit__()
+            raise
         return self._rows
 
     def __exit__(self, *_: object) -> None:

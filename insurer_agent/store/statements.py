@@ -9,7 +9,6 @@ import select
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import psycopg
 import psycopg.abc
@@ -29,7 +28,8 @@ class _Known:
     prepared: set[bytes] = field(default_factory=set)
 
 
-_known_of: WeakKeyDictionary[Connection[Any], _Known] = WeakKeyDictionary()
+_KNOWN = "known_statements"
+"""Where a connection has what is known of it. The reader leads back to the connection: nothing else may lead to it."""
 
 
 class Statement:
@@ -43,9 +43,10 @@ class Statement:
         """Send the statement once for each of these parameters, as one transaction; the connection is idle and in
         autocommit. Raises `psycopg.OperationalError` if the connection is broken.
         """
-        known = _known_of.get(connection)
+        known: _Known | None = getattr(connection, _KNOWN, None)
         if known is None:
-            known = _known_of[connection] = _Known(Transformer.from_context(connection))
+            known = _Known(Transformer.from_context(connection))
+            setattr(connection, _KNOWN, known)
         prepares = self._name not in known.prepared
         server = connection.pgconn
         server.enter_pipeline_mode()

@@ -19,6 +19,7 @@ from service.admin import demo_view as view
 from service.admin.samples import LIMIT, Samples
 
 KEY_BYTES = 6
+BYTE = 255
 _CHUNK = 1 << 22
 _SEAM = b"\xff" * KEY_BYTES
 
@@ -102,6 +103,8 @@ def _pieces(place: str, value: object) -> Iterator[Piece]:
     elif isinstance(value, int):
         yield place, value.to_bytes(max(KEY_BYTES, (value.bit_length() + 7) // 8), "big")
     elif isinstance(value, tuple):
+        if value and all(isinstance(one, int) and 0 <= one <= BYTE for one in value):
+            yield place, bytes(value)
         for one in value:
             yield from _pieces(place, one)
     elif is_dataclass(value):
