@@ -48,12 +48,13 @@ class Statement:
             known = _Known(Transformer.from_context(connection))
             setattr(connection, _KNOWN, known)
         prepares = self._name not in known.prepared
+        given = [_written(values) for values in asked]  # what cannot be written is not begun
         server = connection.pgconn
         server.enter_pipeline_mode()
         if prepares:
             server.send_prepare(self._name, self._sql)
-        for values in asked:
-            server.send_query_prepared(self._name, *_written(values), pq.Format.BINARY)
+        for written, forms in given:
+            server.send_query_prepared(self._name, written, forms, pq.Format.BINARY)
         server.pipeline_sync()
         return Sent(self, connection, asked, known, prepares=prepares)
 
