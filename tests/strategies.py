@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -69,3 +70,9 @@ def messages(kind: type[Any]) -> st.SearchStrategy[Any]:
     """Return messages of a kind, as its annotations describe it."""
     _, fields, _ = kind._wire
     return st.builds(kind, **{field: values_of(codec) for field, codec in fields})
+
+
+def made_anew(patch: pytest.MonkeyPatch) -> None:
+    """Have what writes and reads messages made at each use, by the codecs as they are then."""
+    for name in ("write", "read"):
+        patch.setattr(Codec, name, property(vars(Codec)[name].func))

@@ -29,6 +29,7 @@ from malicious_member import (
     strangers,
     tried,
 )
+from strategies import made_anew
 from test_group import BAD_ENCODINGS
 
 from protocol import check, deposit, group, signing
@@ -408,6 +409,7 @@ def test_points_scalars_days_and_padding_that_cannot_be_are_refused(
             permissive.setattr(codec, "_check", None)
         permissive.setattr(DAY, "_least", 0)
         permissive.setattr(DAY, "_most", 2**32 - 1)
+        made_anew(permissive)
         changes: list[Change] = [
             *(lambda body, _, p=point: replace(body, unblinder=p) for point in (*bad_points[::7], bytes(32))),
             lambda body, _: replace(body, blinded=bytes(32)),
@@ -499,6 +501,7 @@ def test_a_batch_of_no_deposits_or_of_more_than_there_may_be_is_refused(
         count = dict(DepositBatch._wire[1])["deposits"]._count
         permissive.setattr(count, "_least", 0)
         permissive.setattr(count, "_most", 4096)
+        made_anew(permissive)
         more = (*(item.deposit for item in made), replace(one, deposit_id=bytes(16)))
         batches = [batch_of(me, made, deposits=deposits) for deposits in ((), more)]
     for signed in batches:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import chain, combinations
 
 import pytest
+from strategies import made_anew
 from test_check import (
     EXCEEDS,
     INDETERMINATE,
@@ -93,6 +94,7 @@ def test_every_bad_point_and_scalar_in_an_envelope_is_refused_as_malformed(monke
     with monkeypatch.context() as permissive:
         for codec in (POINT, SCALAR):
             permissive.setattr(codec, "_check", None)
+        made_anew(permissive)
         calls = [
             resealed(made, lambda body, changes=changes: person_changed(body, **changes)).call(at) for changes in bad
         ]

@@ -41,6 +41,7 @@ from malicious_member import (
     told,
     tried,
 )
+from strategies import made_anew
 from test_group import BAD_ENCODINGS
 
 from protocol import check, group
@@ -453,6 +454,7 @@ def test_no_lanes_and_more_lanes_than_there_may_be_are_refused(stage: Stage, mon
             count = dict(kind._wire[1])["lanes"]._count
             permissive.setattr(count, "_least", 0)
             permissive.setattr(count, "_most", 4096)
+        made_anew(permissive)
         bodies = [
             encode(replace(request, signed=signed_by(me.party, replace(statement, lanes=(lane,) * lanes))))
             for lanes in (0, 1, MAX_LANES + 1)
@@ -540,6 +542,7 @@ def test_points_and_scalars_that_are_not_canonical_are_refused_wherever_they_sta
     with monkeypatch.context() as permissive:
         for codec in (POINT, SCALAR):
             permissive.setattr(codec, "_check", None)
+        made_anew(permissive)
         statements = []
         for point in bad_points():
             bend = told(lambda body, point=point: person_of(body, blinded=point))

@@ -21,6 +21,7 @@ from ranges import (
     one_shard,
     refusal_of,
 )
+from strategies import made_anew
 from world import LIMIT, World, person
 
 from protocol.committee_keys import CommitteeKey
@@ -78,6 +79,7 @@ def test_a_choice_that_cannot_be_is_refused_and_nothing_of_the_call_is_kept(
         codec = dict(RangeOrder._wire[1])["chosen"]._count
         permissive.setattr(codec, "_least", 0)
         permissive.setattr(codec, "_most", 16)
+        made_anew(permissive)
         others = [encode(ranged.call(slots[0], ranged.order(chosen))) for chosen in (slots[:3], slots, ())]
     for data in others:
         with pytest.raises(ProtocolError, match="malformed"):
