@@ -18,7 +18,7 @@ from test_succession import BENDS, DAY, FIRST, SECOND, after
 from world import COUNT_RULE, NOW, RULE, TODAY, seeded
 
 from protocol import signing
-from protocol.encoding import decode, encode
+from protocol.encoding import UInt, decode, encode
 from protocol.errors import ProtocolError
 from protocol.manifest import Committee, Member, Rule, SignedManifest, Terms, day_of, hash_of, sign_terms
 from protocol.secret import Secret
@@ -82,7 +82,7 @@ def shown(value: Any) -> Any:  # noqa: ANN401  any field of a message
 
 
 def _shown(value: Any, kind: type[Any]) -> Any:  # noqa: ANN401  as above
-    wide = {name for name, codec in kind._wire[1] if getattr(codec, "_size", 0) == 8}
+    wide = {name for name, codec in kind._wire[1] if isinstance(codec, UInt) and codec.size == 8}
     inner = {"rules": Rule, "members": Member, "committees": Committee}
     return {
         name: [_shown(one, inner[name]) for one in item]
