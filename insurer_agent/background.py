@@ -40,10 +40,13 @@ _random = secrets.SystemRandom()
 def start(agent: Agent) -> None:
     """Start the threads; they end with their process."""
     # Watermarks go out at regular times, which tell nothing: so not between deposits.
-    works = ((_deposits, Lock.DEPOSITS), (_watermarks, Lock.WATERMARKS), (_check_jobs, Lock.CHECK_JOBS))
+    works = (
+        (_deposits, Lock.DEPOSITS, None),
+        (_watermarks, Lock.WATERMARKS, None),
+        (_check_jobs, Lock.CHECK_JOBS, agent.jobs.any_open),
+    )
     follow(agent)
-    for work, lock in works:
-        is_wanted = agent.jobs.any_open if work is _check_jobs else None
+    for work, lock, is_wanted in works:
         threading.Thread(target=_run, args=(agent, work, lock, is_wanted), name=work.__name__, daemon=True).start()
     if agent.tls is not None:
         # In every process: an agent's machines share their database, not their state directories.

@@ -22,7 +22,7 @@ fixed length by one `struct`, messages within messages in line.
 import dataclasses
 import hashlib
 import struct
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -42,6 +42,11 @@ Read = Callable[[bytes, int], tuple[Any, int]]
 def malformed(what: str) -> ProtocolError:
     """Return the error for bytes that are no encoding; `what` names the place, never the bytes."""
     return ProtocolError("malformed", f"the message cannot be decoded: {what}")
+
+
+_SHORT = "it ends early"
+_RANGE = "a number is out of range"
+_LENGTH = "a field has the wrong length"
 
 
 class _Code:
@@ -85,14 +90,14 @@ class _Code:
 
     def writer(self) -> Write:
         """Return the function that writes `value`."""
-        errors = {"struct.error": "a field is out of range", "UnicodeEncodeError": "a text is not Unicode"}
+        errors = {"(struct.error, OverflowError)": _RANGE, "UnicodeEncodeError": "a text is not Unicode"}
         write: Write = self._function("value, out", errors)
         return write
 
     def reader(self) -> Read:
         """Return the function that reads `value`."""
         self.add("return value, at")
-        errors = {"struct.error": "it ends early", "UnicodeDecodeError": "a text is not UTF-8"}
+        errors = {"struct.error": _SHORT, "UnicodeDecodeError": "a text is not UTF-8"}
         read: Read = self._function("data, at", errors)
         return read
 
@@ -111,7 +116,7 @@ def _alike(form: str, many: int) -> struct.Struct:
     return struct.Struct(f">{many}{form}" if len(form) == 1 else ">" + form * many)
 
 
-class Codec:
+class Codec(ABC):
     """How one field is written and read. `writing` and `reading` add the lines for a value that has a name."""
 
     @abstractmethod
@@ -137,11 +142,6 @@ class Codec:
         return code.reader()
 
 
-_SHORT = "it ends early"
-_RANGE = "a number is out of range"
-_LENGTH = "a field has the wrong length"
-
-
 class UInt(Codec):
     """An unsigned big-endian integer of 8 to 256 bits, no greater than `most`."""
 
@@ -153,18 +153,17 @@ class UInt(Codec):
         """The code by which `struct` writes and reads it, together with its neighbours; None where it knows none."""
         self._is_whole = (self._least, self._most) == (0, (1 << bits) - 1)
 
-    def judging(self, code: _Code, value: str) -> None:
-        """Refuse a number out of range, but for what `struct` refuses itself."""
+    def judging(self, code: _Code, least: str, greatest: str = "") -> None:
+        """Refuse a number, or one of several, out of range, but for what its size refuses itself."""
         if not self._is_whole:
-            code.refuse(f"not {self._least} <= {value} <= {self._most}", _RANGE)
+            code.refuse(f"{least} < {self._least} or {greatest or least} > {self._most}", _RANGE)
 
     def writing(self, code: _Code, value: str) -> None:
         """Append `value` in big-endian order."""
+        self.judging(code, value)
         if self.form is None:
-            code.refuse(f"not {self._least} <= {value} <= {self._most}", _RANGE)
             code.add(f"out.append({value}.to_bytes({self.size}, 'big'))")
         else:
-            self.judging(code, value)
             code.add(f"out.append({code.bound(struct.Struct('>' + self.form).pack)}({value}))")
 
     def reading(self, code: _Code, value: str) -> None:
@@ -179,8 +178,7 @@ class UInt(Codec):
 
     def writing_many(self, code: _Code, values: str) -> None:
         """Append numbers, at least one, as one by one."""
-        if self.form is None or not self._is_whole:
-            code.refuse(f"min({values}) < {self._least} or max({values}) > {self._most}", _RANGE)
+        self.judging(code, f"min({values})", f"max({values})")
         if self.form is None:
             code.add(f"out += [one.to_bytes({self.size}, 'big') for one in {values}]")
         else:
@@ -194,8 +192,7 @@ class UInt(Codec):
         code.add(f"at += {self.size} * {many}")
         if self.form is None:
             code.add(f"{values} = tuple([int.from_bytes(one, 'big') for one in {values}])")
-        if not self._is_whole:
-            code.refuse(f"min({values}) < {self._least} or max({values}) > {self._most}", _RANGE)
+        self.judging(code, f"min({values})", f"max({values})")
 
 
 class Fixed(Codec):
@@ -444,9 +441,8 @@ class _Layout(Codec):
             for codec, one in zip(codecs, names, strict=True):
                 codec.judging(code, one)
         code.add(f"{value} = new({code.bound(self._kind)})")
-        code.add(
-            f"{values} = {value}.__dict__"
-        )  # past the frozen class's own way, which takes longer than all the rest
+        # Past the frozen class's own way, which takes longer than all the rest.
+        code.add(f"{values} = {value}.__dict__")
         for name, one in read:
             code.add(f"{values}[{name!r}] = {one}")
         if self._is_kept:

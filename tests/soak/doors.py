@@ -8,6 +8,7 @@ import queue
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Work:
             step.sent = step.sent or now
 
 
-class Door:
+class Door(ABC):
     """A thread that tells a member's agent what it is given. `taken` is called with what the agent has; `fail` with
     what must never happen.
     """
@@ -84,8 +85,9 @@ class Door:
         except Exception as error:  # noqa: BLE001  a door that ends unseen would be a test of nothing
             self._fail(f"the door {self.name} of member {self.member} broke: {error!r}")
 
+    @abstractmethod
     def _round(self) -> None:
-        raise NotImplementedError
+        """Tell what is to be told now, or wait a moment for it."""
 
     def _finish(self, work: Work) -> None:
         now = time.time()
