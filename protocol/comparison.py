@@ -14,24 +14,13 @@ import hmac
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protocol import garbling, kdf
-from protocol.circuit import INPUTS, Wires
+from protocol.circuit import INPUTS
 from protocol.encoding import HASH, Blob, Fixed, Maybe, Nested, Seq, message
-from protocol.garbling import (
-    AES_KEY_BYTES,
-    LABEL_BYTES,
-    ActiveLabels,
-    Evaluator,
-    Garbler,
-    Table,
-    ZeroLabels,
-)
-from protocol.half_gates_arrays import Block
+from protocol.garbling import AES_KEY_BYTES, LABEL_BYTES, ZeroLabels
 from protocol.sharing import CHOSEN, GROUPS, RING, RING_BITS, Chosen
 from protocol.stamps import pair_stamp
 from protocol.token import Pseudonym
@@ -39,7 +28,7 @@ from protocol.token import Pseudonym
 MAX_LANES = 1024
 TAG_BYTES = 16
 K_BYTES = 32
-_LABELS_A_LANE = RING_BITS * LABEL_BYTES
+_LABELS_A_LANE, _KS_A_LANE = RING_BITS * LABEL_BYTES, INPUTS * K_BYTES
 _TABLE_BYTES = 321 * 2 * LABEL_BYTES
 
 
@@ -131,7 +120,7 @@ def tags(
     """
     key = kdf.derive(request_seed, "tags", check_id, bytes([attempt]), bytes(chosen))
     (stream,) = garbling.ENGINE.streams([(key, lanes * 2 * TAG_BYTES)])
-    pieces = _pieces(stream.tobytes(), TAG_BYTES)
+    pieces = _pieces(stream, TAG_BYTES)
     return list(zip(pieces[0::2], pieces[1::2], strict=True))
 
 
@@ -141,7 +130,8 @@ class Garbling:
 
     seed: Seed
     wires: ZeroLabels
-    vouchers: NDArray[np.uint8] = field(repr=False)
+    vouchers: bytes = field(repr=False)
+    """K of each lane and group."""
     circuit: Garbled
 
     def part(
@@ -159,7 +149,6 @@ class Garbling:
         """
         position = chosen.position(slot)
         told = [lane for lane in range(len(lanes)) if lane not in withheld]
-        rows = told if withheld else slice(None)
         active = self.wires.activate(_inputs(lanes))
         session = self.seed.key("session")
         sent, vouched = [], []
@@ -168,11 +157,11 @@ class Garbling:
                 continue
             slots = (chosen.slots[pair[0]], chosen.slots[pair[1]])
             stamp = pair_stamp(session, slots, chosen.committee_size, stamp_sums)
-            labels = active.labels[rows, place].tobytes()
+            labels = _of_group(active, _LABELS_A_LANE, place, told)
             if position == pair[0]:
                 sent.append(Sent(labels=labels, stamp=stamp))
             else:
-                vouched.append(_vouch(labels, stamp, place, self.vouchers[rows, place].tobytes(), told))
+                vouched.append(_vouch(labels, stamp, place, _of_group(self.vouchers, K_BYTES, place, told), told))
         return Part(
             session_check=hmac.digest(session, b"session check", "sha256"),
             garbled=self.circuit if position == 0 else None,
@@ -187,33 +176,27 @@ Tags = list[tuple[bytes, bytes]]
 
 
 def garble_together(asked: Sequence[tuple[Seed, Tags]]) -> list[Garbling]:
-    """Garble several checks, each under its own seed and AES key, in one run over the arrays of all."""
+    """Garble several checks, each under its own seed and AES key, in one run over the lanes of all."""
     counts = [len(lane_tags) for _, lane_tags in asked]
     wires, vouchers = _drawn([(seed, count) for (seed, _), count in zip(asked, counts, strict=True)])
     keys = [(seed.key("AES key", AES_KEY_BYTES), count) for (seed, _), count in zip(asked, counts, strict=True)]
-    garbler = Garbler(keys, _joined(wires))
-    pieces = [_pieces(rows.tobytes(), K_BYTES) for rows in vouchers]
-    masks = [
-        _output_mask(seed.header, lane, b"".join(own[lane * INPUTS : (lane + 1) * INPUTS]))
-        for (seed, _), own, count in zip(asked, pieces, counts, strict=True)
-        for lane in range(count)
+    said = [
+        _masked(pair, _output_mask(seed.header, lane, own[lane * _KS_A_LANE : (lane + 1) * _KS_A_LANE]))
+        for (seed, lane_tags), own in zip(asked, vouchers, strict=True)
+        for lane, pair in enumerate(lane_tags)
     ]
-    pairs = [pair for _, lane_tags in asked for pair in lane_tags]
-    within, exceeding = (
-        _blocks(b"".join([_xor(pair[bit], mask) for pair, mask in zip(pairs, masks, strict=True)]), len(masks))
-        for bit in (0, 1)
-    )
-    outputs, table, made, at = garbler.encrypt_outputs(within, exceeding), garbler.table.rows, [], 0
-    for (seed, _), own, (key, count), rows, ks in zip(asked, wires, keys, vouchers, pieces, strict=True):
-        of = slice(at, at + count)
+    labels, offsets = (b"".join([getattr(one, name) for one in wires]) for name in ("labels", "offsets"))
+    table, outputs = garbling.ENGINE.garble(keys, labels, offsets, b"".join(said))
+    tables, pairs = _cut(table, counts, _TABLE_BYTES), _cut(outputs, counts, 2 * TAG_BYTES)
+    made = []
+    for place, (seed, _) in enumerate(asked):
         circuit = Garbled(
-            table=Table(table[of]).encode(),
-            aes_key=key,
-            outputs=outputs[of].tobytes(),
-            vouchers=b"".join(map(_voucher_hash, ks)),
+            table=tables[place],
+            aes_key=keys[place][0],
+            outputs=pairs[place],
+            vouchers=b"".join([_voucher_hash(voucher) for voucher in _pieces(vouchers[place], K_BYTES)]),
         )
-        made.append(Garbling(seed, own, rows, circuit))
-        at += count
+        made.append(Garbling(seed, wires[place], vouchers[place], circuit))
     return made
 
 
@@ -285,18 +268,17 @@ def evaluate_together(answered: Sequence[Answered]) -> list[list[bytes] | Disagr
             found.append(disagreement)
     if not matching:
         return found
-    rows = [Table.decode(one.garbled.table, one.answered.lanes).rows for one in matching]
-    evaluator = Evaluator(
+    said = garbling.ENGINE.evaluate(
         [(one.garbled.aes_key, one.answered.lanes) for one in matching],
-        ActiveLabels(_concatenated([one.inputs for one in matching])),
-        Table(_concatenated(rows)),
+        b"".join([one.labels for one in matching]),
+        b"".join([one.garbled.table for one in matching]),
+        b"".join([one.garbled.outputs for one in matching]),
     )
-    outputs = [_blocks(one.garbled.outputs, one.answered.lanes, 2) for one in matching]
-    opened = iter(evaluator.open_outputs(_concatenated(outputs)))
+    opened = iter(_pieces(said, TAG_BYTES))
     for place, match in zip(places, matching, strict=True):
         header, vouchers = match.answered.header, match.vouchers
         found[place] = [
-            _xor(next(opened).tobytes(), _output_mask(header, lane, b"".join(vouchers.get(lane, ()))))
+            _xor(next(opened), _output_mask(header, lane, b"".join(vouchers.get(lane, ()))))
             for lane in range(match.answered.lanes)
         ]
     return found
@@ -312,11 +294,11 @@ def evaluate(parts: Mapping[int, Part], chosen: Chosen, lanes: int, header: byte
 
 @dataclass(frozen=True)
 class _Matching:
-    """Parts that belong together, as far as the service can see: active labels (lanes, 6, 48, 2), K by lane."""
+    """Parts that belong together, as far as the service can see: active labels of all lanes, K by lane."""
 
     answered: Answered
     garbled: Garbled
-    inputs: Wires
+    labels: bytes
     vouchers: dict[int, list[bytes]]
 
 
@@ -330,19 +312,20 @@ def _matched(answered: Answered) -> _Matching:
     _compare(ordered, chosen, told)
     garbled = ordered[0].garbled
     assert garbled is not None  # _in_place refused otherwise
-    inputs = np.empty((lanes, INPUTS, RING_BITS, 2), dtype=np.uint64)
+    by_group: list[list[bytes]] = []
     vouchers: dict[int, list[bytes]] = {lane: [] for lane in told}
     for place, sent, vouched in _groups(ordered):
-        inputs[:, place] = _blocks(sent.labels, lanes, RING_BITS)
+        by_group.append(_pieces(sent.labels, _LABELS_A_LANE))
         for lane in told:
-            labels = sent.labels[lane * _LABELS_A_LANE : (lane + 1) * _LABELS_A_LANE]
+            labels = by_group[place][lane]
             masked = vouched.masked[lane * K_BYTES : (lane + 1) * K_BYTES]
             voucher = _xor(masked, _voucher_pad(labels, sent.stamp, place, lane))
             at = (lane * INPUTS + place) * K_BYTES
             if not hmac.compare_digest(_voucher_hash(voucher), garbled.vouchers[at : at + K_BYTES]):
                 raise Disagreement((chosen.slots[GROUPS[place][1]],), "a voucher's K")
             vouchers[lane].append(voucher)
-    return _Matching(answered, garbled, inputs, vouchers)
+    active = b"".join([labels for of_lane in zip(*by_group, strict=True) for labels in of_lane])
+    return _Matching(answered, garbled, active, vouchers)
 
 
 def _in_place(part: Part, chosen: Chosen, slot: int, lanes: int, withheld: tuple[int, ...]) -> Part:
@@ -353,12 +336,10 @@ def _in_place(part: Part, chosen: Chosen, slot: int, lanes: int, withheld: tuple
         raise Disagreement((slot,), "a part is malformed")
     if not withheld:
         return part
-    told = np.delete(np.arange(lanes), withheld)
 
     def spread(data: bytes, size: int) -> bytes:
-        rows = np.zeros((lanes, size), dtype=np.uint8)
-        rows[told] = np.frombuffer(data, dtype=np.uint8).reshape(len(told), size)
-        return rows.tobytes()
+        told = iter(_pieces(data, size))
+        return b"".join([bytes(size) if lane in withheld else next(told) for lane in range(lanes)])
 
     return replace(
         part,
@@ -428,37 +409,33 @@ def _well_shaped(part: Part, position: int, lanes: int, told: int) -> bool:
     )
 
 
-def _inputs(lanes: list[LaneInput]) -> Wires:
-    """Return limit - x_1, -x_2, ..., -x_6, (lanes, 6); groups that this custodian does not hold count as zero."""
-    values = [
-        [((lane.limit if place == 0 else 0) - (value or 0)) % RING for place, value in enumerate(lane.groups)]
+def _inputs(lanes: list[LaneInput]) -> list[int]:
+    """Return of each lane limit - x_1, -x_2, ..., -x_6; groups that this custodian does not hold count as zero."""
+    return [
+        ((lane.limit if place == 0 else 0) - (value or 0)) % RING
         for lane in lanes
+        for place, value in enumerate(lane.groups)
     ]
-    return np.array(values, dtype=np.uint64).reshape(len(lanes), INPUTS)
 
 
-def _drawn(seeds: Sequence[tuple[Seed, int]]) -> tuple[list[ZeroLabels], list[NDArray[np.uint8]]]:
-    """Return of each seed, with its number of lanes, what its streams say: the labels, and K (lanes, 6, 32)."""
-    sizes = {"wire labels": INPUTS * RING_BITS * LABEL_BYTES, "offsets": LABEL_BYTES, "K": INPUTS * K_BYTES}
-    wanted = [(seed.key(name), lanes * size) for name, size in sizes.items() for seed, lanes in seeds]
+def _drawn(seeds: Sequence[tuple[Seed, int]]) -> tuple[list[ZeroLabels], list[bytes]]:
+    """Return of each seed, with its number of lanes, what its streams say: the labels, and K of each lane and group."""
+    sizes = {"wire labels": INPUTS * _LABELS_A_LANE, "offsets": LABEL_BYTES, "K": _KS_A_LANE}
+    wanted = [(seed.key(name), lanes * size) for seed, lanes in seeds for name, size in sizes.items()]
     streams = garbling.ENGINE.streams(wanted)
-    wires: list[ZeroLabels] = []
-    vouchers: list[NDArray[np.uint8]] = []
-    for place, (_, lanes) in enumerate(seeds):
-        labels, offsets, ks = streams[place :: len(seeds)]
-        spread = offsets.view("<u8").reshape(lanes, 2)
-        spread[:, 0] |= np.uint64(1)
-        wires.append(ZeroLabels(labels.view("<u8").reshape(lanes, INPUTS, RING_BITS, 2), spread))
-        vouchers.append(ks.reshape(lanes, INPUTS, K_BYTES))
-    return wires, vouchers
+    wires = [ZeroLabels(*both) for both in zip(streams[::3], streams[1::3], strict=True)]
+    return wires, streams[2::3]
 
 
-def _joined(wires: Sequence[ZeroLabels]) -> ZeroLabels:
-    return ZeroLabels(_concatenated([one.labels for one in wires]), _concatenated([one.offsets for one in wires]))
+def _of_group(data: bytes, size: int, place: int, lanes: Sequence[int]) -> bytes:
+    """Return what of these lanes belongs to one group, `size` bytes each; `data` has the six groups of every lane."""
+    starts = [(lane * INPUTS + place) * size for lane in lanes]
+    return b"".join([data[start : start + size] for start in starts])
 
 
-def _concatenated(arrays: Sequence[Wires]) -> Wires:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _masked(pair: tuple[bytes, bytes], mask: bytes) -> bytes:
+    within, exceeds = pair
+    return _xor(within, mask) + _xor(exceeds, mask)
 
 
 def _output_mask(header: bytes, lane: int, vouchers: bytes) -> bytes:
@@ -482,8 +459,10 @@ def _voucher_hash(voucher: bytes) -> bytes:
     return hashlib.sha256(b"cover-lookup/v1 voucher hash" + voucher).digest()
 
 
-def _blocks(data: bytes, *shape: int) -> Block:
-    return np.frombuffer(data, dtype="<u8").reshape(*shape, 2)
+def _cut(data: bytes, counts: Sequence[int], size: int) -> list[bytes]:
+    """Return the pieces of so many lanes each, of `size` bytes a lane."""
+    ends = accumulate([count * size for count in counts])
+    return [data[end - count * size : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _pieces(data: bytes, size: int) -> list[bytes]:

@@ -1,7 +1,7 @@
 /* The comparison circuit, garbled and evaluated a lane at a time: what protocol/half_gates_arrays.py does, to the bit.
  *
  * Half-gates (Zahur, Rosulek, Evans 2015) with free XOR and point-and-permute, over the circuit of protocol/circuit.py.
- * There is no cipher here: AES-128 is OpenSSL's, through the functions that `half_gates_bind_1` is given. No branch and
+ * There is no cipher here: AES-128 is OpenSSL's, through the functions that `half_gates_bind_2` is given. No branch and
  * no address depends on a label: select bits become masks.
  *
  * It includes no header of Python's: protocol/half_gates_compiled.py loads it by ctypes, which lets other threads run
@@ -33,7 +33,7 @@ static const EVP_CIPHER *(*aes_256_ctr)(void);
 static int (*encrypt_init)(EVP_CIPHER_CTX *, const EVP_CIPHER *, void *, const unsigned char *, const unsigned char *);
 static int (*encrypt_update)(EVP_CIPHER_CTX *, unsigned char *, int *, const unsigned char *, int);
 
-void half_gates_bind_1(void *const functions[6])
+void half_gates_bind_2(void *const functions[6])
 {
     memcpy(&ctx_new, &functions[0], sizeof ctx_new);
     memcpy(&ctx_free, &functions[1], sizeof ctx_free);
@@ -189,8 +189,8 @@ static block exceeds(lane *of, and_layer land, number *x)
     return propagate[LOW] ^ top_carry(of, land, generate, propagate);
 }
 
-/* Runs one lane and leaves its output wire and the hashes of `pads` output labels: of a garbler's both. */
-static void run(lane *of, and_layer land, const kept *labels, int pads, kept *output, kept *hashed)
+/* Runs one lane and leaves in `hashes` those of its output wire's label and, of a garbler, of the other. */
+static block run(lane *of, and_layer land, const kept *labels, int pads)
 {
     number x[INPUTS];
     memcpy(x, labels, sizeof x);
@@ -200,17 +200,21 @@ static void run(lane *of, and_layer land, const kept *labels, int pads, kept *ou
     of->labels[1] = wire ^ of->offset;
     of->hashes[0] = of->hashes[1] = tweak;
     hash(of, pads);
-    *output = wire;
-    for (int at = 0; at < pads; at++)
-        hashed[at] = of->hashes[at];
+    return select_mask(wire);
+}
+
+/* An offset as it is drawn, but for its last bit: select bits of a wire's two labels differ. */
+static inline block offset_of(block drawn)
+{
+    return drawn | (block){1, 0};
 }
 
 /* Runs all lanes: of key k, 16 bytes, the next counts[k]; each key numbers its lanes from 0. Returns 1, or 0 where
- * OpenSSL refused. `offsets` is null for an evaluator. */
+ * OpenSSL refused. `offsets` is null for an evaluator. Of each lane a garbler turns the two blocks `in`, by bit, into
+ * the two rows `out`, by select bit; an evaluator opens one of the two rows `in`. */
 static int run_all(and_layer land, int keys, const unsigned char *aes_keys, const int32_t *counts, const kept *labels,
-                   const kept *offsets, kept *rows, kept *outputs, kept *hashed)
+                   const kept *offsets, kept *rows, const kept *in, kept *out)
 {
-    int pads = offsets ? 2 : 1;
     lane of;
     of.pi = ctx_new();
     of.offset = (block){0, 0};
@@ -223,12 +227,19 @@ static int run_all(and_layer land, int keys, const unsigned char *aes_keys, cons
             of.gate = 0;
             of.rows = (kept (*)[2])rows;
             if (offsets)
-                of.offset = *offsets++;
-            run(&of, land, labels, pads, outputs, hashed);
+                of.offset = offset_of(*offsets++);
+            block select = run(&of, land, labels, offsets ? 2 : 1);
+            if (offsets) {
+                block zero = of.hashes[0] ^ in[0], one = of.hashes[1] ^ in[1];
+                block swap = (zero ^ one) & select;
+                *out++ = zero ^ swap;
+                *out++ = one ^ swap;
+            } else {
+                *out++ = of.hashes[0] ^ in[0] ^ ((in[0] ^ in[1]) & select);
+            }
             labels += INPUTS * BITS;
             rows += 2 * ANDS;
-            outputs++;
-            hashed += pads;
+            in += 2;
         }
     }
     if (of.pi)
@@ -236,29 +247,31 @@ static int run_all(and_layer land, int keys, const unsigned char *aes_keys, cons
     return !of.failed;
 }
 
-/* Zero labels [lanes][6][48] and offsets [lanes] in; table [lanes][321][2], output zero labels [lanes] and the hashes of
- * both output labels [lanes][2] out. */
+/* Zero labels [lanes][6][48], offsets [lanes] and what the outputs say, by bit [lanes][2], in; table [lanes][321][2] and
+ * encrypted outputs, by select bit [lanes][2], out. */
 int half_gates_garble(int keys, const void *aes_keys, const void *counts, const void *labels, const void *offsets,
-                      void *table, void *outputs, void *hashed)
+                      const void *said, void *table, void *outputs)
 {
-    return run_all(garble_layer, keys, aes_keys, counts, labels, offsets, table, outputs, hashed);
+    return run_all(garble_layer, keys, aes_keys, counts, labels, offsets, table, said, outputs);
 }
 
-/* Active labels [lanes][6][48] and table in; active output labels [lanes] and their hashes [lanes] out. */
+/* Active labels [lanes][6][48], table and encrypted outputs in; what the outputs say [lanes] out. */
 int half_gates_evaluate(int keys, const void *aes_keys, const void *counts, const void *labels, const void *table,
-                        void *outputs, void *hashed)
+                        const void *outputs, void *said)
 {
-    return run_all(evaluate_layer, keys, aes_keys, counts, labels, NULL, (void *)table, outputs, hashed);
+    return run_all(evaluate_layer, keys, aes_keys, counts, labels, NULL, (void *)table, outputs, said);
 }
 
 /* Zero labels [lanes][6][48], offsets [lanes] and numbers [lanes][6] in; the labels of the numbers' bits out. */
-void half_gates_activate(int lanes, const kept *labels, const kept *offsets, const uint64_t *numbers, kept *active)
+void half_gates_activate(int lanes, const kept *labels, const kept *offsets, const unsigned char *numbers, kept *active)
 {
     for (int lane = 0; lane < lanes; lane++)
         for (int input = 0; input < INPUTS; input++) {
-            uint64_t number = *numbers++;
+            uint64_t number;
+            memcpy(&number, numbers, sizeof number);
+            numbers += sizeof number;
             for (int bit = 0; bit < BITS; bit++)
-                *active++ = *labels++ ^ (select_mask((block){number >> bit, 0}) & offsets[lane]);
+                *active++ = *labels++ ^ (select_mask((block){number >> bit, 0}) & offset_of(offsets[lane]));
         }
 }
 

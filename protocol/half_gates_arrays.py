@@ -11,48 +11,75 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from protocol import kdf
-from protocol.circuit import ANDS, Wires, exceeds, plain_bits
+from protocol.circuit import ANDS, INPUTS, Wires, exceeds, plain_bits
+from protocol.sharing import RING_BITS
 
 TWEAKS_PER_LANE = 1024
 """Two a gate (642), then one for the outputs: each lane has a range of tweaks of its own."""
 _OUTPUT_TWEAK = np.array([1023, 0], dtype=np.uint64)
 _ONE = np.uint64(1)
+_LAST_BIT = np.array([1, 0], dtype=np.uint64)
 _WORD = np.dtype("<u8")
+_BLOCK_BYTES = 16
 
 Block = NDArray[np.uint64]
 """128 bits as two little-endian uint64; the last axis."""
 Keys = Sequence[tuple[bytes, int]]
 """AES keys, each with the number of lanes that are under it: garblings of their own, whose arrays are one."""
-
-
 Streams = Sequence[tuple[bytes, int]]
 """Keys, each with the number of bytes that are wanted of its stream."""
-Bytes = NDArray[np.uint8]
 
 
 class Arrays:
-    """Garbles and evaluates by NumPy."""
+    """Garbles and evaluates by NumPy; see `protocol.garbling.Engine`."""
 
     name = "over arrays"
 
-    def streams(self, wanted: Streams) -> list[Bytes]:
+    def streams(self, wanted: Streams) -> list[bytes]:
         """Return of each key (32 bytes) its stream, `protocol.kdf.stream`."""
-        return [np.frombuffer(bytearray(kdf.stream(key, size)), dtype=np.uint8) for key, size in wanted]
+        return [kdf.stream(key, size) for key, size in wanted]
 
-    def activate(self, labels: Wires, offsets: Block, numbers: Wires) -> Wires:
-        """Return the labels of the bits of numbers, (lanes, 6): shape of `labels`."""
-        active: Wires = labels ^ (offsets[:, None, None] * plain_bits(numbers))
-        return active
+    def activate(self, labels: bytes, offsets: bytes, numbers: Sequence[int]) -> bytes:
+        """Return the labels of the bits of numbers, six a lane."""
+        drawn = _offsets(offsets)
+        bits = plain_bits(np.array(numbers, dtype=np.uint64).reshape(len(drawn), INPUTS))
+        active: Wires = _labels(labels, len(drawn)) ^ (drawn[:, None, None] * bits)
+        return active.tobytes()
 
-    def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
-        """Return (table, output zero labels, hashes of both output labels): as `protocol.garbling.Engine` says."""
-        run = _Garbling(keys, labels, offsets)
-        return run.rows, run.output, run.pads
+    def garble(self, keys: Keys, labels: bytes, offsets: bytes, said: bytes) -> tuple[bytes, bytes]:
+        """Return table and encrypted outputs."""
+        drawn = _offsets(offsets)
+        run = _Garbling(keys, _labels(labels, len(drawn)), drawn)
+        by_bit = run.pads ^ _blocks(said, len(drawn), 2)
+        rows, lane, zero = np.empty_like(by_bit), np.arange(len(drawn)), _row(run.output)
+        rows[lane, zero] = by_bit[:, 0]
+        rows[lane, 1 - zero] = by_bit[:, 1]  # an offset's last bit is 1
+        return run.rows.tobytes(), rows.tobytes()
 
-    def evaluate(self, keys: Keys, labels: Wires, rows: Wires) -> tuple[Block, Block]:
-        """Return (active output labels, their hashes)."""
-        run = _Evaluation(keys, labels, rows)
-        return run.output, run.pads
+    def evaluate(self, keys: Keys, labels: bytes, table: bytes, outputs: bytes) -> bytes:
+        """Return what the outputs say."""
+        lanes = sum([count for _, count in keys])
+        run = _Evaluation(keys, _labels(labels, lanes), _blocks(table, lanes, ANDS, 2))
+        said: Block = _blocks(outputs, lanes, 2)[np.arange(lanes), _row(run.output)] ^ run.pads
+        return said.tobytes()
+
+
+def _blocks(data: bytes, *shape: int) -> Wires:
+    return np.frombuffer(data, _WORD).reshape(*shape, 2)
+
+
+def _labels(data: bytes, lanes: int) -> Wires:
+    return _blocks(data, lanes, INPUTS, RING_BITS)
+
+
+def _offsets(data: bytes) -> Block:
+    """Return offsets as they are drawn, but for their last bits: select bits of a wire's two labels differ."""
+    return _blocks(data, len(data) // _BLOCK_BYTES) | _LAST_BIT
+
+
+def _row(output: Block) -> NDArray[np.intp]:
+    """Return the row of each lane's outputs that its output label stands for, (lanes,)."""
+    return (output[:, 0] & _ONE).astype(np.intp)
 
 
 class _Hash:

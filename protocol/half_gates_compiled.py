@@ -5,14 +5,14 @@ It is plain C, loaded by `ctypes`: other threads run meanwhile, and building it 
 
 import ctypes
 import hashlib
+import struct
 import sysconfig
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-
-from protocol.circuit import ANDS, INPUTS, Wires
-from protocol.half_gates_arrays import Arrays, Block, Bytes, Keys, Streams
+from protocol.circuit import ANDS, INPUTS
+from protocol.half_gates_arrays import Arrays, Keys, Streams
 from protocol.sharing import RING_BITS
 
 _LIBRARY = Path(__file__).with_name("_half_gates" + str(sysconfig.get_config_var("EXT_SUFFIX")))
@@ -24,8 +24,11 @@ _OPENSSL = (
     "EVP_EncryptInit_ex",
     "EVP_EncryptUpdate",
 )
-_BIND = "half_gates_bind_1"
+_BIND = "half_gates_bind_2"
 _POINTER = ctypes.c_void_p
+_BLOCK_BYTES = 16
+_LABELS_BYTES, _TABLE_BYTES = INPUTS * RING_BITS * _BLOCK_BYTES, ANDS * 2 * _BLOCK_BYTES
+"""Of a lane: the labels of its six numbers, and its table."""
 
 
 def load() -> "Compiled | None":
@@ -78,46 +81,42 @@ class Compiled:
         self._streams.argtypes = [ctypes.c_int, *[_POINTER] * 3]
         self._activate.argtypes, self._activate.restype = [ctypes.c_int, *[_POINTER] * 4], None
 
-    def streams(self, wanted: Streams) -> list[Bytes]:
-        """Return of each key (32 bytes) its stream, as `protocol.kdf.stream`, all in one stretch of memory."""
+    def streams(self, wanted: Streams) -> list[bytes]:
+        """Return of each key (32 bytes) its stream, as `protocol.kdf.stream`."""
         sizes = [size for _, size in wanted]
         if not 0 <= min(sizes) <= max(sizes) < 1 << 31:
             raise ValueError("a negative number of bytes, or too many")
-        out, ends = np.empty(sum(sizes), dtype=np.uint8), [*accumulate(sizes)]
-        _require(self._streams(len(wanted), _joined(wanted, 32), _numbers(sizes), _address(out)))
-        return [out[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        out = ctypes.create_string_buffer(sum(sizes))
+        _require(self._streams(len(wanted), _joined(wanted, 32), _numbers(sizes), out))
+        return _cut(out.raw, sizes)
 
-    def activate(self, labels: Wires, offsets: Block, numbers: Wires) -> Wires:
-        """Return the labels of the bits of numbers, (lanes, 6): shape of `labels`."""
-        lanes = len(labels)
-        _require_shape(labels, lanes, INPUTS, RING_BITS, 2)
-        _require_shape(offsets, lanes, 2)
-        _require_shape(numbers, lanes, INPUTS)
-        active = np.empty_like(labels)
-        self._activate(lanes, _address(labels), _address(offsets), _address(numbers), _address(active))
-        return active
+    def activate(self, labels: bytes, offsets: bytes, numbers: Sequence[int]) -> bytes:
+        """Return the labels of the bits of numbers, six a lane."""
+        lanes = len(offsets) // _BLOCK_BYTES
+        _require_sizes(lanes, (labels, _LABELS_BYTES), (offsets, _BLOCK_BYTES))
+        if len(numbers) != lanes * INPUTS:
+            raise ValueError("another number of numbers")
+        active = ctypes.create_string_buffer(len(labels))
+        self._activate(lanes, labels, offsets, struct.pack(f"<{len(numbers)}Q", *numbers), active)
+        return active.raw
 
-    def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
-        """Return (table, output zero labels, hashes of both output labels): as `protocol.garbling.Engine` says."""
-        lanes = _lanes(keys, labels)
-        rows, output, pads = _empty(lanes, ANDS, 2, 2), _empty(lanes, 2), _empty(lanes, 2, 2)
-        _require_shape(offsets, lanes, 2)
-        given = _joined(keys, 16), _counts(keys), _address(labels), _address(offsets)
-        _require(self._garble(len(keys), *given, _address(rows), _address(output), _address(pads)))
-        return rows, output, pads
+    def garble(self, keys: Keys, labels: bytes, offsets: bytes, said: bytes) -> tuple[bytes, bytes]:
+        """Return table and encrypted outputs."""
+        lanes = _lanes(keys)
+        _require_sizes(lanes, (labels, _LABELS_BYTES), (offsets, _BLOCK_BYTES), (said, 2 * _BLOCK_BYTES))
+        table = ctypes.create_string_buffer(lanes * _TABLE_BYTES)
+        outputs = ctypes.create_string_buffer(lanes * 2 * _BLOCK_BYTES)
+        given = _joined(keys, 16), _counts(keys), labels, offsets, said
+        _require(self._garble(len(keys), *given, table, outputs))
+        return table.raw, outputs.raw
 
-    def evaluate(self, keys: Keys, labels: Wires, rows: Wires) -> tuple[Block, Block]:
-        """Return (active output labels, their hashes)."""
-        lanes = _lanes(keys, labels)
-        output, pads = _empty(lanes, 2), _empty(lanes, 2)
-        _require_shape(rows, lanes, ANDS, 2, 2)
-        given = _joined(keys, 16), _counts(keys), _address(labels), _address(rows)
-        _require(self._evaluate(len(keys), *given, _address(output), _address(pads)))
-        return output, pads
-
-
-def _empty(*shape: int) -> Wires:
-    return np.empty(shape, dtype=np.uint64)
+    def evaluate(self, keys: Keys, labels: bytes, table: bytes, outputs: bytes) -> bytes:
+        """Return what the outputs say."""
+        lanes = _lanes(keys)
+        _require_sizes(lanes, (labels, _LABELS_BYTES), (table, _TABLE_BYTES), (outputs, 2 * _BLOCK_BYTES))
+        said = ctypes.create_string_buffer(lanes * _BLOCK_BYTES)
+        _require(self._evaluate(len(keys), _joined(keys, 16), _counts(keys), labels, table, outputs, said))
+        return said.raw
 
 
 def _joined(keys: Keys, size: int) -> bytes:
@@ -135,24 +134,18 @@ def _numbers(values: list[int]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * len(values))(*values)
 
 
-def _lanes(keys: Keys, labels: Wires) -> int:
+def _lanes(keys: Keys) -> int:
     counts = [count for _, count in keys]
     if min(counts) < 0:
         raise ValueError("a negative number of lanes")
-    lanes = sum(counts)
-    _require_shape(labels, lanes, INPUTS, RING_BITS, 2)
-    return lanes
+    return sum(counts)
 
 
-def _require_shape(array: Wires, *shape: int) -> None:
-    """Refuse memory that is not what the library reads: it takes our word for it."""
-    if array.shape != shape or array.dtype != np.uint64 or not array.flags.c_contiguous:
-        raise ValueError("labels of another shape")
-
-
-def _address(array: Wires | Bytes) -> int:
-    address: int = array.__array_interface__["data"][0]  # `array.ctypes` makes two objects more to say the same
-    return address
+def _require_sizes(lanes: int, *given: tuple[bytes, int]) -> None:
+    """Refuse memory that is not what the library reads, so many bytes a lane: it takes our word for it."""
+    for data, of_a_lane in given:
+        if not isinstance(data, bytes) or len(data) != lanes * of_a_lane:
+            raise ValueError("labels, or what belongs to them, of another size")
 
 
 def _require(done: int) -> None:
@@ -162,18 +155,19 @@ def _require(done: int) -> None:
 
 def _agrees(compiled: Compiled) -> bool:
     """Whether it does to two keys' lanes what is done over arrays."""
-    drawn = hashlib.shake_128(b"cover-lookup/v1 self-test of half-gates").digest(3 * (INPUTS * RING_BITS + 1) * 16 + 32)
-    blocks = np.frombuffer(drawn, dtype="<u8").reshape(-1, 2)
-    keys = [(drawn[-16:], 1), (drawn[-32:-16], 2)]
-    offsets = blocks[:3].copy()
-    offsets[:, 0] |= np.uint64(1)
-    labels = blocks[3:-2].reshape(3, INPUTS, RING_BITS, 2)
-    garbled, expected = compiled.garble(keys, labels, offsets), Arrays().garble(keys, labels, offsets)
-    evaluated, opened = compiled.evaluate(keys, labels, garbled[0]), Arrays().evaluate(keys, labels, expected[0])
-    wanted = [(drawn[:32], 33), (drawn[32:64], 16)]
-    pairs: list[tuple[Wires | Bytes, Wires | Bytes]] = [*zip(garbled, expected, strict=True)]
-    pairs += zip(evaluated, opened, strict=True)
-    numbers = blocks[: 3 * INPUTS, 0].reshape(3, INPUTS).copy()
-    pairs.append((compiled.activate(labels, offsets, numbers), Arrays().activate(labels, offsets, numbers)))
-    pairs += zip(compiled.streams(wanted), Arrays().streams(wanted), strict=True)
-    return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+    lanes, size = 3, _LABELS_BYTES + 3 * _BLOCK_BYTES + 8 * INPUTS
+    drawn = hashlib.shake_128(b"cover-lookup/v1 self-test of half-gates").digest(lanes * size + 32)
+    pieces = _cut(drawn, [lanes * _LABELS_BYTES, lanes * _BLOCK_BYTES, 2 * lanes * _BLOCK_BYTES, 8 * lanes * INPUTS])
+    labels, offsets, said, numbers = pieces
+    keys, wanted = [(drawn[-16:], 1), (drawn[-32:-16], 2)], [(drawn[:32], 33), (drawn[32:64], 16)]
+    found = []
+    for engine in (compiled, Arrays()):
+        table, outputs = engine.garble(keys, labels, offsets, said)
+        evaluated = engine.evaluate(keys, labels, table, outputs)
+        active = engine.activate(labels, offsets, struct.unpack(f"<{lanes * INPUTS}Q", numbers))
+        found.append((table, outputs, evaluated, active, *engine.streams(wanted)))
+    return found[0] == found[1]
+
+
+def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    return [data[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]

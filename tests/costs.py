@@ -1,28 +1,26 @@
 """What a piece of the protocol costs, in counts that no other load on the machine can blur.
 
-Counted are primitives (multiplications in the group, hashes, signatures, AES calls), operations on arrays and their
-elements, Python calls, and executed lines of `protocol/`. The first are the same on every machine; calls and lines
-may differ a little between versions of Python.
+Counted are primitives (multiplications in the group, hashes, signatures, AES calls), lanes garbled, Python calls, and
+executed lines of `protocol/`. The first are the same on every machine; calls and lines may differ a little between
+versions of Python.
 """
 
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import pytest
 
 import protocol
 from protocol import encoding, garbling
-from protocol.circuit import Wires
 from protocol.garbling import Engine
-from protocol.half_gates_arrays import Block, Bytes, Keys, Streams
+from protocol.half_gates_arrays import Keys, Streams
 
 T = TypeVar("T")
 
@@ -56,53 +54,29 @@ _CALLS_INTO_C = {
 }
 
 
-class CountedArray(np.ndarray[Any, Any]):
-    """An array whose operations, and whose results' elements, are counted."""
-
-    counts: ClassVar[Counter[str]] = Counter()
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as NumPy calls it
-        if "out" in kwargs:
-            kwargs["out"] = tuple(map(_plain, kwargs["out"]))
-        result = getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
-        self.counts["array operations"] += 1
-        self.counts["array elements"] += np.size(result)
-        return result.view(CountedArray) if isinstance(result, np.ndarray) else result
-
-    def tobytes(self, order: Any = "C") -> bytes:  # noqa: ANN401  as NumPy's
-        self.counts["array bytes copied out"] += self.nbytes
-        return super().tobytes(order)
-
-
 class CountedEngine:
     """Garbles as the engine it stands for, and counts lanes."""
 
     def __init__(self, engine: Engine, counts: Counter[str]) -> None:
         self._engine, self._counts, self.name = engine, counts, engine.name
 
-    def streams(self, wanted: Streams) -> list[Bytes]:
-        return [np.frombuffer(one, dtype=np.uint8) for one in self._engine.streams(wanted)]  # which is counted
+    def streams(self, wanted: Streams) -> list[bytes]:
+        return self._engine.streams(wanted)
 
-    def activate(self, labels: Wires, offsets: Block, numbers: Wires) -> Wires:
-        return np.frombuffer(self._engine.activate(*map(_plain, (labels, offsets, numbers))), "<u8").reshape(
-            labels.shape
-        )
+    def activate(self, labels: bytes, offsets: bytes, numbers: Sequence[int]) -> bytes:
+        return self._engine.activate(labels, offsets, numbers)
 
-    def garble(self, keys: Keys, labels: Wires, offsets: Block) -> tuple[Wires, Block, Block]:
-        self._counts["lanes garbled"] += len(labels)
-        return self._engine.garble(keys, *map(_plain, (labels, offsets)))
+    def garble(self, keys: Keys, labels: bytes, offsets: bytes, said: bytes) -> tuple[bytes, bytes]:
+        self._counts["lanes garbled"] += sum(lanes for _, lanes in keys)
+        return self._engine.garble(keys, labels, offsets, said)
 
-    def evaluate(self, keys: Keys, labels: Wires, rows: Wires) -> tuple[Block, Block]:
-        self._counts["lanes evaluated"] += len(labels)
-        return self._engine.evaluate(keys, *map(_plain, (labels, rows)))
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401  what a ufunc takes
-    return value.view(np.ndarray) if isinstance(value, CountedArray) else value
+    def evaluate(self, keys: Keys, labels: bytes, table: bytes, outputs: bytes) -> bytes:
+        self._counts["lanes evaluated"] += sum(lanes for _, lanes in keys)
+        return self._engine.evaluate(keys, labels, table, outputs)
 
 
 def costs(prepare: Callable[[], T], work: Callable[[T], object], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Run work, each time on what is prepared anew, to warm it, and to count calls, lines and arrays; return all."""
+    """Run work, each time on what is prepared anew, to warm it, and to count calls, lines and lanes; return all."""
     counts: ClassVar[Counter[str]] = Counter()
 
     def on_call(frame: FrameType, event: str, argument: Any) -> None:  # noqa: ANN401  as sys.setprofile
@@ -124,10 +98,7 @@ def costs(prepare: Callable[[], T], work: Callable[[T], object], monkeypatch: py
     _run_under(sys.setprofile, sys.getprofile(), on_call, partial(work, prepare()))
     _run_under(sys.settrace, sys.gettrace(), on_line, partial(work, prepare()))
     given = prepare()
-    CountedArray.counts = counts
     with monkeypatch.context() as patched:
-        for name in ("frombuffer", "zeros", "empty", "arange", "array", "stack", "concatenate"):
-            patched.setattr(np, name, _counted(getattr(np, name)))
         patched.setattr(garbling, "ENGINE", CountedEngine(garbling.ENGINE, counts))
         work(given)
     return dict(sorted(counts.items()))
@@ -140,10 +111,6 @@ def _run_under(put: Callable[[Any], None], before: object, hook: object, work: C
         work()
     finally:
         put(before)
-
-
-def _counted(make: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: make(*args, **kwargs).view(CountedArray)
 
 
 def complaints(counts: Mapping[str, int], budget: Mapping[str, int]) -> list[str]:

@@ -54,7 +54,7 @@ def four(number: int, lanes: int) -> FourCustodians:
 
 
 def bytes_of(garbling: Garbling) -> tuple[bytes, bytes, bytes]:
-    return encode(garbling.circuit), garbling.wires.labels.tobytes(), garbling.vouchers.tobytes()
+    return encode(garbling.circuit), garbling.wires.labels, garbling.vouchers
 
 
 @deterministic(25)

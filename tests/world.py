@@ -4,15 +4,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from protocol import channel, committee_keys, comparison, group, signing
+from protocol import channel, committee_keys, comparison, garbling, group, signing
 from protocol.check import MemberInMemory, Question, Verdict, Void, run_check
 from protocol.committee import draw_committee
-from protocol.comparison import LaneInput, Part, Seed
+from protocol.comparison import Garbled, LaneInput, Part, Seed
 from protocol.custody import Kept, MemoryCustody
 from protocol.deposit import Entry, MadeDeposit, run_deposit
-from protocol.garbling import ActiveLabels, Evaluator, Table
 from protocol.group import Scalar
 from protocol.identity import DocumentType, Identity, salt_check
 from protocol.manifest import PERSON, Committee, Manifest, Member, Rule, Terms, china_day
@@ -254,12 +251,9 @@ class FourCustodians:
         garbled = ordered[0].garbled
         assert garbled is not None
         groups = list(comparison._groups(ordered))
-        blocks = [np.frombuffer(sent.labels, dtype="<u8").reshape(lanes, 48, 2) for _, sent, _ in groups]
-        table = Table.decode(garbled.table, lanes)
-        evaluator = Evaluator([(garbled.aes_key, lanes)], ActiveLabels(np.stack(blocks, axis=1)), table)
-        rows = np.frombuffer(garbled.outputs, dtype="<u8").reshape(lanes, 2, 2)
+        said = opened(garbled, [sent.labels for _, sent, _ in groups], lanes)
         verdicts = []
-        for lane, masked_tag in enumerate(evaluator.open_outputs(rows)):
+        for lane, masked_tag in enumerate(said):
             joined = b"".join(
                 comparison._xor(
                     vouched.masked[32 * lane : 32 * lane + 32],
@@ -268,5 +262,13 @@ class FourCustodians:
                 for place, sent, vouched in groups
             )
             mask = comparison._output_mask(self.header, lane, joined)
-            verdicts.append(self.verdict(lane, comparison._xor(masked_tag.tobytes(), mask)))
+            verdicts.append(self.verdict(lane, comparison._xor(masked_tag, mask)))
         return verdicts
+
+
+def opened(garbled: Garbled, by_group: Sequence[bytes], lanes: int) -> list[bytes]:
+    """Return of each lane what its output opens to, still masked, under the labels that were sent of each group."""
+    labels = b"".join(one[768 * lane : 768 * lane + 768] for lane in range(lanes) for one in by_group)
+    table, outputs = bytes(garbled.table), bytes(garbled.outputs)
+    said = garbling.ENGINE.evaluate([(bytes(garbled.aes_key), lanes)], labels, table, outputs)
+    return [said[at : at + 16] for at in range(0, len(said), 16)]

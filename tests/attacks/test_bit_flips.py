@@ -13,12 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from strategies import EVERYDAY
 from test_comparison import flipped, replaced
-from world import LIMIT, FourCustodians, Shared
+from world import LIMIT, FourCustodians, Shared, opened
 
 from protocol import comparison
 from protocol.check import Verdict
 from protocol.comparison import Disagreement, Part
-from protocol.garbling import ActiveLabels, Evaluator, Table
 from protocol.sharing import GROUPS, Chosen, labels
 
 EXCEEDS, WITHIN, INDETERMINATE = Verdict.EXCEEDS, Verdict.WITHIN, Verdict.INDETERMINATE
@@ -66,21 +65,23 @@ class Batch(FourCustodians):
     def pairs(self) -> list[tuple[bytes, bytes]]:
         return self.tags
 
-    def circuit(self, parts: dict[int, Part]) -> NDArray[np.uint64]:
+    def circuit(self, parts: dict[int, Part]) -> list[bytes]:
         """Return what the output rows open to, under their masks: of `evaluate_regardless` what a table bears on."""
         lanes, ordered = len(self.limits), [parts[slot] for slot in self.chosen.slots]
         garbled = ordered[0].garbled
         assert garbled is not None
         groups = [sent.labels for _, sent, _ in comparison._groups(ordered)]
-        inputs = np.stack([np.frombuffer(one, dtype="<u8").reshape(lanes, 48, 2) for one in groups], axis=1)
-        evaluator = Evaluator([(garbled.aes_key, lanes)], ActiveLabels(inputs), Table.decode(garbled.table, lanes))
-        return evaluator.open_outputs(np.frombuffer(garbled.outputs, dtype="<u8").reshape(lanes, 2, 2))
+        return opened(garbled, groups, lanes)
 
     def read(self, tags: Iterable[bytes]) -> list[Verdict]:
         return [
             {within: WITHIN, exceeds: EXCEEDS}.get(tag, INDETERMINATE)
             for tag, (within, exceeds) in zip(tags, self.pairs, strict=True)
         ]
+
+
+def as_blocks(pieces: Iterable[bytes]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(pieces), dtype="<u8").reshape(LANES, 2)
 
 
 def alternating(lanes: int) -> list[list[Shared]]:
@@ -196,7 +197,7 @@ def test_no_bit_of_a_lane_of_a_part_gives_the_other_verdict_if_the_service_goes_
     truths = list(TRUTHS) * (LANES // 2)
     tags = four.evaluate_regardless(parts)
     assert four.read(tags) == truths
-    masks = np.frombuffer(b"".join(tags), dtype="<u8").reshape(LANES, 2) ^ four.circuit(parts)
+    masks = as_blocks(tags) ^ as_blocks(four.circuit(parts))
     outcomes: dict[str, Counter[Verdict | None]] = {}
     for where in places(parts):
         if where[-1] in SHARED_BY_LANES:
@@ -211,8 +212,8 @@ def test_no_bit_of_a_lane_of_a_part_gives_the_other_verdict_if_the_service_goes_
             lanes[at] ^= bent
             # What the first of A sends is no part of the masks: they are those of the honest parts.
             garbled = where[1] == "garbled"
-            opened = map(bytes, four.circuit(lie) ^ masks) if garbled else four.evaluate_regardless(lie)
-            verdicts = four.read(opened)
+            said = map(bytes, as_blocks(four.circuit(lie)) ^ masks) if garbled else four.evaluate_regardless(lie)
+            verdicts = four.read(said)
             lanes[at] ^= bent
             # The lanes left over are as they were.
             assert verdicts[len(flips) :] == truths[len(flips) :]

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fuzzing import FACTOR, Tally, bent, bent_bytes, chance, counts_of, fuzzed, places, seeds, value_at
 from hypothesis import given
@@ -29,7 +28,6 @@ from protocol.comparison import Disagreement, Part
 from protocol.encoding import Seq, decode, encode
 from protocol.enrolment import enrol, read_enrolment
 from protocol.errors import ProtocolError
-from protocol.garbling import Table
 from protocol.group import Element
 from protocol.identity import MAX_NUMBER_BYTES, DocumentType, Identity, salt_check, shard_of
 from protocol.manifest import AdminPins, SignedManifest, Terms, open_manifest, sign_terms
@@ -464,21 +462,6 @@ def test_a_part_of_any_shape_opens_the_right_verdict_or_none(tally: Tally) -> No
         if digested and part.garbled is not None:
             part = replace(part, garbled_digest=part.garbled.digest())  # as a liar would
         tally.tries(lambda: verdicts({**parts, slot: part}), never(wrong), ("disagreement",))
-
-    check()
-    assert tally.refused > 0
-
-
-def test_a_table_of_any_length_is_a_table_or_is_refused(tally: Tally) -> None:
-    @fuzzed(2)
-    @given(st.integers(0, 3), st.integers(-17, 17) | st.just(0), seeds)
-    def check(lanes: int, off: int, seed: int) -> None:
-        data = chance(seed).randbytes(max(0, 10_272 * lanes + off))
-        tally.tries(
-            lambda: Table.decode(data, lanes),
-            lambda got: got.encode() == data and got.rows.shape == (lanes, 321, 2, 2) and got.rows.dtype == np.uint64,
-            MALFORMED,
-        )
 
     check()
     assert tally.refused > 0
