@@ -1,8 +1,9 @@
 """An attempt at a check between its departure and what comes of it (SPEC.md, 6, steps 2 to 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from protocol.check import Conclusion, Evaluation, call_for, conclude_together, is_proven_to
+from protocol.committee import preferred_choice
 from protocol.errors import ProtocolError
 from protocol.messages import MANY_ROWS, RECHECK, CheckAnswer, CheckCall, CheckOutcome, CheckRequest
 from protocol.party import ServiceParty
@@ -10,6 +11,9 @@ from protocol.sharing import CHOSEN
 
 FLYING_LANES = 4
 """How many lanes a check has at most that leaves with others: they wait for all that a custodian does for it."""
+ASKED_ALIKE = 4
+"""How many checks that leave together ask the same custodians, but for those of each one's own group: a message that
+brings several costs less than several messages. More would have four of a committee at work and the others idle."""
 MAX_ENVELOPE = 16 << 10
 """Bytes that an envelope may have beside others in a message. One of 16 lanes has 7 KB."""
 ANSWER_BYTES, ANSWER_LANE_BYTES = 8 << 10, 16 << 10
@@ -27,8 +31,9 @@ class CheckAttempt:
     """What four custodians are asked, until when, what they say, and what comes of it.
 
     `place` is attempt, A and tick. `deadline` is the check's, by the monotonic clock; `most` is how many seconds
-    custodians have from the departure on, if the deadline leaves so many. One thread at a time writes to it, the one
-    that makes the calls; who asks may read what there is at any time.
+    custodians have from the departure on, if the deadline leaves so many. `scores` are those by which A may be chosen
+    anew at the departure; with none A stands. One thread at a time writes to it, the one that makes the calls; who asks
+    may read what there is at any time.
     """
 
     def __init__(
@@ -38,8 +43,10 @@ class CheckAttempt:
         place: tuple[int, tuple[int, ...], int],
         deadline: float,
         most: float,
+        scores: Mapping[int, float] | None = None,
     ) -> None:
         self.service = service
+        self.scores = scores
         self.evaluation = evaluation
         self.number, self.chosen, self.tick = place
         self.deadline = deadline
@@ -58,6 +65,11 @@ class CheckAttempt:
     def shard(self) -> int:
         """The shard of the check."""
         return self.evaluation.request.signed.statement.shard
+
+    @property
+    def check_id(self) -> bytes:
+        """The check's id."""
+        return self.evaluation.request.signed.statement.check_id
 
     @property
     def answer_bytes(self) -> int:
@@ -87,12 +99,29 @@ class CheckAttempt:
 
     def is_proven_to(self, slot: int) -> bool:
         """Tell whether a custodian of A verifies the service's proof, which is made when its call is."""
-        check_id = self.evaluation.request.signed.statement.check_id
-        return is_proven_to(check_id, self.number, self.chosen, slot)
+        return is_proven_to(self.check_id, self.number, self.chosen, slot)
 
     def call(self, slot: int) -> CheckCall:
         """Return what a custodian of A is sent."""
         return call_for(self.evaluation, self.number, self.chosen, self.tick, slot)
+
+
+def choose_together(attempts: Sequence[CheckAttempt]) -> None:
+    """Have attempts that leave together ask the same custodians, in groups of `ASKED_ALIKE` of one committee.
+
+    Each group goes by the id of its first. It does not go by who asks: A is told to each requester, and would say of
+    the others whose own slots it avoids.
+    """
+    by_committee: dict[tuple[str, ...], list[tuple[CheckAttempt, Mapping[int, float]]]] = {}
+    for attempt in attempts:
+        if attempt.scores is not None:
+            slots = attempt.service.manifest.committee(attempt.shard).slots
+            by_committee.setdefault(slots, []).append((attempt, attempt.scores))
+    for free in by_committee.values():
+        for place, (attempt, scores) in enumerate(free):
+            first, _ = free[place - place % ASKED_ALIKE]
+            if attempt is not first:
+                attempt.chosen = preferred_choice(first.check_id, scores) or attempt.chosen
 
 
 def settle(attempts: Sequence[CheckAttempt]) -> None:

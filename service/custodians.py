@@ -10,7 +10,7 @@ from protocol.encoding import encode
 from protocol.errors import ProtocolError, is_code
 from protocol.messages import CheckAnswer, CheckCalls, CheckReplies, CheckReply
 from protocol.party import ServiceParty
-from service.check_attempts import CheckAttempt, settle
+from service.check_attempts import CheckAttempt, choose_together, settle
 from service.directory import DataDirectory
 from transport import internal
 from transport.certificates import Holder
@@ -89,6 +89,7 @@ class Custodians:
         leaving = [attempt for attempt in attempts if attempt.leave(now)]
         for attempt in leaving:
             attempt.is_beside_others = len(leaving) > 1
+        choose_together(leaving)
         messages: dict[tuple[str, str], Asked] = {}
         for attempt in leaving:
             for slot in attempt.chosen:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Self, TypeVar
 
 from protocol import signing
-from protocol.check import Evaluation, Void, accept_request, void_outcome
+from protocol.check import Void, accept_request, void_outcome
 from protocol.committee import preferred_choice
 from protocol.comparison import Disagreement
 from protocol.deposit import (
@@ -127,36 +127,30 @@ class Relay:
         scores = self._custodians.scores(statement.shard, slots)
         void, tried, alone = Void.TOO_FEW_CUSTODIANS, set[tuple[int, ...]](), not may_fly(request)
         tick = as_of_tick(time.time(), self._service.manifest.terms.tick_seconds)  # one for all attempts
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        for number in range(1, MAX_ATTEMPTS + 1):
             chosen = preferred_choice(statement.check_id, scores, refused=_OUT)
             if chosen is None or chosen in tried or time.monotonic() >= deadline:  # another attempt takes another A
                 break
-            tried.add(chosen)
-            place, times = (attempt, chosen, tick), (deadline, most_an_attempt)
-            outcome = self._attempt(evaluation, place, times, scores, alone=alone)
+            free = dict(scores) if number == 1 and not alone else None  # another attempt is to take another A
+            attempt = CheckAttempt(
+                self._service, evaluation, (number, chosen, tick), deadline, most_an_attempt, scores=free
+            )
+            outcome = self._attempt(attempt, scores, alone=alone)
+            tried.add(attempt.chosen)
             if isinstance(outcome, CheckOutcome):
                 return outcome
             if outcome is None:
                 alone, void = True, Void.TIMEOUT
-                tried.discard(chosen)
+                tried.discard(attempt.chosen)
             else:
                 void = outcome
         return void_outcome(statement.check_id, void)
 
-    def _attempt(
-        self,
-        evaluation: Evaluation,
-        place: tuple[int, tuple[int, ...], int],
-        times: tuple[float, float],
-        scores: dict[int, float],
-        *,
-        alone: bool,
-    ) -> CheckOutcome | Void | None:
+    def _attempt(self, attempt: CheckAttempt, scores: dict[int, float], *, alone: bool) -> CheckOutcome | Void | None:
         """Ask four custodians; return the outcome, or why there is none, with `scores` raised for the next attempt.
 
         None if custodians would have it come alone, be it to the same four.
         """
-        attempt = CheckAttempt(self._service, evaluation, place, *times)
         if alone:
             for _ in self._custodians.fly([attempt]):
                 pass

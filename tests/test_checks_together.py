@@ -52,6 +52,7 @@ from protocol.messages import (
 )
 from protocol.party import ServiceParty
 from protocol.stamps import as_of_tick, tick_at
+from service import check_attempts
 from service.app import open_directory, open_service
 from service.check_attempts import FLYING_LANES, MAX_ENVELOPE, CheckAttempt, may_fly
 from service.custodians import Custodians, Trouble
@@ -212,6 +213,12 @@ class Service:
                 until(lambda: len(self.flights._waiting) == number)  # noqa: B023  called at once
 
 
+@pytest.fixture(autouse=True)
+def each_asks_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each check ask the custodians that follow from its own id, which tests choose; but where they say so."""
+    monkeypatch.setattr(check_attempts, "ASKED_ALIKE", 1)
+
+
 @contextmanager
 def serving_checks(there: Wired, **changes: Any) -> Iterator[Service]:  # noqa: ANN401  settings
     settings, acting = open_service(there.root / "service")
@@ -260,6 +267,50 @@ def test_checks_that_wait_leave_together_and_each_requester_gets_its_own_verdict
         members = {slot for asked in several for slot in asked.chosen}
         assert sum(wire.exchanges for wire in there.wires.values()) - before == len(members) <= 6
         assert all(asked.is_attempt(1) for asked in several)
+
+
+def test_checks_that_leave_together_ask_the_same_where_they_may(there: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_attempts, "ASKED_ALIKE", 4)
+    with serving_checks(there) as at:
+        for requesters, most in (((1, 1, 1, 1), 4), ((1, 2), 5), ((1, 2, 1, 2), 5), ((1, 2, 3, 4), 5), ((1,) * 8, 5)):
+            several = [at.ask(who, LIMIT - COVER + who % 2) for who in requesters]
+            before = sum(wire.exchanges for wire in there.wires.values())
+            at.together(*several)
+            assert [asked.read() for asked in several] == [asked.right for asked in several]
+            assert at.flown.pop() == len(requesters)
+            messages = sum(wire.exchanges for wire in there.wires.values()) - before
+            assert messages <= most  # a fifth stands in where one of the four is somebody's own, or is of other four
+            assert all(asked.is_attempt(1) for asked in several)
+
+
+def test_whom_a_check_asks_that_leaves_with_others_says_nothing_of_who_they_are(
+    there: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_attempts, "ASKED_ALIKE", 4)
+    with serving_checks(there) as at:
+        for _ in range(4):
+            first = at.ask(1, LIMIT - COVER)
+            several = [first, *(at.ask(who, LIMIT - COVER) for who in (2, 3, 4))]
+            at.together(*several)
+            for asked in several:
+                assert asked.read() == asked.right
+                assert isinstance(asked.came, CheckOutcome)
+                # It follows from the first one's id and from which slots its own requester may ask.
+                own = {entry.slot: 0.0 for entry in asked.request.signed.statement.envelopes}
+                assert asked.came.chosen == preferred_choice(first.request.signed.statement.check_id, own)
+
+
+def test_a_custodian_that_lags_is_not_asked_by_checks_that_leave_together_either(
+    there: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_attempts, "ASKED_ALIKE", 4)
+    with serving_checks(there) as at:
+        at.custodians.remember(LIAR, 0, Trouble.LAGS)
+        several = [at.ask(1, LIMIT - COVER + number % 2) for number in range(4)]
+        before = there.wires[LIAR].exchanges
+        at.together(*several)
+        assert [asked.read() for asked in several] == [asked.right for asked in several]
+        assert there.wires[LIAR].exchanges == before
 
 
 def test_a_check_leaves_alone_where_nothing_is_under_way(there: Wired) -> None:
