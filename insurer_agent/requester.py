@@ -195,15 +195,16 @@ class Requester:
 
 
 def _own_lanes(party: Party, questions: Sequence[Question], occasion: int) -> list[OwnLane]:
-    """Return what the lanes are counted by; each custodian outside the group of this member has its own budget."""
-    manifest, custodians = party.manifest, dict[int, int]()
+    """Return what the lanes, all of one shard, are counted by; each custodian outside the group of this member has its
+    own budget.
+    """
+    manifest, shard = party.manifest, shard_of_person(party, questions[0].identity)
+    own = manifest.slot_of_group(shard, party.id)
+    outside = len(manifest.committee(shard).slots) - (own is not None)
     lanes = []
     for question in questions:
-        rule, shard = question.rule, shard_of_person(party, question.identity)
-        if shard not in custodians:
-            own = manifest.slot_of_group(shard, party.id)
-            custodians[shard] = len(manifest.committee(shard).slots) - (own is not None)
-        budget, outside = rule.recheck_budget if occasion == RECHECK else rule.budget, custodians[shard]
+        rule = question.rule
+        budget = rule.recheck_budget if occasion == RECHECK else rule.budget
         most = most_answers(outside, budget), most_answers_whatever_was(outside, budget)
         lanes.append(OwnLane(question.identity.encode(), rule.id, budget, rule.budget_days, *most))
     return lanes
