@@ -5,15 +5,15 @@ persons as they stand.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
 from insurer_agent.acting import Acting
 from insurer_agent.blinds import Blinds
 from insurer_agent.completeness import DirectoryView
-from insurer_agent.store.own_answers import Counted, OwnAnswers, OwnLane
+from insurer_agent.store.own_answers import OwnAnswers, OwnLane, Stopped
 from protocol.budget import latest_today, most_answers, most_answers_whatever_was
 from protocol.check import PendingCheck, Question, Verdict, Void, ask, read_outcome, shard_of_person
 from protocol.encoding import encode
@@ -144,12 +144,11 @@ class Requester:
 
     def _ask(self, asked: Sequence[Lane], occasion: int, seconds: float, *, throttled: bool) -> Answer:
         party, now, began = self._acting.now(), time.time(), time.monotonic()
-        manifest = party.manifest
+        manifest, today = party.manifest, china_day(now)
         questions = [
-            Question(subject, manifest.current_rule(rule_id, china_day(now)), proposed)
-            for subject, rule_id, proposed in asked
+            Question(subject, manifest.current_rule(rule_id, today), proposed) for subject, rule_id, proposed in asked
         ]
-        manifest.require_current(manifest.hash, now)
+        manifest.require_unexpired(now)
         current = self._directory.now()  # before the check: what it says of then, the check sees
         make = partial(
             ask,
@@ -170,13 +169,12 @@ class Requester:
                     raise
             counted = counting()
         sent = [place for place in range(len(questions)) if place not in counted.stopped]
-        stopped = {place: _stopped(questions[place].rule, counted, place) for place in counted.stopped}
+        told = {place: _stopped(questions[place].rule, stop) for place, stop in counted.stopped.items()}
         if not sent:
-            lanes = tuple(stopped[place] for place in range(len(questions)))
-            return Answer(self._random(16), china_day(now), current, lanes)
+            return Answer(self._random(16), today, current, _in_order(told))
         answered = list[int]()
         try:
-            pending, request = made if made and not stopped else make([questions[place] for place in sent])
+            pending, request = made if made and not counted.stopped else make([questions[place] for place in sent])
             call = Call(manifest.terms.service_url, "/v1/checks", encode(request), {"Content-Type": CONTENT_TYPE})
             try:
                 reply = self._peers.call(call, seconds - (time.monotonic() - began))
@@ -191,44 +189,45 @@ class Requester:
         finally:
             # Who waits for one check is answered first; batches, jobs and rechecks bear the trip.
             (self._own.note if throttled else self._own.note_soon)(counted, answered)
-        told = {
-            place: _until(_lane(questions[place].rule, *given, current), now)
-            for place, given in zip(sent, verdicts, strict=True)
-        }
-        lanes = tuple((stopped | told)[place] for place in range(len(questions)))
-        return Answer(pending.check_id, pending.as_of, current, lanes)
+        for place, (verdict, reason) in zip(sent, verdicts, strict=True):
+            told[place] = _told(questions[place].rule, verdict, reason, current, now)
+        return Answer(pending.check_id, pending.as_of, current, _in_order(told))
 
 
 def _own_lanes(party: Party, questions: Sequence[Question], occasion: int) -> list[OwnLane]:
-    """Return what the lanes are counted by; each custodian outside the group of this member has its own budget."""
-    manifest, custodians = party.manifest, dict[int, int]()
+    """Return what the lanes, all of one shard, are counted by; each custodian outside the group of this member has its
+    own budget.
+    """
+    manifest, shard = party.manifest, shard_of_person(party, questions[0].identity)
+    own = manifest.slot_of_group(shard, party.id)
+    outside = len(manifest.committee(shard).slots) - (own is not None)
     lanes = []
     for question in questions:
-        rule, shard = question.rule, shard_of_person(party, question.identity)
-        if shard not in custodians:
-            own = manifest.slot_of_group(shard, party.id)
-            custodians[shard] = len(manifest.committee(shard).slots) - (own is not None)
-        budget, outside = rule.recheck_budget if occasion == RECHECK else rule.budget, custodians[shard]
+        rule = question.rule
+        budget = rule.recheck_budget if occasion == RECHECK else rule.budget
         most = most_answers(outside, budget), most_answers_whatever_was(outside, budget)
         lanes.append(OwnLane(question.identity.encode(), rule.id, budget, rule.budget_days, *most))
     return lanes
 
 
-def _stopped(rule: Rule, counted: Counted, place: int) -> LaneAnswer:
-    stop = counted.stopped[place]
+def _in_order(told: Mapping[int, LaneAnswer]) -> tuple[LaneAnswer, ...]:
+    """Return the answers of all lanes, given by place."""
+    return tuple([told[place] for place in range(len(told))])
+
+
+def _stopped(rule: Rule, stop: Stopped) -> LaneAnswer:
     until = BudgetEnd(stop.until, EndKind.EARLIEST if stop.is_certain else EndKind.EXPECTED)
     return LaneAnswer(rule, Verdict.INDETERMINATE, Void.BUDGET_EXHAUSTED, until)
 
 
-def _lane(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness) -> LaneAnswer:
-    """Where too few members' deposits are current a total may be too low: what exceeds does, nothing is within."""
+def _told(rule: Rule, verdict: Verdict, reason: Void | None, current: Completeness, now: float) -> LaneAnswer:
+    """Return what is told of a lane that was asked.
+
+    Where too few members' deposits are current a total may be too low: what exceeds does, nothing is within. A budget
+    that custodians say is spent has its latest end.
+    """
     if verdict is Verdict.WITHIN and current.current < rule.min_current:
         return LaneAnswer(rule, Verdict.INDETERMINATE, Void.INCOMPLETE)
+    if reason is Void.BUDGET_EXHAUSTED:
+        return LaneAnswer(rule, verdict, reason, BudgetEnd(latest_today(now) + rule.budget_days, EndKind.LATEST))
     return LaneAnswer(rule, verdict, reason)
-
-
-def _until(lane: LaneAnswer, now: float) -> LaneAnswer:
-    """Return a lane with the latest end of a budget that custodians say is spent."""
-    if lane.reason is not Void.BUDGET_EXHAUSTED:
-        return lane
-    return replace(lane, until=BudgetEnd(latest_today(now) + lane.rule.budget_days, EndKind.LATEST))

@@ -123,18 +123,23 @@ def check_context(requester: str, check_id: bytes, person: int) -> bytes:
     return kdf.join(b"check", requester.encode(), check_id, person.to_bytes(2, "big"))
 
 
-def persons_of(questions: Sequence[Question]) -> list[tuple[Identity, int]]:
-    """Return of each question the person that it is about: one for all rules that a person is asked about under.
+def persons_of(questions: Sequence[Question]) -> tuple[list[Identity], list[int]]:
+    """Return the persons of a check, and of each question the place of the person that it is about: one for all rules
+    that a person is asked about under.
 
     Whoever is asked about more than once under one rule, as with several proposals, is as many persons.
     """
     times: dict[tuple[Identity, str], int] = {}
-    persons = []
+    known: dict[tuple[Identity, int], int] = {}
+    persons, places = list[Identity](), list[int]()
     for question in questions:
         asked = (question.identity, question.rule.id)
-        persons.append((question.identity, times.get(asked, 0)))
-        times[asked] = times.get(asked, 0) + 1
-    return persons
+        times[asked] = time = times.get(asked, 0) + 1
+        place = known.setdefault((question.identity, time), len(persons))
+        if place == len(persons):
+            persons.append(question.identity)
+        places.append(place)
+    return persons, places
 
 
 TakeBlind = Callable[[Element], Blind]
@@ -179,14 +184,13 @@ def ask(
     own = manifest.slot_of_group(shard, party.id)
     excluded = excluded_slot(shard, own, len(slots), check_id)
 
-    about = persons_of(questions)
-    persons = {person: place for place, person in enumerate(dict.fromkeys(about))}
+    persons, places = persons_of(questions)
     lanes = [
-        Lane(person=persons[person], rule_id=question.rule.id, rule_version=question.rule.version)
-        for person, question in zip(about, questions, strict=True)
+        Lane(person=place, rule_id=question.rule.id, rule_version=question.rule.version)
+        for place, question in zip(places, questions, strict=True)
     ]
     tokens, proposals = [], []
-    for (identity, _), place in persons.items():
+    for place, identity in enumerate(persons):
         drawn = fresh_blind(manifest.blinding_key, random) if take_blind is None else take_blind(manifest.blinding_key)
         tokens.append(blind_by(party.keys.salt, identity, drawn, check_context(party.id, check_id, place)))
     for question in questions:

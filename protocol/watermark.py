@@ -104,6 +104,6 @@ def completeness(manifest: Manifest, until: dict[str, int], now: float) -> Compl
     known = [until[member] for member in members if member in until and until[member] <= now + CURRENT_SECONDS]
     return Completeness(
         members=len(members),
-        current=sum(time > now - CURRENT_SECONDS for time in known),
+        current=len([time for time in known if time > now - CURRENT_SECONDS]),
         oldest=min(known) if len(known) == len(members) else None,
     )

@@ -20,7 +20,7 @@ from insurer_agent.custodian import Custodian
 from insurer_agent.intake.policy import Event
 from insurer_agent.recheck import Pace, Recheck, Tally
 from insurer_agent.recheck_list import COLUMNS, RecheckList
-from insurer_agent.requester import RECHECK_LANES, Answer, _lane
+from insurer_agent.requester import RECHECK_LANES, Answer, _told
 from insurer_agent.store.custody import PostgresCustody
 from insurer_agent.store.database import Database
 from insurer_agent.store.keyring import Keyring
@@ -78,7 +78,7 @@ class Asker:
             questions = [Question(who, rule, 0) for (who, _), rule in zip(lanes, rules, strict=True)]
             members, service, random = self.world.members, self.world.service, self.world.random
             verdicts = run_check(self.world.party(OWN), service, members, questions, NOW, random, occasion=RECHECK)
-        answers = (_lane(rule, *given, self.completeness) for rule, given in zip(rules, verdicts, strict=True))
+        answers = (_told(rule, *given, self.completeness, NOW) for rule, given in zip(rules, verdicts, strict=True))
         return Answer(bytes(16), TODAY, self.completeness, tuple(answers))
 
 

@@ -15,7 +15,7 @@ from world import NOW, RULE, make_world, name
 
 from insurer_agent.acting import Acting
 from insurer_agent.completeness import DirectoryView
-from insurer_agent.requester import _lane
+from insurer_agent.requester import _told
 from protocol.check import Verdict, Void
 from protocol.encoding import decode, encode
 from protocol.errors import ProtocolError
@@ -138,13 +138,13 @@ def test_a_watermark_far_ahead_of_the_clock_is_as_none() -> None:
 @pytest.mark.parametrize("current", [0, 3, 4, MEMBERS])
 def test_below_a_rules_floor_nothing_is_within_and_what_exceeds_still_does(current: int) -> None:
     rule, seen = replace(RULE, min_current=4), Completeness(MEMBERS, current, None)
-    within = _lane(rule, Verdict.WITHIN, None, seen)
+    within = _told(rule, Verdict.WITHIN, None, seen, NOW)
     expected = (Verdict.WITHIN, None) if current >= 4 else (Verdict.INDETERMINATE, Void.INCOMPLETE)
     assert (within.verdict, within.reason) == expected
-    assert _lane(rule, Verdict.EXCEEDS, None, seen).verdict is Verdict.EXCEEDS
-    void = _lane(rule, Verdict.INDETERMINATE, Void.TIMEOUT, seen)
+    assert _told(rule, Verdict.EXCEEDS, None, seen, NOW).verdict is Verdict.EXCEEDS
+    void = _told(rule, Verdict.INDETERMINATE, Void.TIMEOUT, seen, NOW)
     assert (void.verdict, void.reason) == (Verdict.INDETERMINATE, Void.TIMEOUT)
-    assert _lane(RULE, Verdict.WITHIN, None, seen).verdict is Verdict.WITHIN
+    assert _told(RULE, Verdict.WITHIN, None, seen, NOW).verdict is Verdict.WITHIN
 
 
 # --- how far a member's own deposits are ---------------------------------------------------------------------------

@@ -9,10 +9,14 @@ def parse_json(text: bytes) -> Any:  # noqa: ANN401  any JSON value; the caller 
 
     An object in which a name stands twice is refused: readers disagree on which of them counts.
     """
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_each_name_once)
+    return _DECODER.decode(text.decode("utf-8"))
 
 
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
+    found = dict(pairs)
+    if len(found) != len(pairs):
         raise ValueError("a name stands twice")
-    return dict(pairs)
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_name_once)

@@ -95,7 +95,6 @@ class PeerRequest:
             "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.version": (1, 0),
             "wsgi.input": io.BytesIO(self.body),
-            "wsgi.input_terminated": True,
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
@@ -204,7 +203,7 @@ def answer_request(
         close()
         raise
     body, has_none = b"".join(parts), status.startswith(("204", "304"))
-    if not has_none and not any(name.lower() == "content-length" for name, _ in headers):
+    if not has_none and "content-length" not in [name.lower() for name, _ in headers]:
         headers.append(("Content-Length", str(len(body))))
     has_none = has_none or environ["REQUEST_METHOD"] == "HEAD"
     return answer_bytes(status, headers, b"" if has_none else body, stays=stays), close

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -265,7 +265,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             "SERVER_NAME": str(conn.server[0]),
             "SERVER_PORT": str(conn.server[1]),
         }
-        dated = [("Date", http_date())] if is_rest else []
+        dated = [("Date", _date(int(time.time())))] if is_rest else []
         return answer_request(self.wsgi, request.environ() | line, stays=stays, more=dated)
 
     def _part_from(self, conn: TConn) -> None:
@@ -301,6 +301,12 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         pools = (self.tpool, self._inner)
         nobody_waits = all(pool._work_queue.empty() for pool in pools)  # noqa: SLF001  it is not said otherwise
         return bool(self.alive and nobody_waits)
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    """Return the Date of all answers of a second, in Unix seconds."""
+    return str(http_date(second))
 
 
 def _nothing() -> None:

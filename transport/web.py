@@ -1,16 +1,57 @@
 """What both applications have in common: errors as problem+json."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
-from flask import Flask, Response, json
+from flask import Flask, Request, Response, json
+from flask.sessions import NullSession, SessionInterface
 from gunicorn.http.errors import ParseException
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
+from werkzeug.wsgi import get_host
 
 from protocol.errors import ProtocolError
 from transport.problems import HINT_OF_CODE, HINT_OF_STATUS, STATUS_OF_CODE, Problem, RateLimitedError, fault
 
 log = logging.getLogger(__name__)
+
+
+class _NoSessions(SessionInterface):
+    """Every request has the same session, which is empty and takes nothing."""
+
+    _none = NullSession()
+
+    def open_session(self, _app: Flask, _request: Request) -> NullSession:
+        return self._none
+
+
+class PlainFlask(Flask):
+    """Flask without what an interface for machines has no use for, and which each request would pay for: sessions,
+    views that are coroutines, and hosts as parts of addresses.
+    """
+
+    session_interface = _NoSessions()
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a view as it is: none is a coroutine."""
+        return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Return what finds a request's view; addresses are matched as Flask does, without a look for subdomains."""
+        if request is None or "HTTP_UPGRADE" in request.environ:
+            return super().create_url_adapter(request)
+        host = get_host(request.environ)
+        return self.url_map.bind(host, path_info=request.path, default_method=request.method)
+
+
+class WholeResponse(Response):
+    """A response with a body in one piece, whose status allows one: its headers are all there when it is made."""
+
+    def get_wsgi_headers(self, _environ: Any) -> Any:  # noqa: ANN401  as werkzeug has it
+        """Return the headers as they are: there is no length to find out, and none to take away."""
+        return self.headers
 
 
 def problem_response(problem: Problem) -> Response:

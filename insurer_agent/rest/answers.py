@@ -23,6 +23,8 @@ RETRY_SECONDS = {
 }
 """After how long another answer is likely. A spent budget is not in it: a day says when that ends."""
 
+_EXCEEDS_LIMIT = {Verdict.EXCEEDS: True, Verdict.WITHIN: False, Verdict.INDETERMINATE: None}
+
 
 def is_final(given: Answer) -> bool:
     """Tell whether every verdict is one: who repeats a request is given such an answer again."""
@@ -55,7 +57,7 @@ def _result(lane: LaneAnswer, as_of: int, now: dt.datetime) -> dict[str, Any]:
         "rule": lane.rule.id,
         "rule_version": lane.rule.version,
         "verdict": lane.verdict.value,
-        "exceeds_limit": {Verdict.EXCEEDS: True, Verdict.WITHIN: False, Verdict.INDETERMINATE: None}[lane.verdict],
+        "exceeds_limit": _EXCEEDS_LIMIT[lane.verdict],
         "reason": None if lane.reason is None else lane.reason.value,
         "budget_until": None if lane.until is None else dt.date.fromordinal(lane.until.day).isoformat(),
         "budget_until_is": None if lane.until is None else lane.until.kind.value,

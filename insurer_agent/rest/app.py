@@ -29,7 +29,7 @@ M = TypeVar("M")
 
 def make_app(agent: Agent) -> Flask:
     """Return the WSGI application of an agent."""
-    app = Flask("insurer_agent", static_folder=None)
+    app = web.PlainFlask("insurer_agent", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     web.register(app)
     access.guard(app, agent)

@@ -11,7 +11,7 @@ from insurer_agent.requester import Answer
 from insurer_agent.rest.access import CHECKS, allow
 from insurer_agent.rest.answers import CHINA, completeness_of, is_final
 from insurer_agent.rest.items import Asked, Refused, read_items
-from insurer_agent.rest.requests import Reply, answer_read, place_in, read_json
+from insurer_agent.rest.requests import Reply, Seat, answer_read, read_json
 from insurer_agent.rest.schemas import MAX_BATCH, MAX_JOB, BatchAnswerSchema, LooseBatchSchema
 from transport.problems import Problem
 
@@ -34,7 +34,7 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
         items = list(read_items(agent, checks))
         asked = {place: item for place, item in enumerate(items) if isinstance(item, Asked)}
         # Nobody waits for his turn among batches, which would take a thread.
-        with place_in(at_once, 0), place_in(places, agent.settings.check_seconds / 2):
+        with Seat(at_once, 0), Seat(places, agent.settings.check_seconds / 2):
             given = agent.batches.ask([item.item for item in asked.values()], agent.settings.batch_seconds)
         answers = dict(zip(asked, given, strict=True))
         return Reply(_body(agent, items, answers), final=all(map(is_final, given)))

@@ -11,7 +11,7 @@ from insurer_agent.agent import Agent
 from insurer_agent.intake.amounts import format_amount
 from insurer_agent.rest.access import ANY, CHECKS, STATUS, allow
 from insurer_agent.rest.answers import CHINA, body_of, completeness_of, is_final
-from insurer_agent.rest.requests import Reply, amount_of, answer, place_in, subject_of
+from insurer_agent.rest.requests import Reply, Seat, amount_of, answer, subject_of
 from insurer_agent.rest.schemas import (
     CheckRequestSchema,
     CompletenessSchema,
@@ -32,7 +32,7 @@ def serve(app: Flask, agent: Agent, places: BoundedSemaphore) -> None:
         amount = amount_of(agent, "proposed_amount", question["proposed_amount"], minimum=0)  # 0: as things stand
         subject = subject_of(question["subject"])
         rules = [question["rule"]] if "rule" in question else question["rules"]
-        with place_in(places, agent.settings.check_seconds / 2):
+        with Seat(places, agent.settings.check_seconds / 2):
             given = agent.requester.check(subject, rules, amount)
         body = body_of(given, question["reference"], one_rule="rule" in question)
         return Reply(body, final=is_final(given))

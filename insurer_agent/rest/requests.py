@@ -2,13 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
-from flask import Response, request
+from flask import Response
 from marshmallow import Schema
 
 from insurer_agent.agent import Agent
@@ -16,11 +16,12 @@ from insurer_agent.intake.amounts import parse_amount
 from insurer_agent.intake.documents import normalise
 from insurer_agent.intake.errors import IntakeError
 from insurer_agent.limits import RequestLimit
-from insurer_agent.rest.access import caller
+from insurer_agent.rest.access import caller, current_request
 from insurer_agent.store.idempotency import IdempotencyAwayError, Place, StoredAnswer
 from protocol.identity import Identity
 from transport.json_text import parse_json
 from transport.problems import Problem
+from transport.web import WholeResponse
 
 T = TypeVar("T")
 
@@ -82,6 +83,7 @@ def answer_read(
     key = _idempotency_key()
     if key is None:
         return _response(reply(loaded))
+    request = current_request()
     asked = json.dumps([request.method, request.path, body], sort_keys=True).encode()
     try:
         place = agent.idempotency.begin(api_key, key, asked)
@@ -106,15 +108,19 @@ def answer_read(
     return _response(given, kept=kept)
 
 
-@contextmanager
-def place_in(places: BoundedSemaphore, seconds: float) -> Iterator[None]:
-    """Hold a place for the block; refuse (`busy`) where none is free within so many seconds."""
-    if not places.acquire(timeout=seconds):
-        raise Problem(503, "busy", "too many checks at once", hint="try again shortly", retry_after=1)
-    try:
-        yield
-    finally:
-        places.release()
+class Seat:
+    """Holds one of `places` for a block; refuses (`busy`) where none is free within so many seconds."""
+
+    def __init__(self, places: BoundedSemaphore, seconds: float) -> None:
+        self._places = places
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        if not self._places.acquire(timeout=self._seconds):
+            raise Problem(503, "busy", "too many checks at once", hint="try again shortly", retry_after=1)
+
+    def __exit__(self, *_: object) -> None:
+        self._places.release()
 
 
 def _kept(agent: Agent, place: Place, given: Reply) -> bool:
@@ -127,14 +133,14 @@ def _kept(agent: Agent, place: Place, given: Reply) -> bool:
 
 
 def _response(reply: Reply, *, kept: bool = True) -> Response:
-    response = Response(json.dumps(reply.body) + "\n", reply.status, content_type="application/json")
+    response = WholeResponse(json.dumps(reply.body) + "\n", reply.status, content_type="application/json")
     if not kept:
         response.headers[KEPT] = "false"
     return response
 
 
 def _idempotency_key() -> str | None:
-    key = request.headers.get(IDEMPOTENCY_KEY)
+    key = current_request().headers.get(IDEMPOTENCY_KEY)
     if key is not None and not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
         detail = f"an Idempotency-Key has 1 to {MAX_KEY_CHARACTERS} printable ASCII characters"
         raise Problem(400, "idempotency-key-malformed", detail, hint="a UUID is a good key")
@@ -143,6 +149,7 @@ def _idempotency_key() -> str | None:
 
 def read_json(most: int = MAX_JSON) -> Any:  # noqa: ANN401  any JSON value; the schema says which are good
     """Return the request's body, of so many bytes at most."""
+    request = current_request()
     request.max_content_length = most
     hint = "send Content-Type: application/json, UTF-8, each name once"
     if not request.is_json:

@@ -28,15 +28,23 @@ class _Strict(Schema):
         unknown = RAISE
 
 
+class _Text(fields.String):
+    """A text, of which each validator is asked by itself: marshmallow makes a chain of them anew for each value."""
+
+    def _validate(self, value: str) -> None:
+        for each in self.validators:
+            each(value)
+
+
 class SubjectSchema(_Strict):
     """Who is to be insured: the insured person's own document."""
 
-    document_type = fields.String(
+    document_type = _Text(
         required=True,
         validate=validate.OneOf([document.value for document in DocumentType]),
         metadata=_about("The kind of document.", "resident_id"),
     )
-    document_number = fields.String(
+    document_number = _Text(
         required=True,
         validate=validate.Length(1, 128),
         metadata=_about("As people write it; the agent normalises it.", "110101194903070014"),
@@ -49,20 +57,18 @@ class CheckRequestSchema(_Strict):
     """
 
     subject = fields.Nested(SubjectSchema, required=True)
-    rule = fields.String(
-        validate=validate.Length(1, 64), metadata=_about("A rule's id, from GET /v1/rules.", "accident-30d")
-    )
+    rule = _Text(validate=validate.Length(1, 64), metadata=_about("A rule's id, from GET /v1/rules.", "accident-30d"))
     rules = fields.List(
-        fields.String(validate=validate.Length(1, 64)),
+        _Text(validate=validate.Length(1, 64)),
         validate=validate.Length(1, MAX_RULES),
         metadata=_about("Several rules' ids, each once, in place of `rule`.", uniqueItems=True),
     )
-    proposed_amount = fields.String(
+    proposed_amount = _Text(
         required=True,
         validate=validate.Length(1, 64),
         metadata=_about("The cover that would be added, in yuan; 0 asks how things stand.", "3000000.00"),
     )
-    reference = fields.String(
+    reference = _Text(
         load_default=None,
         allow_none=True,
         validate=validate.Length(max=MAX_REFERENCE),

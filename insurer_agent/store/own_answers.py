@@ -10,15 +10,16 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
 
 from insurer_agent.store.arrays import bytes_array, plain_array, text_array
 from insurer_agent.store.database import Database, Rows
 from insurer_agent.store.locks import Lock
-from insurer_agent.store.statements import Statement, Value
+from insurer_agent.store.statements import Row, Statement, Value
 from insurer_agent.store.vault import Vault
 from protocol.budget import charged_from, latest_today
 from transport.problems import Problem, fault
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PERSON_BYTES = 16
 _LOCKS = 64
-"""Of persons and rules, as many as an agent's checks take turns by: a server has so many locks in all."""
+"""Of persons, as many as an agent's checks take turns by: a server has so many locks in all."""
 _LINGER_SECONDS = 0.5
 """For how long what came of checks is gathered, to be noted together."""
 _COUNT = Statement(
@@ -100,19 +101,20 @@ class OwnAnswers:
         self._some = threading.Event()
         self._thread: threading.Thread | None = None
 
-    @contextmanager
     def counting(
         self, claim: bytes, occasion: int, lanes: Sequence[OwnLane], now: float
-    ) -> Iterator[Callable[[], Counted]]:
-        """Count the lanes of a check that is about to be sent, known by `claim`, 16 bytes of its own, in one trip while
-        the block goes on; yields what waits for the count and returns it.
+    ) -> AbstractContextManager[Callable[[], Counted]]:
+        """Count the lanes, one at least, of a check that is about to be sent, known by `claim`, 16 bytes of its own, in
+        one trip while the block goes on; yields what waits for the count and returns it.
 
         Those that custodians would certainly refuse, or would if what is under way is answered, are stopped, and not
         counted. Counting the same check again changes nothing.
         """
-        keys = tuple((self._key(lane.person), lane.rule_id) for lane in lanes)
+        keys = tuple([(self._key(lane.person), lane.rule_id) for lane in lanes])
         day = dt.date.fromordinal(charged_from(now))
-        locks = sorted({self._vault.index("lock", person, rule.encode())[0] % _LOCKS for person, rule in keys})
+        persons, rules = zip(*keys, strict=True)
+        limits = [(lane.budget, lane.budget_days, lane.most, lane.most_whatever) for lane in lanes]
+        locks = sorted({person[0] % _LOCKS for person in persons})
         asked: tuple[Value, ...] = (
             claim,
             day,
@@ -120,21 +122,12 @@ class OwnAnswers:
             occasion,
             int(Lock.OWN_ANSWERS),
             plain_array(locks),
-            bytes_array([person for person, _ in keys]),
-            text_array([rule for _, rule in keys]),
-            plain_array([lane.budget for lane in lanes]),
-            plain_array([lane.budget_days for lane in lanes]),
-            plain_array([lane.most for lane in lanes]),
-            plain_array([lane.most_whatever for lane in lanes]),
+            bytes_array(persons),
+            text_array(rules),
+            *[plain_array(column) for column in zip(*limits, strict=True)],
         )
-        with self._database.begun("count own answers", _COUNT, [asked]) as rows:
-
-            def counted() -> Counted:
-                stops = rows()[0]
-                stopped = {place: Stopped(until.toordinal(), is_certain) for place, until, is_certain in stops}
-                return Counted(claim, occasion, day, keys, stopped)
-
-            yield counted
+        begun = self._database.begun("count own answers", _COUNT, [asked])
+        return _Counting(begun, partial(Counted, claim, occasion, day, keys))
 
     def note(self, counted: Counted, answered: Iterable[int]) -> None:
         """Do as `put`; a failure is logged alone, as the answers are right all the same."""
@@ -154,7 +147,8 @@ class OwnAnswers:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="own answers", daemon=True)
                 self._thread.start()
-        self._some.set()
+        if not self._some.is_set():
+            self._some.set()
 
     def flush(self) -> None:
         """Note what waits to be."""
@@ -173,10 +167,11 @@ class OwnAnswers:
                 log.warning("what came of checks is not counted: %s", fault(error))
 
     def _notes_of(self, counted: Counted, answered: Iterable[int]) -> list[_Note]:
-        got = Counter(counted.keys[place] for place in answered)
-        asked = {key for place, key in enumerate(counted.keys) if place not in counted.stopped}
+        got = {key: 0 for place, key in enumerate(counted.keys) if place not in counted.stopped}
+        for place in answered:
+            got[counted.keys[place]] += 1
         return [
-            (person, rule, counted.occasion, counted.day, counted.claim, got[person, rule]) for person, rule in asked
+            (person, rule, counted.occasion, counted.day, counted.claim, many) for (person, rule), many in got.items()
         ]
 
     def _write(self, notes: Sequence[_Note]) -> None:
@@ -203,3 +198,28 @@ class OwnAnswers:
 
     def _key(self, person: bytes) -> bytes:
         return self._vault.index("person asked about", person)[:PERSON_BYTES]
+
+
+class _Counting:
+    """See `OwnAnswers.counting`. A class, as every check has one: made of a generator it takes twice as long."""
+
+    def __init__(
+        self,
+        begun: AbstractContextManager[Callable[[], list[list[Row]]]],
+        counted: Callable[[dict[int, Stopped]], Counted],
+    ) -> None:
+        self._begun = begun
+        self._counted = counted
+
+    def __enter__(self) -> Callable[[], Counted]:
+        self._rows = self._begun.__enter__()
+        return self._wait
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._begun.__exit__(kind, error, trace)
+
+    def _wait(self) -> Counted:
+        (stops,) = self._rows()
+        return self._counted({place: Stopped(until.toordinal(), is_certain) for place, until, is_certain in stops})
