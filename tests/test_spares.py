@@ -98,7 +98,8 @@ def test_one_in_a_transaction_comes_back_without_it_and_a_closed_one_not_at_all(
     connection = store.take()
     connection.execute("BEGIN")
     store.give_back(connection)
-    assert store.take().pgconn.transaction_status == TransactionStatus.IDLE
+    connection = store.take()
+    assert connection.pgconn.transaction_status == TransactionStatus.IDLE
     connection.close()
     store.give_back(connection)
     assert store.run("plain", lambda another: another.execute("SELECT 1").fetchone()) == (1,)

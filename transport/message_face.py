@@ -99,11 +99,15 @@ class MessageFace:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request, PEP 3333."""
         path = environ["PATH_INFO"]
-        if path not in self._paths:
+        if not self.serves(path):
             return self._beyond(environ, start_response)
         status, headers, body = self.answer(Asked(environ, path, self._most), environ["REQUEST_METHOD"])
         start_response(status, headers)
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+
+    def serves(self, path: str) -> bool:
+        """Tell whether a path is of messages."""
+        return path in self._paths
 
     def answer(self, request: Asked, method: str) -> tuple[str, Headers, bytes]:
         """Return status, headers and body of the answer to a request of a path that is served."""
@@ -120,7 +124,7 @@ class MessageFace:
     def answer_peer(self, request: PeerRequest, line: object, *, stays: bool) -> bytes | None:
         """Return the bytes of the answer to what a peer asked on a line; None if the path is not of messages."""
         path = request.path
-        if request.method != "POST" or path not in self._paths:
+        if request.method != "POST" or not self.serves(path):
             return None
         status, headers, body = self.answer(_PeerAsked(request, line, path, self._most), request.method)
         return answer_bytes(status, headers, body, stays=stays)

@@ -8,6 +8,7 @@ from psycopg import Connection, pq
 from psycopg_pool import ConnectionPool
 
 _Rows = Connection[tuple[Any, ...]]
+_IDLE = pq.TransactionStatus.IDLE
 
 _MOST = 4
 """How many are kept from the pool, which closes what it sees unused for long."""
@@ -45,7 +46,7 @@ class Spares:
 
     def give_back(self, connection: _Rows) -> None:
         """Let others have a connection; the pool looks after one that is broken or in a transaction still."""
-        is_kept = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        is_kept = connection.pgconn.transaction_status == _IDLE
         if time.monotonic() >= self._put_back_at:
             self.put_back()
             is_kept = False

@@ -18,6 +18,7 @@ from psycopg.adapt import Transformer
 Value = bytes | str | int | dt.date | None
 Row = tuple[Any, ...]
 _GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+_SYNCED = pq.ExecStatus.PIPELINE_SYNC
 _TEXT, _BINARY = int(pq.Format.TEXT), int(pq.Format.BINARY)
 
 
@@ -110,7 +111,7 @@ class Sent:
             while result is not None:
                 result = self._result()
         synced = self._result()
-        if synced is None or synced.status != pq.ExecStatus.PIPELINE_SYNC:
+        if synced is None or synced.status != _SYNCED:
             raise psycopg.OperationalError("the connection is out of step")
         reader.set_pgresult(None)
         server.exit_pipeline_mode()
