@@ -81,28 +81,34 @@ class Custodian:
 
     def check(self, call: CheckCall) -> CheckAnswer:
         """Answer one attempt of a check; refuses (`busy`) a recheck or a check of a batch while many are under way."""
-        (answer,) = self._answers([(self._party, call)])
+        places = self._places_of(call)
+        if places is None:
+            return self._check(call)
+        with places.taken():
+            return self._check(call)
+
+    def _check(self, call: CheckCall) -> CheckAnswer:
+        (answer,) = self._answer([(self._party, call)])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def check_together(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckReply]:
-        """Answer attempts of several checks, each under its party, as `check` does; a refusal is of that call alone."""
-        return [_reply(answer) for answer in self._answers(calls)]
+        """Answer attempts of several checks, each under its party, as `check` does; a refusal is of that call alone.
 
-    def _answers(self, calls: Sequence[tuple[Party, CheckCall]]) -> list[CheckAnswer | Exception]:
-        """Answer those of underwriters who wait in one go, and each other for itself where there is a place for it."""
-        waiting = [place for place, (_, call) in enumerate(calls) if self._places_of(call) is None]
-        found = dict(zip(waiting, self._answer([calls[place] for place in waiting]), strict=True))
-        for place, (party, call) in enumerate(calls):
-            places = self._places_of(call)
-            if places is not None:
+        Those of underwriters who wait are answered in one go, and each other by itself where there is a place for it.
+        """
+        places = [self._places_of(call) for _, call in calls]
+        waiting = [number for number, of_call in enumerate(places) if of_call is None]
+        found = dict(zip(waiting, self._answer([calls[number] for number in waiting]), strict=True))
+        for number, of_call in enumerate(places):
+            if of_call is not None:
                 try:
-                    with places.taken():
-                        (found[place],) = self._answer([(party, call)])
+                    with of_call.taken():
+                        (found[number],) = self._answer([calls[number]])
                 except ProtocolError as error:
-                    found[place] = error
-        return [found[place] for place in range(len(calls))]
+                    found[number] = error
+        return [_reply(found[number]) for number in range(len(calls))]
 
     def _places_of(self, call: CheckCall) -> Places | None:
         """Return the places of a check that can wait."""
@@ -118,7 +124,7 @@ class Custodian:
             try:
                 # 3a. Signature, envelope, freshness, manifest, A, proofs of D and, as one of two, of C, equal fields.
                 judged = accept_call(party, call, now)
-                key = self.under(party)._key(judged.statement.shard, judged.omitted)  # noqa: SLF001  its own
+                key = self._key(party, judged.statement.shard, judged.omitted)
             except Exception as error:  # noqa: BLE001  of this call alone, whatever it is; its caller is told
                 found[place] = error
             else:
@@ -157,7 +163,7 @@ class Custodian:
         now = time.time()
         # 3a. Both proofs, envelopes, equal fields; who garbles.
         _, omitted = holder_place(self._party, call, now)
-        key = self._key(call.shard, omitted)
+        key = self._key(self._party, call.shard, omitted)
         accepted = accept_prepare(self._party, call, key, now)
         for item in accepted.deposits:
             if isinstance(item, ProtocolError):
@@ -245,8 +251,8 @@ class Custodian:
         committees = self._party.manifest.terms.committees
         return [committee.shard for committee in committees if self._party.id in committee.slots]
 
-    def _key(self, shard: int, omitted: int | None) -> CommitteeKey:
-        return self._keyring.current(shard, omitted, self._party.manifest.committee(shard).version)
+    def _key(self, party: Party, shard: int, omitted: int | None) -> CommitteeKey:
+        return self._keyring.current(shard, omitted, party.manifest.committee(shard).version)
 
 
 def _answered(garbled: GarbledCheck, admitted: Admitted) -> CheckAnswer | Exception:

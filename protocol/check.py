@@ -67,6 +67,9 @@ from protocol.token import (
 )
 
 PURPOSE = "check"
+# To copy and go on with: OpenSSL looks a hash up each time that it begins one, which takes longer than a short one.
+_STATEMENT_HASH = hashlib.sha256(kdf.join(b"cover-lookup/v1 check"))
+_VERIFIERS_HASH = hashlib.sha256(kdf.join(b"cover-lookup/v1 evaluation verifiers"))
 
 
 class Verdict(Enum):
@@ -512,8 +515,9 @@ def evaluation_verifiers(check_id: bytes, attempt: int) -> tuple[int, int]:
     chooses which: they follow from a hash, and the load spreads. The requester's proof of D is verified by all four:
     one that is a custodian too would else learn by the time of an answer whose pseudonym it is that it saw.
     """
-    digest = hashlib.sha256(kdf.join(b"cover-lookup/v1 evaluation verifiers", check_id, bytes([attempt]))).digest()
-    return GROUPS[int.from_bytes(digest[:8], "big") % len(GROUPS)]
+    hashed = _VERIFIERS_HASH.copy()
+    hashed.update(kdf.join(check_id, bytes([attempt])))
+    return GROUPS[int.from_bytes(hashed.digest()[:8], "big") % len(GROUPS)]
 
 
 def is_proven_to(check_id: bytes, attempt: int, chosen: tuple[int, ...], slot: int) -> bool:
@@ -526,8 +530,8 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     and that every field that stands in both the envelope and the signed statement is equal. Unblinds; touches no store.
     """
     statement, manifest = call.signed.statement, party.manifest
-    encoded = _verify_statement(manifest, call.signed, now)
-    if abs(statement.as_of - china_day(now)) > 1:
+    encoded, today = _verify_statement(manifest, call.signed, now), china_day(now)
+    if abs(statement.as_of - today) > 1:
         raise ProtocolError("bad-day", "the as-of day is not within a day of the custodian's clock")
     if not acceptable_as_of(call.tick, now, manifest.terms.tick_seconds):
         raise ProtocolError("bad-tick", "the tick is not closed yet or more than 60 s old")
@@ -545,22 +549,18 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
     body = decode(CheckEnvelope, opened)
     _require_equal_fields(statement, body)
 
-    blinded = [Element(point) for point in statement.persons]
-    evaluated = [Element(point) for point in call.evaluated]
     verifies = is_proven_to(statement.check_id, call.attempt, chosen.slots, slot)
-    if len(evaluated) != len(blinded) or (
-        verifies and (call.proof is None or not voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof))
-    ):
+    if len(call.evaluated) != len(statement.persons) or (verifies and not _is_proven(manifest, call)):
         raise ProtocolError("bad-evaluation", "the service's proof of its evaluation does not hold")
     excluded = excluded_slot(statement.shard, omitted, len(slots), statement.check_id)
     held = held_labels(len(slots), excluded, slot) if statement.occasion != RECHECK else []  # which proposes nothing
     persons = []
-    for place, (person, point) in enumerate(zip(body.persons, evaluated, strict=True)):
+    for place, (person, point) in enumerate(zip(body.persons, call.evaluated, strict=True)):
         token = Token(Element(person.blinded), Element(person.unblinder), person.proof)
         context = check_context(statement.requester, statement.check_id, place)
         if not verify_unblinder(token, manifest.blinding_key, context):
             raise ProtocolError("bad-unblinder", "the requester's proof of its unblinding element does not hold")
-        pseudonym = unblind(point, token.unblinder)
+        pseudonym = unblind(Element(point), token.unblinder)
         persons.append(AcceptedPerson(pseudonym, index_key(party.keys.index, pseudonym)))
     lanes = []
     for lane in body.lanes:
@@ -568,9 +568,11 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
             raise ProtocolError("bad-proposal", "the proposal is not shared as this committee shares")
         shares = {name: Share(piece) for name, piece in zip(held, lane.proposal, strict=True)}
         lanes.append(AcceptedLane(lane.person, _rule_of(manifest, lane, statement), shares))
+    hashed = _STATEMENT_HASH.copy()
+    hashed.update(kdf.join(encoded, call.signed.signature, *call.evaluated))
     return AcceptedCheck(
         statement,
-        hashlib.sha256(kdf.join(b"cover-lookup/v1 check", encoded, call.signed.signature, *evaluated)).digest(),
+        hashed.digest(),
         manifest.member(statement.requester).group,
         slot,
         chosen,
@@ -579,7 +581,7 @@ def accept_call(party: Party, call: CheckCall, now: float) -> AcceptedCheck:
         call.tick,
         Secret(body.seed),
         manifest.terms.epoch,
-        china_day(now),
+        today,
         tuple(persons),
         tuple(lanes),
     )
@@ -647,6 +649,12 @@ def _verify_statement(manifest: Manifest, signed: SignedCheck, now: float) -> by
     require_fresh(statement.issued_at, now)
     require_lanes(len(statement.persons), statement.lanes)
     return encoded
+
+
+def _is_proven(manifest: Manifest, call: CheckCall) -> bool:
+    blinded = [Element(point) for point in call.signed.statement.persons]
+    evaluated = [Element(point) for point in call.evaluated]
+    return call.proof is not None and voprf.verify(manifest.blinding_key, blinded, evaluated, call.proof)
 
 
 def _require_equal_fields(statement: CheckStatement, body: CheckEnvelope) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated
@@ -185,6 +185,22 @@ class Manifest:
         """Committees by shard."""
         return {committee.shard: committee for committee in self.terms.committees}
 
+    @cached_property
+    def versions(self) -> dict[str, list[Rule]]:
+        """The versions of each rule by its id, the newest first."""
+        found: dict[str, list[Rule]] = {}
+        for rule in sorted(self.terms.rules, key=lambda rule: rule.version, reverse=True):
+            found.setdefault(rule.id, []).append(rule)
+        return found
+
+    @cached_property
+    def group_slots(self) -> dict[int, dict[str, int]]:
+        """By shard, the slot that each ownership group holds there."""
+        return {
+            shard: {self.members[holder].group: slot for slot, holder in enumerate(committee.slots)}
+            for shard, committee in self.committees.items()
+        }
+
     @property
     def blinding_key(self) -> Element:
         """Ks, the public key of the service's evaluation."""
@@ -207,10 +223,7 @@ class Manifest:
     def slot_of_group(self, shard: int, member_id: str) -> int | None:
         """Return the slot of the shard that the member's ownership group holds, or None."""
         owner = self.member(member_id).group
-        for slot, holder in enumerate(self.committee(shard).slots):
-            if self.members[holder].group == owner:
-                return slot
-        return None
+        return self.group_slots[self.committee(shard).shard].get(owner)
 
     def own_slot(self, shard: int, member_id: str) -> int:
         """Return the slot that this very member holds; refuse (`not-custodian`) if none."""
@@ -221,10 +234,10 @@ class Manifest:
 
     def current_rule(self, rule_id: str, as_of: int) -> Rule:
         """Return the version of a rule in force on a day; refuse (`unknown-rule`) if there is none."""
-        versions = [rule for rule in self.terms.rules if rule.id == rule_id and rule.valid_from <= as_of]
-        if not versions:
-            raise ProtocolError("unknown-rule", "no rule of that id is in force on that day")
-        return max(versions, key=lambda rule: rule.version)
+        for rule in self.versions.get(rule_id, ()):
+            if rule.valid_from <= as_of:
+                return rule
+        raise ProtocolError("unknown-rule", "no rule of that id is in force on that day")
 
     def require_current(self, manifest_hash: bytes, now: float) -> None:
         """Refuse a message made under another manifest, and any once this one has expired."""
@@ -463,10 +476,10 @@ def day_of(ordinal: int) -> date:
     return date.fromordinal(ordinal)
 
 
-UTC_PLUS_8 = timedelta(hours=8)
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+_UTC_PLUS_8_SECONDS = 8 * 3600
 
 
 def china_day(now: float) -> int:
     """Return the ordinal of the calendar day in UTC+8 (Asia/Shanghai has no other offset) at `now`, Unix seconds."""
-    epoch_day = date(1970, 1, 1).toordinal()
-    return epoch_day + int(now + UTC_PLUS_8.total_seconds()) // 86_400
+    return _EPOCH_DAY + int(now + _UTC_PLUS_8_SECONDS) // 86_400

@@ -42,6 +42,8 @@ MANY_ROWS = "many-rows"
 FRESHNESS_SECONDS = 60
 """How far a custodian lets the time of a signed message lie from its own clock."""
 
+_ENVELOPE_HASH = hashlib.sha256(b"cover-lookup/v1 envelope")
+"""To copy and go on with: OpenSSL looks a hash up each time that it begins one."""
 SHARD = UInt(32)
 SLOT = UInt(8, most=MAX_SLOTS - 1)
 TIME = UInt(64)
@@ -67,7 +69,9 @@ def require_fresh(issued_at: int, now: float) -> None:
 
 def envelope_hash(envelope: bytes) -> bytes:
     """Return the 32-byte hash by which statements and receipts name an envelope."""
-    return hashlib.sha256(b"cover-lookup/v1 envelope" + envelope).digest()
+    hashed = _ENVELOPE_HASH.copy()
+    hashed.update(envelope)
+    return hashed.digest()
 
 
 # --- a check -------------------------------------------------------------------------------------------------------

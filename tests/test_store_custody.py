@@ -857,7 +857,7 @@ def test_what_was_answered_is_seen_by_others_at_once(database: str, custody: Pos
 
 @dataclass
 class Interrupted(Sequence[tuple[IndexKey, int]]):
-    """The persons of a reading; between the queries for those of the first day and of the second, something happens."""
+    """The persons of a reading; between what is asked about them and what is made of the answer, something happens."""
 
     persons: tuple[tuple[IndexKey, int], ...]
     meanwhile: Callable[[], object]
@@ -866,7 +866,7 @@ class Interrupted(Sequence[tuple[IndexKey, int]]):
 
     def __iter__(self) -> Iterator[tuple[IndexKey, int]]:
         self.gone_through += 1
-        if self.gone_through == 3:  # for the days, for the persons of the first, for those of the second
+        if self.gone_through == 2:  # for what is asked, for what is made of the answer
             self.happened.append(self.meanwhile())
         yield from self.persons
 

@@ -7,8 +7,7 @@ import errno
 import socket
 import ssl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from threading import BoundedSemaphore
@@ -19,6 +18,8 @@ HANDSHAKE_SECONDS = 6.0
 """How long a server gives a client for its whole handshake; an honest one takes milliseconds."""
 STALL_SECONDS = 10.0
 """How long a server waits for a client's next bytes within a request, or for it to take the next of an answer."""
+_SLACK_SECONDS = 0.05
+"""How much later than asked reads may end: each other time that a socket is to wait is a call of the kernel."""
 _LINGER_SECONDS = 0.2
 _LINGERING = BoundedSemaphore(2)
 """As each takes a thread."""
@@ -94,7 +95,8 @@ class _Bounded(socket.socket):
     that has hung up, which gunicorn knows how to end quietly.
     """
 
-    _read_by: float | None = None
+    read_by: float | None = None
+    """When reads are to end, by the monotonic clock; see `read_within`."""
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001  as in the standard library
         """Where gunicorn would have it wait for ever, have it wait for so long."""
@@ -104,31 +106,27 @@ class _Bounded(socket.socket):
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """Read a whole record, so that nothing is left where the poller does not see it; b"" if the client stalls."""
         try:
-            if self._read_by is not None:
-                self.settimeout(min(STALL_SECONDS, _left(self._read_by)))
+            if self.read_by is not None:
+                self.wait_at_most(_left(self.read_by))
             return super().recv(max(buflen, _RECORD), flags)
         except TimeoutError:
-            if self._read_by is not None and time.monotonic() >= self._read_by:
+            if self.read_by is not None and time.monotonic() >= self.read_by:
                 raise
             self.close()
             return b""
 
-    @contextmanager
-    def read_within(self, seconds: float) -> Iterator[None]:
+    def wait_at_most(self, seconds: float) -> None:
+        """Have each read and write wait for so long, but no longer than for a stall."""
+        wanted = STALL_SECONDS if seconds > STALL_SECONDS - _SLACK_SECONDS else seconds
+        if self.gettimeout() != wanted and self.fileno() >= 0:
+            self.settimeout(wanted)
+
+    def read_within(self, seconds: float) -> AbstractContextManager[None]:
         """Have the block's reads end by then, with `TimeoutError`, however the bytes come; the client can be answered.
 
         A stall's end alone is none: each byte begins it anew.
         """
-        self._read_by = read_by = time.monotonic() + seconds
-        try:
-            yield
-        except Exception:  # whatever those in between make of it
-            _left(read_by)
-            raise
-        finally:
-            self._read_by = None
-            if self.fileno() >= 0:
-                self.settimeout(STALL_SECONDS)
+        return _Reading(self, seconds)
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401  as in the standard library
         """Write what the client takes, or end the connection if it takes nothing."""
@@ -146,6 +144,22 @@ class _Bounded(socket.socket):
             if self.fileno() < 0:
                 raise _hung_up() from None
             raise
+
+
+class _Reading:
+    """See `_Bounded.read_within`. A class, as every request is read so: made of a generator it takes twice as long."""
+
+    def __init__(self, line: _Bounded, seconds: float) -> None:
+        self._line, self._seconds, self._read_by = line, seconds, 0.0
+
+    def __enter__(self) -> None:
+        self._line.read_by = self._read_by = time.monotonic() + self._seconds
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._line.read_by = None
+        self._line.wait_at_most(STALL_SECONDS)
+        if kind is not None and issubclass(kind, Exception):  # whatever those in between make of it
+            _left(self._read_by)
 
 
 class ServerSocket(_Bounded):

@@ -6,7 +6,6 @@ problem+json.
 
 import time
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from flask import Flask
@@ -35,57 +34,49 @@ Answer = tuple[bytes, Headers]
 
 
 class Asked:
-    """A request as messages need it; its body has at most `most` bytes, or reading it is refused."""
+    """A request as messages need it, to a path without a query; its body has at most `most` bytes, or reading it is
+    refused.
+    """
 
-    def __init__(self, environ: "WSGIEnvironment", most: int) -> None:
+    def __init__(self, environ: "WSGIEnvironment", path: str, most: int) -> None:
         self.environ = environ
+        self.path = path
         self._most = most
-
-    @property
-    def path(self) -> str:
-        """What was asked, without a query."""
-        return str(self.environ["PATH_INFO"])
+        self._body: bytes | None = None
 
     @property
     def is_message(self) -> bool:
         """Whether the body says that it is a message."""
-        return self.content_type == CONTENT_TYPE or self.content_type.partition(";")[0].strip().lower() == CONTENT_TYPE
-
-    @property
-    def content_type(self) -> str:
-        """What the body says that it is."""
-        return str(self.environ.get("CONTENT_TYPE", ""))
+        said = self.header("Content-Type")
+        return said == CONTENT_TYPE or said.partition(";")[0].strip().lower() == CONTENT_TYPE
 
     def header(self, name: str) -> str:
         """Return a header, or nothing."""
-        return str(self.environ.get("HTTP_" + name.upper().replace("-", "_"), ""))
+        key = name.upper().replace("-", "_")
+        return str(self.environ.get(key if key == "CONTENT_TYPE" else "HTTP_" + key, ""))
 
-    @cached_property
+    @property
     def body(self) -> bytes:
         """The body. Raises what werkzeug and gunicorn do of one that is too long or breaks off."""
+        if self._body is None:
+            self._body = self._read()
+        return self._body
+
+    def _read(self) -> bytes:
         return get_input_stream(self.environ, max_content_length=self._most).read()
 
 
 class _PeerAsked(Asked):
     """What a peer asked, as it was read, without an environment in between."""
 
-    def __init__(self, request: PeerRequest, line: object, most: int) -> None:
-        super().__init__({"gunicorn.socket": line}, most)
+    def __init__(self, request: PeerRequest, line: object, path: str, most: int) -> None:
+        super().__init__({"gunicorn.socket": line}, path, most)
         self._request = request
-
-    @property
-    def path(self) -> str:
-        return self._request.path
-
-    @property
-    def content_type(self) -> str:
-        return self.header("Content-Type")
 
     def header(self, name: str) -> str:
         return self._request.header(name)
 
-    @cached_property
-    def body(self) -> bytes:
+    def _read(self) -> bytes:
         if len(self._request.body) > self._most:
             raise RequestEntityTooLarge
         return bytes(self._request.body)
@@ -107,9 +98,10 @@ class MessageFace:
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request, PEP 3333."""
-        if not self.serves(environ["PATH_INFO"]):
+        path = environ["PATH_INFO"]
+        if not self.serves(path):
             return self._beyond(environ, start_response)
-        status, headers, body = self.answer(Asked(environ, self._most), environ["REQUEST_METHOD"])
+        status, headers, body = self.answer(Asked(environ, path, self._most), environ["REQUEST_METHOD"])
         start_response(status, headers)
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
@@ -131,9 +123,11 @@ class MessageFace:
 
     def answer_peer(self, request: PeerRequest, line: object, *, stays: bool) -> bytes | None:
         """Return the bytes of the answer to what a peer asked on a line; None if the path is not of messages."""
-        if request.method != "POST" or not self.serves(request.path):
+        path = request.path
+        if request.method != "POST" or not self.serves(path):
             return None
-        return answer_bytes(*self.answer(_PeerAsked(request, line, self._most), request.method), stays=stays)
+        status, headers, body = self.answer(_PeerAsked(request, line, path, self._most), request.method)
+        return answer_bytes(status, headers, body, stays=stays)
 
     def _record(self, request: Asked, answer: bytes, status: int) -> None:
         if self._capture is None or not request.is_message:

@@ -291,16 +291,16 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         if not self._may_linger() or not self._lingering.acquire(blocking=False):
             return False
         try:
-            waiting = select.poll()
-            waiting.register(conn.sock, select.POLLIN)
-            return bool(waiting.poll(LINGER_MILLISECONDS)) and self._may_linger()
+            if not hasattr(conn, "waiting"):
+                conn.waiting = select.poll()
+                conn.waiting.register(conn.sock, select.POLLIN)
+            return bool(conn.waiting.poll(LINGER_MILLISECONDS)) and self._may_linger()
         finally:
             self._lingering.release()
 
     def _may_linger(self) -> bool:
-        pools = (self.tpool, self._inner)
-        nobody_waits = all(pool._work_queue.empty() for pool in pools)  # noqa: SLF001  it is not said otherwise
-        return bool(self.alive and nobody_waits)
+        outer, inner = self.tpool._work_queue, self._inner._work_queue  # noqa: SLF001  it is not said otherwise
+        return bool(self.alive and outer.empty() and inner.empty())
 
 
 @lru_cache(maxsize=1)

@@ -58,9 +58,8 @@ _EXCLUDED = FACTS.split(", ").index("excluded")
 
 
 def _of_reading(reading: Reading) -> tuple[Value, ...]:
-    tokens = sorted({bytes(index) for index, _ in reading.persons})
-    first_day = _day(min(first for _, first in reading.persons))
-    return reading.shard, reading.tick, bytes_array(tokens), first_day, reading.epoch
+    tokens, first_days = zip(*reading.persons, strict=True)
+    return reading.shard, reading.tick, bytes_array(sorted(set(tokens))), _day(min(first_days)), reading.epoch
 
 
 def _admitted(admission: Admission, row: Sequence[Any]) -> tuple[int, ...]:
@@ -101,6 +100,8 @@ class PostgresCustody:
         self._vault = vault
         self._epoch = epoch
         self._deposits = CustodyDeposits(database, vault, tick_seconds, epoch)
+        self._locks_of_groups: dict[str, bytes] = {}
+        """What the numbers of a group's locks begin with; there are as many as groups in the manifests."""
 
     # --- checks
 
@@ -129,7 +130,7 @@ class PostgresCustody:
             require_epoch(self._epoch, reading.epoch)
         # In one order everywhere, so that none locks another up: first all budgets' locks, then the checks.
         order = sorted(range(len(asked)), key=lambda place: (asked[place][0].requester, asked[place][0].check_id))
-        locks = {lock for admission, _ in asked for lock in self._budget_locks(admission)}
+        locks = set().union(*[self._budget_locks(admission) for admission, _ in asked])
         limit = None if most_rows is None else most_rows + 1
         given: list[tuple[Value, ...]] = []
         for place in order:
@@ -155,30 +156,39 @@ class PostgresCustody:
         return self._viewed(reading, [] if has_none else seen), spent
 
     def _of_admission(self, admission: Admission, locks: Sequence[int]) -> tuple[Value, ...]:
-        charges = admission.charges
+        today = admission.today
+        charges = [
+            (one.index, one.rule_id, one.occasion, _day(today - one.budget_days + 1), one.budget)
+            for one in admission.charges
+        ]
+        tokens, rule_ids, occasions, first_days, budgets = zip(*charges, strict=True)
         return (
             admission.requester,
             admission.check_id,
             admission.attempt,
             admission.statement_hash,
             admission.tick,
-            _day(admission.today),
+            _day(today),
             admission.requester_group,
             plain_array(locks),
-            bytes_array([one.index for one in charges]),
-            text_array([one.rule_id for one in charges]),
-            plain_array([one.occasion for one in charges]),
-            plain_array([_day(admission.today - one.budget_days + 1) for one in charges]),
-            plain_array([one.budget for one in charges]),
+            bytes_array(tokens),
+            text_array(rule_ids),
+            plain_array(occasions),
+            plain_array(first_days),
+            plain_array(budgets),
         )
 
     def _budget_locks(self, admission: Admission) -> set[int]:
         """Return the locks of budgets, of 64 that a group has (a server has so many in all, and a check many lanes)."""
         group = admission.requester_group.encode()
-        all_of_group = self._vault.index("budgets", group)[:7]
-        keys = ((one.index, one.rule_id.encode(), bytes([one.occasion])) for one in admission.charges)
-        ones = {self._vault.index("budget", group, *key)[0] % _LOCKS_A_GROUP for key in keys}
-        return {int.from_bytes(all_of_group + bytes([one]), "big", signed=True) for one in ones}
+        begin = self._locks_of_groups.get(admission.requester_group)
+        if begin is None:
+            begin = self._locks_of_groups[admission.requester_group] = self._vault.index("budgets", group)[:7]
+        locks = set()
+        for one in admission.charges:
+            key = self._vault.index("budget", group, one.index, one.rule_id.encode(), bytes([one.occasion]))
+            locks.add(int.from_bytes(begin + bytes([key[0] % _LOCKS_A_GROUP]), "big", signed=True))
+        return locks
 
     def view(self, reading: Reading) -> CustodyView:
         """See `Custody.view`: one snapshot of rows and stamps."""
@@ -197,7 +207,7 @@ class PostgresCustody:
             facts = read_facts(values)
             rows.setdefault(facts.token, []).append(self._deposits.open_row(depositor, id_key, facts, sealed))
         persons = [
-            PersonRows(tuple([row for row in rows.get(bytes(index), ()) if row.day >= first]))
+            PersonRows(tuple([row for row in rows.get(index, ()) if row.day >= first]))
             for index, first in reading.persons
         ]
         return CustodyView(tuple(persons), custody_stamps.known_totals(tuple(sorted(stamps))))

@@ -7,7 +7,7 @@ take turns under an advisory lock, so that a repeat never races its first, and w
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from insurer_agent.store import custody_stamps
 from insurer_agent.store.database import Database, Rows
@@ -64,9 +64,8 @@ class PendingShares:
     range_key: Annotated[bytes, HASH]
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The clear part of a row, as both tables have it."""
+class Facts(NamedTuple):
+    """The clear part of a row, as both tables have it; a tuple, as of each row that a check reads one is made."""
 
     shard: int
     epoch: int

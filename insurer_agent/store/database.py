@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from insurer_agent.store.locks import Lock
+from insurer_agent.store.spares import Spares
 from insurer_agent.store.statements import Row, Sent, Statement, Value
 from transport.problems import Problem
 
@@ -59,9 +60,11 @@ class Database:
             name="agent",
         )
         self._pool.open()
+        self._spares = Spares(self._pool)
 
     def close(self) -> None:
         """Close all connections."""
+        self._spares.close()
         self._pool.close(timeout=5)
 
     def migrate(self) -> None:
@@ -72,6 +75,7 @@ class Database:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (Lock.SCHEMA,))
             connection.execute(schema.encode())
 
+        self._spares.put_back()
         try:
             self._pool.wait(_FIRST_CONNECTION_SECONDS)  # many agents may start at once on a slow machine
         except PoolTimeout:
@@ -121,6 +125,7 @@ class Database:
                 log.warning("transaction %s: the database is not answering (%s)", name, type(error).__name__)
                 if attempt > 1:
                     break
+                self._spares.put_back()
                 self._pool.check()
         raise Problem(503, "database-unavailable", "the agent's database does not answer", hint="try again shortly")
 
@@ -135,13 +140,13 @@ class Database:
     def take(self) -> Rows:
         """Return a connection that is to be given back. Raises `psycopg.OperationalError` if there is none in time."""
         try:
-            return self._pool.getconn()
+            return self._spares.take()
         except PoolTimeout:
             raise psycopg.OperationalError("no connection in time") from None
 
     def give_back(self, connection: Rows) -> None:
         """Let others have a connection; the pool looks after one that is broken or in a transaction still."""
-        self._pool.putconn(connection)
+        self._spares.give_back(connection)
 
     @contextmanager
     def exclusively(self, lock: int) -> Iterator[bool]:

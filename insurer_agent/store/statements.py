@@ -18,13 +18,18 @@ from psycopg.adapt import Transformer
 Value = bytes | str | int | dt.date | None
 Row = tuple[Any, ...]
 _GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+_SYNCED = pq.ExecStatus.PIPELINE_SYNC
+_TEXT, _BINARY = int(pq.Format.TEXT), int(pq.Format.BINARY)
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a connection: how its rows are read, which takes long to find out, and what it has prepared."""
+    """What is known of a connection: how its rows are read, which takes long to find out, what waits for its answers,
+    and what it has prepared.
+    """
 
     reader: psycopg.abc.Transformer
+    waiting: select.poll
     prepared: set[bytes] = field(default_factory=set)
 
 
@@ -45,7 +50,8 @@ class Statement:
         """
         known: _Known | None = getattr(connection, _KNOWN, None)
         if known is None:
-            known = _Known(Transformer.from_context(connection))
+            known = _Known(Transformer.from_context(connection), select.poll())
+            known.waiting.register(connection.pgconn.socket, select.POLLIN)
             setattr(connection, _KNOWN, known)
         prepares = self._name not in known.prepared
         given = [_written(values) for values in asked]  # what cannot be written is not begun
@@ -54,7 +60,7 @@ class Statement:
         if prepares:
             server.send_prepare(self._name, self._sql)
         for written, forms in given:
-            server.send_query_prepared(self._name, written, forms, pq.Format.BINARY)
+            server.send_query_prepared(self._name, written, forms, _BINARY)
         server.pipeline_sync()
         return Sent(self, connection, asked, known, prepares=prepares)
 
@@ -82,8 +88,6 @@ class Sent:
         self._prepares = prepares
         self.is_done = False
         """Whether nothing more comes, so that the connection is free for others."""
-        self._waiting = select.poll()
-        self._waiting.register(connection.pgconn.socket, select.POLLIN)
         self._flush()
 
     def rows(self) -> list[list[Row]]:
@@ -107,7 +111,7 @@ class Sent:
             while result is not None:
                 result = self._result()
         synced = self._result()
-        if synced is None or synced.status != pq.ExecStatus.PIPELINE_SYNC:
+        if synced is None or synced.status != _SYNCED:
             raise psycopg.OperationalError("the connection is out of step")
         reader.set_pgresult(None)
         server.exit_pipeline_mode()
@@ -126,29 +130,27 @@ class Sent:
 
     def _flush(self) -> None:
         """Send what is still here; what arrives meanwhile is taken in, or both ends would wait for each other."""
-        server = self._connection.pgconn
+        server, waiting = self._connection.pgconn, self._known.waiting
         while server.flush():
-            self._waiting.modify(server.socket, select.POLLIN | select.POLLOUT)
-            self._waiting.poll()
-            self._waiting.modify(server.socket, select.POLLIN)
+            waiting.modify(server.socket, select.POLLIN | select.POLLOUT)
+            try:
+                waiting.poll()
+            finally:
+                waiting.modify(server.socket, select.POLLIN)
             server.consume_input()
 
     def _result(self) -> pq.abc.PGresult | None:
         server = self._connection.pgconn
         while server.is_busy():
-            self._waiting.poll()
+            self._known.waiting.poll()
             server.consume_input()
         return server.get_result()
 
 
 def _written(values: Sequence[Value]) -> tuple[list[bytes | None], list[int]]:
     """Return parameters as they are sent, with their formats."""
-    written: list[bytes | None] = []
-    forms: list[int] = []
-    for value in values:
-        forms.append(pq.Format.BINARY if isinstance(value, bytes) else pq.Format.TEXT)
-        written.append(value if value is None or isinstance(value, bytes) else str(value).encode())
-    return written, forms
+    written = [value if value is None or isinstance(value, bytes) else str(value).encode() for value in values]
+    return written, [_BINARY if isinstance(value, bytes) else _TEXT for value in values]
 
 
 def _error(result: pq.abc.PGresult | None) -> psycopg.Error:

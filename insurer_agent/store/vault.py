@@ -24,7 +24,8 @@ class Vault:
 
     def __init__(self, storage_key: Secret, area: str, random: RandomBytes) -> None:
         self._aead = AESGCM(kdf.derive(storage_key.reveal(), "vault seal", area.encode()))
-        self._index_key = kdf.derive(storage_key.reveal(), "vault index", area.encode())
+        index_key = kdf.derive(storage_key.reveal(), "vault index", area.encode())
+        self._indexing = hmac.new(index_key, digestmod="sha256")  # to copy: OpenSSL looks a hash up each time by name
         self._random = random
 
     def seal(self, place: bytes, value: bytes) -> bytes:
@@ -41,4 +42,6 @@ class Vault:
 
     def index(self, kind: str, *parts: bytes) -> bytes:
         """Return 32 bytes: the keyed HMAC by which a value is found without being shown."""
-        return hmac.digest(self._index_key, kdf.join(kind.encode(), *parts), "sha256")
+        indexing = self._indexing.copy()
+        indexing.update(kdf.join(kind.encode(), *parts))
+        return indexing.digest()

@@ -116,7 +116,7 @@ def kept_proof(recording: Recording, member: int, row: Row) -> RangeProof:
 
 
 def sealed_for(what: bytes, row: Row) -> bytes:
-    facts = Facts(**{part.name: row.values[part.name] for part in fields(Facts)})
+    facts = Facts(**{name: row.values[name] for name in Facts._fields})
     return _place(what, row.values["depositor"], row.values["id_key"], facts)
 
 
