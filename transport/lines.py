@@ -176,15 +176,12 @@ class ServerSocket(_Bounded):
 class ServerTlsSocket(_Bounded, ssl.SSLSocket):
     """A client's TLS connection. gunicorn makes the handshake in a thread of its pool, too; here none waits in one."""
 
-    _certificate: bytes | None = None
-
-    @property
+    @cached_property
     def certificate(self) -> bytes | None:
-        """The client's certificate (DER), whose chain is verified; None if it showed none."""
-        if self._certificate is None:
-            with suppress(OSError, ValueError):  # it has hung up meanwhile
-                self._certificate = self.getpeercert(binary_form=True)
-        return self._certificate
+        """The client's certificate (DER) once hands are shaken, its chain verified; None if it showed none."""
+        with suppress(OSError, ValueError):  # it has hung up meanwhile
+            return self.getpeercert(binary_form=True)
+        return None
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  as in the standard library
         """Do nothing: gunicorn would wait here."""

@@ -48,10 +48,11 @@ MAX_REST = 64 << 10
 """Bytes that the body of a `rest` request may have to be read here."""
 KEEP_ALIVE_SECONDS = 75
 ALIVE_SECONDS = 1.0
-LINGER_MILLISECONDS = 25
+LINGER_MILLISECONDS, LINGER_SECONDS = 25, 0.5
+"""How long a thread waits for a connection's next request, and stays with it, however soon its requests come."""
+PEER_LINGER_MILLISECONDS, PEER_LINGER_SECONDS = 250, 5.0
+"""The same for a peer of the alliance: it has few connections, on which requests come for as long as it has any."""
 REST_SECONDS = 1.0
-LINGER_SECONDS = 0.5
-"""How long a thread stays with one connection, however soon its requests come."""
 HEARING_SECONDS = 10.0
 """How long a request of a peer may take to come, from its first bytes on."""
 FIRST_BYTES_SECONDS = 6.0
@@ -118,7 +119,9 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
+        # Half of each pool's threads never wait so: what comes on another connection need not either.
         self._lingering = BoundedSemaphore(max(1, self.cfg.threads // 2))
+        self._inner_lingering = BoundedSemaphore(max(1, self.cfg.threads // 4))
 
     def init_process(self) -> None:
         """Start the pools beside gunicorn's own; their threads begin when there is work."""
@@ -148,7 +151,9 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             step = self._arrivals.submit(self._shake_hands, conn)
             step.add_done_callback(lambda done: self.method_queue.defer(self._after_handshake, conn, done))
             return
-        answered = (self._inner if self._is_inner(conn) else self.tpool).submit(self.handle, conn)
+        is_inner = self._is_inner(conn)
+        conn.lingering = self._inner_lingering if is_inner else self._lingering
+        answered = (self._inner if is_inner else self.tpool).submit(self.handle, conn)
         answered.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
 
     @staticmethod
@@ -196,8 +201,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         """Answer requests of a connection for as long as the next ones come soon, and nobody else waits."""
         messages = self.messages if self.is_plain or self._is(self.peer, conn) else ()
         step = partial(self._hear, messages=messages) if messages or self.rest else super().handle
-        result, until = step(conn), time.monotonic() + LINGER_SECONDS
-        while result is True and time.monotonic() < until and self._next_comes_soon(conn):
+        began, result = time.monotonic(), step(conn)
+        while result is True and self._next_comes_soon(conn, began):
             result = step(conn)
         if conn.sock.fileno() < 0:  # it stalled and is gone: gunicorn would count a closed connection twice
             conn.sock = _Closed(conn.sock)
@@ -234,6 +239,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         else:
             if request is None:
                 return self._hear_again(conn, heard) if begin else False
+            conn.is_of_peer = not is_rest
             stays = request.stays and self.alive and len(self.keepalived_conns) < self.max_keepalived
             data, close = self._answer(request, conn, stays=stays, is_rest=is_rest)
         try:
@@ -285,18 +291,23 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         with suppress(Exception):  # whatever is wrong with it, the connection is closed next
             conn.parser.finish_body(deadline=time.monotonic() + REST_SECONDS)
 
-    def _next_comes_soon(self, conn: TConn) -> bool:
+    def _next_comes_soon(self, conn: TConn, began: float) -> bool:
+        """Wait a little for a connection's next request, in a thread that has been with it since then."""
+        of_peer = getattr(conn, "is_of_peer", False)
+        if time.monotonic() - began >= (PEER_LINGER_SECONDS if of_peer else LINGER_SECONDS):
+            return False
         if conn.is_http2 or conn.sock.fileno() < 0 or conn.parser.unreader.buf.getvalue():
             return False  # gunicorn takes care of what is here already
-        if not self._may_linger() or not self._lingering.acquire(blocking=False):
+        if not self._may_linger() or not conn.lingering.acquire(blocking=False):
             return False
         try:
             if not hasattr(conn, "waiting"):
                 conn.waiting = select.poll()
                 conn.waiting.register(conn.sock, select.POLLIN)
-            return bool(conn.waiting.poll(LINGER_MILLISECONDS)) and self._may_linger()
+            milliseconds = PEER_LINGER_MILLISECONDS if of_peer else LINGER_MILLISECONDS
+            return bool(conn.waiting.poll(milliseconds)) and self._may_linger()
         finally:
-            self._lingering.release()
+            conn.lingering.release()
 
     def _may_linger(self) -> bool:
         outer, inner = self.tpool._work_queue, self._inner._work_queue  # noqa: SLF001  it is not said otherwise
