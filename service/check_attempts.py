@@ -1,6 +1,7 @@
 """An attempt at a check between its departure and what comes of it (SPEC.md, 6, steps 2 to 4)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from protocol.check import Conclusion, Evaluation, call_for, conclude_together, is_proven_to
 from protocol.committee import preferred_choice
@@ -27,13 +28,20 @@ def may_fly(request: CheckRequest) -> bool:
     return few and all(len(envelope) <= MAX_ENVELOPE for envelope in request.envelopes)
 
 
+@dataclass(frozen=True)
+class Free:
+    """By what an attempt's A may be chosen anew when it leaves with others: the scores, and 16 random bytes."""
+
+    scores: Mapping[int, float]
+    nonce: bytes
+
+
 class CheckAttempt:
     """What four custodians are asked, until when, what they say, and what comes of it.
 
     `place` is attempt, A and tick. `deadline` is the check's, by the monotonic clock; `most` is how many seconds
-    custodians have from the departure on, if the deadline leaves so many. `scores` are those by which A may be chosen
-    anew at the departure; with none A stands. One thread at a time writes to it, the one that makes the calls; who asks
-    may read what there is at any time.
+    custodians have from the departure on, if the deadline leaves so many. Where it is not `free`, A stands. One thread
+    at a time writes to it, the one that makes the calls; who asks may read what there is at any time.
     """
 
     def __init__(
@@ -43,12 +51,15 @@ class CheckAttempt:
         place: tuple[int, tuple[int, ...], int],
         deadline: float,
         most: float,
-        scores: Mapping[int, float] | None = None,
+        free: Free | None = None,
     ) -> None:
         self.service = service
-        self.scores = scores
+        self.free = free
         self.evaluation = evaluation
         self.number, self.chosen, self.tick = place
+        self.chosen_by = self.check_id
+        """From which bytes A follows: the check's next attempt goes by the same, and asks as many of this A again as it
+        may, as these have charged it."""
         self.deadline = deadline
         self._most = most
         self.seconds = 0.0
@@ -109,19 +120,22 @@ class CheckAttempt:
 def choose_together(attempts: Sequence[CheckAttempt]) -> None:
     """Have attempts that leave together ask the same custodians, in groups of `ASKED_ALIKE` of one committee.
 
-    Each group goes by the id of its first. It does not go by who asks: A is told to each requester, and would say of
-    the others whose own slots it avoids.
+    Each group goes by the nonce of its first. It does not go by who asks: A is told to each requester, and would say of
+    the others whose own slots it avoids. Nor by an id: its requester draws that, and would say whom the others ask.
     """
-    by_committee: dict[tuple[str, ...], list[tuple[CheckAttempt, Mapping[int, float]]]] = {}
+    by_committee: dict[tuple[str, ...], list[tuple[CheckAttempt, Free]]] = {}
     for attempt in attempts:
-        if attempt.scores is not None:
+        if attempt.free is not None:
             slots = attempt.service.manifest.committee(attempt.shard).slots
-            by_committee.setdefault(slots, []).append((attempt, attempt.scores))
-    for free in by_committee.values():
-        for place, (attempt, scores) in enumerate(free):
-            first, _ = free[place - place % ASKED_ALIKE]
-            if attempt is not first:
-                attempt.chosen = preferred_choice(first.check_id, scores) or attempt.chosen
+            by_committee.setdefault(slots, []).append((attempt, attempt.free))
+    for those in by_committee.values():
+        for first in range(0, len(those), ASKED_ALIKE):
+            alike = those[first : first + ASKED_ALIKE]
+            nonce = alike[0][1].nonce
+            for attempt, free in alike if len(alike) > 1 else ():
+                chosen = preferred_choice(nonce, free.scores)
+                if chosen is not None:
+                    attempt.chosen, attempt.chosen_by = chosen, nonce
 
 
 def settle(attempts: Sequence[CheckAttempt]) -> None:

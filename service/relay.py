@@ -54,7 +54,7 @@ from protocol.messages import (
 from protocol.party import RandomBytes, ServiceParty
 from protocol.sharing import CHOSEN
 from protocol.stamps import as_of_tick, tick_at
-from service.check_attempts import CheckAttempt, may_fly
+from service.check_attempts import CheckAttempt, Free, may_fly
 from service.config import Settings
 from service.custodians import Custodians, Trouble
 from service.flights import Flights
@@ -125,18 +125,21 @@ class Relay:
         statement = request.signed.statement
         slots = [entry.slot for entry in statement.envelopes]
         scores = self._custodians.scores(statement.shard, slots)
+        chosen_by = statement.check_id
         void, tried, alone = Void.TOO_FEW_CUSTODIANS, set[tuple[int, ...]](), not may_fly(request)
         tick = as_of_tick(time.time(), self._service.manifest.terms.tick_seconds)  # one for all attempts
         for number in range(1, MAX_ATTEMPTS + 1):
-            chosen = preferred_choice(statement.check_id, scores, refused=_OUT)
+            chosen = preferred_choice(chosen_by, scores, refused=_OUT)
             if chosen is None or chosen in tried or time.monotonic() >= deadline:  # another attempt takes another A
                 break
-            free = dict(scores) if number == 1 and not alone else None  # another attempt is to take another A
+            # Another attempt is to take another A, so only the first one's may be chosen anew.
+            free = Free(dict(scores), self._random(16)) if number == 1 and not alone else None
             attempt = CheckAttempt(
-                self._service, evaluation, (number, chosen, tick), deadline, most_an_attempt, scores=free
+                self._service, evaluation, (number, chosen, tick), deadline, most_an_attempt, free=free
             )
             outcome = self._attempt(attempt, scores, alone=alone)
             tried.add(attempt.chosen)
+            chosen_by = attempt.chosen_by
             if isinstance(outcome, CheckOutcome):
                 return outcome
             if outcome is None:

@@ -21,6 +21,7 @@ from wired import Wired, wired_alliance
 from world import COUNT_RULE, LIMIT, NOW, RULE, make_world, name, person
 
 import service.check_attempts
+from insurer_agent.agent import Agent
 from insurer_agent.embedded_postgres import EmbeddedPostgres
 from insurer_agent.intake.policy import Event
 from insurer_agent.rest import make_app
@@ -288,16 +289,24 @@ def test_whom_a_check_asks_that_leaves_with_others_says_nothing_of_who_they_are(
 ) -> None:
     monkeypatch.setattr(check_attempts, "ASKED_ALIKE", 4)
     with serving_checks(there) as at:
+        drawn = list[bytes]()
+
+        def random(size: int) -> bytes:
+            drawn.append(secrets.token_bytes(size))
+            return drawn[-1]
+
+        at.relay._random = random
         for _ in range(4):
+            drawn.clear()
             first = at.ask(1, LIMIT - COVER)
             several = [first, *(at.ask(who, LIMIT - COVER) for who in (2, 3, 4))]
             at.together(*several)
             for asked in several:
                 assert asked.read() == asked.right
                 assert isinstance(asked.came, CheckOutcome)
-                # It follows from the first one's id and from which slots its own requester may ask.
+                # It follows from what the service drew for the first, and from which slots its own requester may ask.
                 own = {entry.slot: 0.0 for entry in asked.request.signed.statement.envelopes}
-                assert asked.came.chosen == preferred_choice(first.request.signed.statement.check_id, own)
+                assert asked.came.chosen == preferred_choice(next(one for one in drawn if len(one) == 16), own)
 
 
 def test_a_custodian_that_lags_is_not_asked_by_checks_that_leave_together_either(
@@ -460,10 +469,12 @@ def test_what_nothing_can_be_made_of_is_an_error_of_that_check_alone(
         assert at.flown == [3]
 
 
+@pytest.mark.parametrize("alike", [1, 4])
 def test_a_person_with_many_rows_comes_again_alone_and_nobody_waits_for_what_is_read(
-    there: Wired, monkeypatch: pytest.MonkeyPatch
+    there: Wired, monkeypatch: pytest.MonkeyPatch, alike: int
 ) -> None:
     monkeypatch.setattr("insurer_agent.custodian.ROWS_TOGETHER", 0)
+    monkeypatch.setattr(check_attempts, "ASKED_ALIKE", alike)
     with serving_checks(there) as at:
         many = [at.ask(requester, LIMIT - COVER + place) for place, requester in enumerate((1, 2))]
         few = at.ask(4, LIMIT + 1, of_whom=person(777))
@@ -472,11 +483,45 @@ def test_a_person_with_many_rows_comes_again_alone_and_nobody_waits_for_what_is_
         assert at.flown == [3]  # what is to come alone does not wait for a place
         outcomes = [one.came for one in (*many, few)]
         assert all(isinstance(one, CheckOutcome) for one in outcomes)
-        assert [(one.attempt, one.chosen) for one in outcomes] == [
-            (2, many[0].chosen),
-            (2, many[1].chosen),
-            (1, few.chosen),
-        ]
+        assert [one.attempt for one in outcomes] == [2, 2, 1]
+        if alike == 1:
+            assert [one.chosen for one in outcomes] == [one.chosen for one in (*many, few)]
+        for one in (*many, few):  # the same four as in the first attempt, as these have charged it
+            check_id = one.request.signed.statement.check_id
+            charged = {who for who, agent in there.agents.items() if is_recorded(agent, check_id)}
+            slots = there.one.party.manifest.committee(0).slots
+            assert isinstance(one.came, CheckOutcome)
+            assert charged == {slots[slot] for slot in one.came.chosen}
+
+
+def is_recorded(agent: Agent, check_id: bytes) -> bool:
+    """Tell whether a custodian has charged a check."""
+    statement = "SELECT 1 FROM check_request WHERE check_id = %s"
+    return (
+        agent.database.run("look", lambda connection: connection.execute(statement, (check_id,)).fetchone()) is not None
+    )
+
+
+@pytest.mark.parametrize("alike", [1, 4])
+def test_after_an_attempt_that_failed_the_next_asks_three_of_its_four_again(
+    there: Wired, monkeypatch: pytest.MonkeyPatch, alike: int
+) -> None:
+    monkeypatch.setattr(check_attempts, "ASKED_ALIKE", alike)
+
+    def refuse(_path: str, _answer: Response) -> Response:
+        return Response("", 503)
+
+    with bent(there, refuse), serving_checks(there) as at:
+        several = [at.ask(1, LIMIT - COVER + number % 2) for number in range(4)]
+        at.together(*several)
+        assert [asked.read() for asked in several] == [asked.right for asked in several]
+        for asked in several:
+            assert isinstance(asked.came, CheckOutcome)
+            check_id = asked.request.signed.statement.check_id
+            charged = {who for who, agent in there.agents.items() if is_recorded(agent, check_id)}
+            slots = there.one.party.manifest.committee(0).slots
+            assert charged >= {slots[slot] for slot in asked.came.chosen}
+            assert len(charged) <= 5
 
 
 def test_a_check_that_waits_all_its_time_is_a_timeout_for_which_no_custodian_is_to_blame(

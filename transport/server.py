@@ -50,8 +50,9 @@ KEEP_ALIVE_SECONDS = 75
 ALIVE_SECONDS = 1.0
 LINGER_MILLISECONDS, LINGER_SECONDS = 25, 0.5
 """How long a thread waits for a connection's next request, and stays with it, however soon its requests come."""
-PEER_LINGER_MILLISECONDS, PEER_LINGER_SECONDS = 250, 5.0
-"""The same for a peer of the alliance: it has few connections, on which requests come for as long as it has any."""
+PEER_LINGERS, PEER_LINGER_SECONDS = 10, 5.0
+"""How often it waits so for a peer of the alliance, unless others wait, and how long it stays: a peer has few
+connections, on which requests come for as long as it has any."""
 REST_SECONDS = 1.0
 HEARING_SECONDS = 10.0
 """How long a request of a peer may take to come, from its first bytes on."""
@@ -119,9 +120,10 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        # Half of each pool's threads never wait so: what comes on another connection need not either.
+        # Half of each pool's threads never wait so.
         self._lingering = BoundedSemaphore(max(1, self.cfg.threads // 2))
         self._inner_lingering = BoundedSemaphore(max(1, self.cfg.threads // 4))
+        self._parting = BoundedSemaphore(max(1, self.cfg.threads // 2))
 
     def init_process(self) -> None:
         """Start the pools beside gunicorn's own; their threads begin when there is work."""
@@ -278,11 +280,11 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         """Close a connection such that its client reads the answer to its end: here, and not in the thread that waits
         for all connections, where gunicorn would wait for each client to hang up.
         """
-        if self._lingering.acquire(blocking=False):
+        if self._parting.acquire(blocking=False):
             try:
                 close_graceful(conn.sock, REST_SECONDS)
             finally:
-                self._lingering.release()
+                self._parting.release()
         conn.sock = _Closed(conn.sock)
 
     @staticmethod
@@ -298,14 +300,18 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             return False
         if conn.is_http2 or conn.sock.fileno() < 0 or conn.parser.unreader.buf.getvalue():
             return False  # gunicorn takes care of what is here already
-        if not self._may_linger() or not conn.lingering.acquire(blocking=False):
+        if not conn.lingering.acquire(blocking=False):
             return False
         try:
             if not hasattr(conn, "waiting"):
                 conn.waiting = select.poll()
                 conn.waiting.register(conn.sock, select.POLLIN)
-            milliseconds = PEER_LINGER_MILLISECONDS if of_peer else LINGER_MILLISECONDS
-            return bool(conn.waiting.poll(milliseconds)) and self._may_linger()
+            for _ in range(PEER_LINGERS if of_peer else 1):
+                if not self._may_linger():
+                    break
+                if conn.waiting.poll(LINGER_MILLISECONDS):
+                    return self._may_linger()
+            return False
         finally:
             conn.lingering.release()
 

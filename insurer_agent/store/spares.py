@@ -13,7 +13,8 @@ _IDLE = pq.TransactionStatus.IDLE
 _MOST = 4
 """How many are kept from the pool, which closes what it sees unused for long."""
 _KEPT_SECONDS = 60.0
-"""How long they are kept from it at most while they are used: the pool judges the age of what is put back."""
+"""How long they are kept from it while any is used, as an agent's own works do all the time: the pool judges the age
+of what is put back, and closes what then stays there unused."""
 
 
 class Spares:

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Response
 
 from insurer_agent.agent import Agent
 from insurer_agent.custodian import Custodian
-from protocol.check import AcceptedCheck, Evaluation, Void, accept_call, answer_call, shard_of_person
+from protocol.check import AcceptedCheck, Void, accept_call, answer_call, shard_of_person
 from protocol.committee_keys import CommitteeKey
 from protocol.comparison import Part
 from protocol.custody import CustodyView
@@ -38,6 +38,7 @@ from protocol.messages import (
 )
 from protocol.party import Party
 from protocol.sharing import RING, Label, Share, labels
+from service.check_attempts import CheckAttempt
 from service.relay import Relay
 from transport.internal import CONTENT_TYPE
 
@@ -147,7 +148,7 @@ class Malicious(Custodian):
             return super().check(call)
         try:
             accepted = accept_call(self._party, call, time.time())
-            key = self._key(accepted.statement.shard, accepted.omitted)
+            key = self._key(self._party, accepted.statement.shard, accepted.omitted)
             self._custody.admit(accepted.admission())
             asked = Asked(self, call, accepted, key, self._custody.view(accepted.reading()))
             answer = self.lie(asked)
@@ -241,13 +242,11 @@ class Watched(Relay):
         self._custodians._until.clear()
         return super().check(request)
 
-    def _attempt(self, evaluation: Evaluation, named: tuple[int, tuple[int, ...], int], *rest: Any, **how: Any) -> Any:  # noqa: ANN401  as in `Relay`
+    def _attempt(self, attempt: CheckAttempt, *rest: Any, **how: Any) -> Any:  # noqa: ANN401  as in `Relay`
         self._noted = []
-        attempt, chosen, _ = named
-        outcome = super()._attempt(evaluation, named, *rest, **how)
-        slots = self._service.manifest.committee(evaluation.request.signed.statement.shard).slots
-        key = (evaluation.request.signed.statement.check_id, attempt)
-        self.attempts.append(Attempted(key, tuple(slots[slot] for slot in chosen), outcome, tuple(self._noted)))
+        outcome = super()._attempt(attempt, *rest, **how)
+        asked = tuple(attempt.member(slot) for slot in attempt.chosen)
+        self.attempts.append(Attempted((attempt.check_id, attempt.number), asked, outcome, tuple(self._noted)))
         return outcome
 
     def _note(self, shard: int, slot: int, what: str) -> None:

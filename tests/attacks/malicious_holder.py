@@ -68,7 +68,7 @@ class Holder:
 
     def confirm_unkept(self, call: PrepareCall) -> PrepareAnswer:
         party = self.custodian._party
-        key = self.custodian._key(call.shard, party.manifest.slot_of_group(call.shard, call.depositor))
+        key = self.custodian._key(party, call.shard, party.manifest.slot_of_group(call.shard, call.depositor))
         accepted = accept_prepare(party, call, key, time.time())
         self.hashes |= {item.deposit_id: item.envelope_hash for item in accepted.proposed}
         kept = [Kept(None, never=False, envelope_hash=item.envelope_hash) for item in accepted.proposed]

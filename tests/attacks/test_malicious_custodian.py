@@ -254,7 +254,7 @@ def assert_counted(stage: Stage, policy: Policy, *, counts: bool) -> list[Attemp
 
 
 def key_of(stage: Stage, shard: int, omitted: int | None) -> CommitteeKey:
-    return stage.custodian._key(shard, omitted)
+    return stage.custodian._key(stage.custodian._party, shard, omitted)
 
 
 def another(stage: Stage, shard: int, omitted: int | None) -> CommitteeKey:
@@ -313,7 +313,7 @@ def test_a_holder_that_confirms_another_check_value_stays_unconfirmed(stage: Sta
     shard, omitted = 4, None
     maker = Agent.open(stage.alliance.member_state(stage.keepers(shard)[0]))
     try:
-        key = maker.custodian._key(shard, omitted)
+        key = maker.custodian._key(maker.custodian._party, shard, omitted)
         stage.custodian.key_attack = lambda _: KeyConfirmation(check_value=bytes(32))
         assert not maker.custodian._hand_out(key, stage.name)
         stage.custodian.key_attack = None

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import comb
 
-import numpy as np
 import pytest
 from world import LIMIT, FourCustodians, Shared, seeded
 from worlds import (
@@ -38,12 +37,12 @@ from worlds_seen import (
 )
 
 from insurer_agent.store import keyring
-from protocol import comparison
+from protocol import comparison, half_gates_arrays
 from protocol.check import _header
 from protocol.comparison import Seed
 from protocol.deposit import _share_digest
 from protocol.encoding import encode
-from protocol.garbling import ActiveLabels, Evaluator, Garbler, Table, ZeroLabels
+from protocol.garbling import ZeroLabels
 from protocol.messages import CheckAnswer, CheckEnvelope, DepositEnvelope
 from protocol.sharing import RING, SHARE_BYTES, Chosen, Label, held_labels, labels_of_sharing, plain_share, share
 from protocol.token import Pseudonym
@@ -172,14 +171,18 @@ def totals(
         seed = Seed.derive(secret, key, header, (Pseudonym(point),))
         if hmac.digest(seed.key("session"), b"session check", "sha256") != answers[0].part.session_check:
             continue
-        zero = zero_labels(seed).labels[0]
+        zero = labels_of(zero_labels(seed).labels)
         inputs = 0
         for place, sent, _ in comparison._groups([answer.part for answer in answers]):
-            active = np.frombuffer(sent.labels, dtype="<u8").reshape(48, 2)
-            inputs += sum(1 << at for at in range(48) if (active[at] != zero[place, at]).any())
+            pairs = zip(labels_of(sent.labels), zero[48 * place : 48 * place + 48], strict=True)
+            inputs += sum(1 << at for at, (active, of_zero) in enumerate(pairs) if active != of_zero)
         rule = manifest.current_rule(statement.lanes[0].rule_id, statement.as_of)
         read.append((rule.limit - inputs) % RING)
     return read
+
+
+def labels_of(data: bytes) -> list[bytes]:
+    return [data[at : at + 16] for at in range(0, len(data), 16)]
 
 
 def zero_labels(seed: Seed) -> ZeroLabels:
@@ -295,14 +298,13 @@ def test_which_output_row_opens_says_nothing_of_the_verdict_unless_the_permute_b
         ordered = [parts[slot] for slot in four.chosen.slots]
         garbled = ordered[0].garbled
         assert garbled is not None
-        labels = [
-            np.frombuffer(sent.labels, dtype="<u8").reshape(1, 48, 2) for _, sent, _ in comparison._groups(ordered)
-        ]
-        evaluator = Evaluator(
-            [(garbled.aes_key, 1)], ActiveLabels(np.stack(labels, axis=1)), Table.decode(garbled.table, 1)
+        keys, zero = [(garbled.aes_key, 1)], zero_labels(four.seed)
+        active = half_gates_arrays._labels(b"".join(sent.labels for _, sent, _ in comparison._groups(ordered)), 1)
+        evaluation = half_gates_arrays._Evaluation(keys, active, half_gates_arrays._blocks(garbled.table, 1, 321, 2))
+        garbling = half_gates_arrays._Garbling(
+            keys, half_gates_arrays._labels(zero.labels, 1), half_gates_arrays._offsets(zero.offsets)
         )
-        row = int(evaluator._output[0, 0] & np.uint64(1))
-        permute = int(Garbler([(garbled.aes_key, 1)], zero_labels(four.seed))._output[0, 0] & np.uint64(1))
+        row, permute = (int(half_gates_arrays._row(run.output)[0]) for run in (evaluation, garbling))
         agreeing += row == exceeds
         explained += row ^ permute == exceeds
     assert min(tail(400, agreeing, 0.5), tail(400, 400 - agreeing, 0.5)) > 1e-6
