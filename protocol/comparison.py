@@ -14,7 +14,6 @@ import hmac
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
 from typing import Annotated
 
 from protocol import garbling, kdf
@@ -187,7 +186,8 @@ def garble_together(asked: Sequence[tuple[Seed, Tags]]) -> list[Garbling]:
     ]
     labels, offsets = (b"".join([getattr(one, name) for one in wires]) for name in ("labels", "offsets"))
     table, outputs = garbling.ENGINE.garble(keys, labels, offsets, b"".join(said))
-    tables, pairs = _cut(table, counts, _TABLE_BYTES), _cut(outputs, counts, 2 * TAG_BYTES)
+    tables = kdf.cut(table, [count * _TABLE_BYTES for count in counts])
+    pairs = kdf.cut(outputs, [count * 2 * TAG_BYTES for count in counts])
     made = []
     for place, (seed, _) in enumerate(asked):
         circuit = Garbled(
@@ -457,12 +457,6 @@ def _voucher_digest(labels: bytes, stamp: bytes, place: int, lane: int) -> bytes
 
 def _voucher_hash(voucher: bytes) -> bytes:
     return hashlib.sha256(b"cover-lookup/v1 voucher hash" + voucher).digest()
-
-
-def _cut(data: bytes, counts: Sequence[int], size: int) -> list[bytes]:
-    """Return the pieces of so many lanes each, of `size` bytes a lane."""
-    ends = accumulate([count * size for count in counts])
-    return [data[end - count * size : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _pieces(data: bytes, size: int) -> list[bytes]:

@@ -8,9 +8,9 @@ import hashlib
 import struct
 import sysconfig
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
+from protocol import kdf
 from protocol.circuit import ANDS, INPUTS
 from protocol.half_gates_arrays import Arrays, Keys, Streams
 from protocol.sharing import RING_BITS
@@ -88,7 +88,7 @@ class Compiled:
             raise ValueError("a negative number of bytes, or too many")
         out = ctypes.create_string_buffer(sum(sizes))
         _require(self._streams(len(wanted), _joined(wanted, 32), _numbers(sizes), out))
-        return _cut(out.raw, sizes)
+        return kdf.cut(out.raw, sizes)
 
     def activate(self, labels: bytes, offsets: bytes, numbers: Sequence[int]) -> bytes:
         """Return the labels of the bits of numbers, six a lane."""
@@ -157,7 +157,7 @@ def _agrees(compiled: Compiled) -> bool:
     """Whether it does to two keys' lanes what is done over arrays."""
     lanes, size = 3, _LABELS_BYTES + 3 * _BLOCK_BYTES + 8 * INPUTS
     drawn = hashlib.shake_128(b"cover-lookup/v1 self-test of half-gates").digest(lanes * size + 32)
-    pieces = _cut(drawn, [lanes * _LABELS_BYTES, lanes * _BLOCK_BYTES, 2 * lanes * _BLOCK_BYTES, 8 * lanes * INPUTS])
+    pieces = kdf.cut(drawn, [lanes * _LABELS_BYTES, lanes * _BLOCK_BYTES, 2 * lanes * _BLOCK_BYTES, 8 * lanes * INPUTS])
     labels, offsets, said, numbers = pieces
     keys, wanted = [(drawn[-16:], 1), (drawn[-32:-16], 2)], [(drawn[:32], 33), (drawn[32:64], 16)]
     found = []
@@ -167,7 +167,3 @@ def _agrees(compiled: Compiled) -> bool:
         active = engine.activate(labels, offsets, struct.unpack(f"<{lanes * INPUTS}Q", numbers))
         found.append((table, outputs, evaluated, active, *engine.streams(wanted)))
     return found[0] == found[1]
-
-
-def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    return [data[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]

@@ -1,5 +1,8 @@
 """Key derivation: HKDF-SHA256 with a label for each use, and the stream that long random arrays are cut from."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
@@ -33,3 +36,8 @@ def expand(key: bytes, label: str, *context: bytes, size: int = 32) -> bytes:
 def stream(key: bytes, size: int) -> bytes:
     """Return `size` pseudorandom bytes: AES-256-CTR from zero under a 32-byte key that is used for this alone."""
     return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
+
+
+def cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    """Return pieces of these sizes, one after the other."""
+    return [data[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]

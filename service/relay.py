@@ -139,7 +139,8 @@ class Relay:
             )
             outcome = self._attempt(attempt, scores, alone=alone)
             tried.add(attempt.chosen)
-            chosen_by = attempt.chosen_by
+            if free is not None:  # those after it go by what the first went by
+                chosen_by = attempt.chosen_by
             if isinstance(outcome, CheckOutcome):
                 return outcome
             if outcome is None:

@@ -524,6 +524,25 @@ def test_after_an_attempt_that_failed_the_next_asks_three_of_its_four_again(
             assert len(charged) <= 5
 
 
+def test_every_next_attempt_goes_by_what_the_first_went_by(there: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+    nonce, asked_slots, expected = secrets.token_bytes(16), list[tuple[int, ...]](), list[tuple[int, ...] | None]()
+
+    def fail(attempt: CheckAttempt, scores: dict[int, float], **_: Any) -> Void:  # noqa: ANN401  as in `Relay`
+        expected.append(preferred_choice(nonce, scores))
+        if attempt.free is not None:  # as when it leaves with others
+            attempt.chosen, attempt.chosen_by = preferred_choice(nonce, scores) or (), nonce
+        asked_slots.append(attempt.chosen)
+        scores[attempt.chosen[0]] += 1.0
+        return Void.DISAGREEMENT
+
+    with serving_checks(there) as at:
+        monkeypatch.setattr(at.relay, "_attempt", fail)
+        for _ in range(5):
+            at.relay.check(at.ask(1, LIMIT).request)
+        assert asked_slots == expected
+        assert len(asked_slots) == 3 * 5
+
+
 def test_a_check_that_waits_all_its_time_is_a_timeout_for_which_no_custodian_is_to_blame(
     there: Wired, caplog: pytest.LogCaptureFixture
 ) -> None:
