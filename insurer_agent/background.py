@@ -21,7 +21,6 @@ from protocol.manifest import china_day
 from transport.certificates import REVOCATIONS_PATH
 from transport.internal import body_of
 from transport.peers import Call, Peers
-from transport.priority import come_after_underwriters
 from transport.problems import fault
 from transport.tls import Tls
 
@@ -65,7 +64,6 @@ Held = Callable[[], bool]
 
 
 def _run(agent: Agent, work: Callable[[Agent, Held], None], lock: Lock, is_wanted: Callable[[], bool] | None) -> None:
-    come_after_underwriters()
     while True:
         try:
             if is_wanted is None or is_wanted():  # one question less than taking the lock for nothing

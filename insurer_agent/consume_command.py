@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from transport.priority import come_after_underwriters
 from transport.settings import SettingsError
 
 # As in cli.py, what a command needs is imported when it runs.
@@ -69,7 +68,6 @@ def _consume(args: argparse.Namespace) -> int:
         raise SettingsError(f"consume needs the URL of Redis in {args.redis_url_env} in the environment")
     if not all((args.stream, args.group, args.consumer)):
         raise SettingsError("stream, group and consumer have a name")
-    come_after_underwriters()
     stream = PolicyStream(url, args.stream, args.group, args.consumer)
     stream_consumer.log.setLevel(logging.INFO)
     stop = threading.Event()

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transport.priority import come_after_underwriters
 from transport.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -77,7 +76,6 @@ def _import(args: argparse.Namespace) -> int:
         raise SettingsError("--json goes with --dry-run")
     if bool(args.files) == (args.query_file is not None):
         raise SettingsError("name files to import, or a query with --query-file")
-    come_after_underwriters()
     opens = _opens(args)
     args.files = args.files or [args.query_file]
     if args.snapshot is not None and (args.dry_run or len(args.files) > 1):

@@ -1,6 +1,5 @@
 """A server's threads are everyone's: who keeps some busy does not keep all."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from live import wait_until
 
 from transport.certificates import SERVICE
 from transport.lines import HANDSHAKE_SECONDS
-from transport.priority import BEHIND, come_after_underwriters
 
 THREADS = 2
 VIEWS = """
@@ -35,11 +33,10 @@ def asked():
 def wait_for(file):
     while not file.exists():
         time.sleep(0.01)
-app.add_url_rule("/nice", "nice", view_func=lambda: str(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
 app.add_url_rule("/asked", "asked", view_func=asked, methods=["POST"])
 """
 SERVER = f"""
-import os, sys, threading, time
+import sys, time
 from pathlib import Path
 from flask import Flask, Response, request
 from transport.server import MAX_BODY, serve
@@ -55,7 +52,7 @@ ASKED = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 SECURED_SERVER = f"""
-import os, sys, threading, time
+import sys, time
 sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 from certified import tls_settings
@@ -168,48 +165,6 @@ def secured(house: House, *, inner: bool) -> socket.socket:
     context = house.context(SERVICE if inner else None)
     plain = socket.create_connection(("127.0.0.1", house.ports[member(1)]), 10)
     return context.wrap_socket(plain, server_hostname="127.0.0.1")
-
-
-def body_of(line: socket.socket, asked: bytes) -> bytes:
-    line.sendall(asked)
-    found = line.recv(1 << 12)
-    while b"\r\n\r\n" not in found or found.endswith(b"\r\n\r\n"):
-        found += line.recv(1 << 12)
-    return found.partition(b"\r\n\r\n")[2]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a nice value of their own on Linux alone")
-def test_the_alliances_own_calls_come_after_those_from_outside_where_processors_are_busy(tmp_path: Path) -> None:
-    asked = ASKED.replace(b"/ ", b"/nice ", 1)
-    house = House(tmp_path)
-    with secured_server(house, tmp_path / "go on"):
-        nice = dict[bool, set[int]]()
-        for inner in (False, True):
-            with ExitStack() as stack:
-                lines = [stack.enter_context(secured(house, inner=inner)) for _ in range(2 * THREADS)]
-                nice[inner] = {int(body_of(line, asked)) for line in lines for _ in range(3)}
-        (outside,), (within,) = nice[False], nice[True]
-        assert outside == os.getpriority(os.PRIO_PROCESS, 0)
-        assert within == min(outside + BEHIND, 19)
-
-
-def test_a_thread_comes_after_underwriters_once() -> None:
-    def nice() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    found = list[int]()
-
-    def call_twice() -> None:
-        found.append(nice())
-        for _ in range(2):
-            come_after_underwriters()
-            found.append(nice())
-
-    thread = threading.Thread(target=call_twice)
-    thread.start()
-    thread.join()
-    raised = BEHIND if sys.platform == "linux" else 0
-    assert found == [found[0], min(found[0] + raised, 19), min(found[0] + raised, 19)]
 
 
 def answers_securely(house: House, asked: bytes, *, inner: bool) -> bool:

@@ -39,7 +39,6 @@ from transport.peer_requests import (
     answer_request,
     read_request,
 )
-from transport.priority import come_after_underwriters
 from transport.tls import Tls, TlsSettings
 
 log = logging.getLogger(__name__)
@@ -129,9 +128,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     def init_process(self) -> None:
         """Start the pools beside gunicorn's own; their threads begin when there is work."""
         self._arrivals = ThreadPoolExecutor(max(2, self.cfg.threads // 4), "arrivals")
-        # What peers ask takes longest: an underwriter's few steps before and after it need not wait for others' checks.
-        inner = max(2, self.cfg.threads // 2)
-        self._inner = ThreadPoolExecutor(inner, "inner", initializer=come_after_underwriters)
+        self._inner = ThreadPoolExecutor(max(2, self.cfg.threads // 2), "inner")
         super().init_process()
 
     def run(self) -> None:
