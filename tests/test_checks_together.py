@@ -487,19 +487,23 @@ def test_a_person_with_many_rows_comes_again_alone_and_nobody_waits_for_what_is_
         if alike == 1:
             assert [one.chosen for one in outcomes] == [one.chosen for one in (*many, few)]
         for one in (*many, few):  # the same four as in the first attempt, as these have charged it
-            check_id = one.request.signed.statement.check_id
-            charged = {who for who, agent in there.agents.items() if is_recorded(agent, check_id)}
-            slots = there.one.party.manifest.committee(0).slots
-            assert isinstance(one.came, CheckOutcome)
-            assert charged == {slots[slot] for slot in one.came.chosen}
+            charged, chosen = charged_and_chosen(there, one)
+            assert charged == chosen
 
 
-def is_recorded(agent: Agent, check_id: bytes) -> bool:
-    """Tell whether a custodian has charged a check."""
+def has_charged(agent: Agent, check_id: bytes) -> bool:
     statement = "SELECT 1 FROM check_request WHERE check_id = %s"
     return (
         agent.database.run("look", lambda connection: connection.execute(statement, (check_id,)).fetchone()) is not None
     )
+
+
+def charged_and_chosen(there: Wired, asked: Asked) -> tuple[set[str], set[str]]:
+    """Return who has charged a check, and whom the attempt asked that came of it."""
+    assert isinstance(asked.came, CheckOutcome)
+    check_id, slots = asked.request.signed.statement.check_id, there.one.party.manifest.committee(0).slots
+    charged = {who for who, agent in there.agents.items() if has_charged(agent, check_id)}
+    return charged, {slots[slot] for slot in asked.came.chosen}
 
 
 @pytest.mark.parametrize("alike", [1, 4])
@@ -516,11 +520,8 @@ def test_after_an_attempt_that_failed_the_next_asks_three_of_its_four_again(
         at.together(*several)
         assert [asked.read() for asked in several] == [asked.right for asked in several]
         for asked in several:
-            assert isinstance(asked.came, CheckOutcome)
-            check_id = asked.request.signed.statement.check_id
-            charged = {who for who, agent in there.agents.items() if is_recorded(agent, check_id)}
-            slots = there.one.party.manifest.committee(0).slots
-            assert charged >= {slots[slot] for slot in asked.came.chosen}
+            charged, chosen = charged_and_chosen(there, asked)
+            assert charged >= chosen
             assert len(charged) <= 5
 
 
