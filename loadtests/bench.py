@@ -6,9 +6,10 @@ All on this machine, on loopback: the baseline of `central.py`, and alliances of
 mutual TLS on every hop and one by plain HTTP. Blocks of one client's checks at each of them alternate, so that what
 else the machine does falls on all alike; a figure is the median of the blocks' medians, its noise how far apart those
 lie. The cryptography of a check alone is timed between the blocks, in this process. Then the alliance by TLS is alone:
-its rate with more and more clients, a load at half of that rate, batches, memory, deposits. What makes the load runs
-on the same cores. A thousand random cases are asked one by one and in a batch, by TLS and by plain HTTP. The limits of
-REST and service on one caller's rate are lifted, as settings can. Every verdict is compared with that of a plain sum.
+its rate with more and more clients, a load at half of that rate, batches, memory, deposits; and so is the central check
+for its rate and its tail. What makes the load runs on the same cores. A thousand random cases are asked one by one and
+in a batch, by TLS and by plain HTTP. The limits of REST and service on one caller's rate are lifted, as settings can.
+Every verdict is compared with that of a plain sum.
 Prints a table; all figures are in build/bench.json, and build/check-time.svg shows where a check's time goes.
 """
 
@@ -33,10 +34,11 @@ from check_steps import check_steps
 from deposits import drain
 from effort import FULL, QUICK, Effort
 from local_alliance import MEMBERS, LocalAlliance, local_alliance
+from memory import read_ns
 from one_client import measure_further_rules, measure_latency
 from processes import machine_core_seconds
-from saturation import measure_batches, measure_rates, worker_memory
-from targets import table
+from saturation import measure_batches, measure_central, measure_rates, worker_memory
+from targets import beside, table
 from verdicts import measure_verdicts
 
 PLAIN_OPTION = "--plain-http"
@@ -70,6 +72,8 @@ def main() -> int:
     if "check_steps_ms" in figures:
         args.out.with_name(PICTURE).write_text(picture(figures), encoding="utf-8")
     print(table(figures))
+    for line in beside(figures):
+        print(f"\n{line}")
     if "verdict_cases" in figures:
         ways, cases = figures["verdict_ways"], figures["verdict_cases"]
         print(f"\n{cases} random cases have the plain sum's verdicts, each of {ways} ways: TLS or not, single or batch")
@@ -90,19 +94,21 @@ class Bench:
     def run(self, root: Path) -> dict[str, Any]:
         """Return all figures."""
         effort, parts, say = self._effort, self._parts, self._say
-        figures: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}}
+        machine = {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2), "read_ns_by_mb": read_ns()}
+        figures: dict[str, Any] = {"machine": machine}
         names = ["tls", "plain"] if knows_tls() else ["plain"]
         with contextlib.ExitStack() as stack:
             first = stack.enter_context(self._alliance(root, names[0]))
             figures |= {f"idle_{name}": value for name, value in _at_rest(first).items()}
             if "latency" in parts:
-                with contextlib.ExitStack() as beside:
+                with contextlib.ExitStack() as more:
                     alliances = {names[0]: first}
                     for name in names[1:]:
-                        alliances[name] = beside.enter_context(self._alliance(root, name))
+                        alliances[name] = more.enter_context(self._alliance(root, name))
                     say("filling the central table")
-                    central = beside.enter_context(central_check(root))
+                    central = more.enter_context(central_check(root))
                     figures |= measure_latency(central, alliances, effort, say)
+                    figures |= measure_central(central, effort, say)
                     say("a thousand random cases, one by one and in a batch, at each alliance")
                     figures |= measure_verdicts(alliances, secrets.randbits(32))
                     say("steps of a check")
@@ -116,6 +122,7 @@ class Bench:
             figures |= {"agent_mb": worker_memory(first)["rss"], "agent_mb_pss": worker_memory(first)["pss"]}
             if "deposits" in parts:
                 figures |= self._deposits(first, root)
+        machine["read_ns_by_mb_at_the_end"] = read_ns()
         return figures
 
     def _say(self, text: str) -> None:

@@ -81,6 +81,31 @@ def erlang_c(cores: int, load: float) -> float:
     return blocked / (1 - load / cores * (1 - blocked))
 
 
+def waits_at_most(busy: float, times: float) -> float:
+    """Return the probability that an arrival waits for no more than so many times of service (Erlang 1909).
+
+    One server that takes each as long, one at a time (M/D/1), busy for that part of the time, below 1.
+    """
+    terms = [
+        (-busy * (times - number)) ** number / math.factorial(number) * math.exp(busy * (times - number))
+        for number in range(math.floor(times) + 1)
+    ]
+    return (1 - busy) * math.fsum(terms)
+
+
+def tail_of_one_server(busy: float) -> float:
+    """Return p99 over p50 of the time from arrival to answer, at such a server; `busy` up to 0.8."""
+
+    def within(part: float) -> float:
+        least, most = 0.0, 64.0  # beyond what one in a hundred waits for; the sum loses digits further out
+        while most - least > 1e-6:  # noqa: PLR2004  digits that nobody reads
+            middle = (least + most) / 2
+            least, most = (least, middle) if waits_at_most(busy, middle) >= part else (middle, most)
+        return 1 + most
+
+    return within(0.99) / within(0.5)
+
+
 def cost_of(figures: Mapping[str, Any]) -> Cost:
     """Read what a check takes from a bench's figures; the whole is that of a steady load where it was measured."""
     roles = next(

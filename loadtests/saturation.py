@@ -1,4 +1,7 @@
-"""What an alliance bears: its rate with more and more clients, a load at half of that, batches, memory under load."""
+"""What an alliance bears: its rate with more and more clients, a load at half of that, batches, memory under load.
+
+And the same rate and tail of the central check, which says what a tail is worth on this machine.
+"""
 
 import json
 import statistics
@@ -10,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from book import encoded, questions
+from central import Central
 from effort import Effort
 from load import Run, closed_loop, open_loop
 from local_alliance import LocalAlliance
@@ -30,13 +34,10 @@ def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str
     """
     doors = [alliance.door(member) for member in alliance.local["members"]]
     closed_loop(doors, 2 * len(doors), effort.warm_seconds)
-    steps = []
-    for clients in CLIENTS:
-        steps.append(_step(closed_loop(doors, clients, effort.steady_seconds / 2), clients))
-        say(f"{clients} clients: {steps[-1]}")
-    best = int(max(steps, key=lambda step: step["per_s"])["clients"])
+    steps = _steps(doors, effort.steady_seconds / 2, say)
+    best = _best(steps)
     runs = [_spent(alliance, lambda: closed_loop(doors, best, effort.steady_seconds)) for _ in range(effort.repeats)]
-    rates = [run.good / run.seconds for run, _ in runs]
+    rates = [_rate(run) for run, _ in runs]
     most = statistics.median(rates)
     say(f"saturation: {most:.0f} checks a second with {best} clients")
     halves = [
@@ -60,6 +61,45 @@ def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str
         "p99_over_p50_noise_percent": _spread(tails),
         "half_indeterminate": sum(run.indeterminate + run.refused for run, _ in halves),
     }
+
+
+def measure_central(central: Central, effort: Effort, say: Say) -> dict[str, Any]:
+    """Return the same of the central check: its rate at saturation, and the tail at half of it, in shorter runs."""
+    doors = [central.door]
+    best = _best(_steps(doors, effort.steady_seconds / 6, lambda _: None))
+    most = statistics.median(_rate(closed_loop(doors, best, effort.steady_seconds / 2)) for _ in range(effort.repeats))
+    halves = [open_loop(doors, most / 2, effort.steady_seconds / 2) for _ in range(effort.repeats)]
+    tails = [run.ms(0.99) / run.ms(0.5) for run in halves]
+    say(
+        f"the central check: {most:.0f} a second with {best} clients; at half of that "
+        f"p50 {_median(run.ms(0.5) for run in halves):.1f} ms, p99 {_median(run.ms(0.99) for run in halves):.1f} ms"
+    )
+    return {
+        "central_per_s": round(most, 1),
+        "central_clients": best,
+        "central_half_p50_ms": round(_median(run.ms(0.5) for run in halves), 2),
+        "central_half_p99_ms": round(_median(run.ms(0.99) for run in halves), 2),
+        "central_p99_over_p50": round(statistics.median(tails), 2),
+        "central_p99_over_p50_noise_percent": _spread(tails),
+    }
+
+
+def _steps(doors: Sequence[Door], seconds: float, say: Say) -> list[dict[str, float]]:
+    """Have more and more clients ask, each for so long."""
+    steps = []
+    for clients in CLIENTS:
+        steps.append(_step(closed_loop(doors, clients, seconds), clients))
+        say(f"{clients} clients: {steps[-1]}")
+    return steps
+
+
+def _best(steps: Sequence[dict[str, float]]) -> int:
+    """Return with how many clients most was answered."""
+    return int(max(steps, key=lambda step: step["per_s"])["clients"])
+
+
+def _rate(run: Run) -> float:
+    return run.good / run.seconds
 
 
 def measure_batches(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str, Any]:
@@ -136,7 +176,7 @@ def _spent(alliance: LocalAlliance, load: Callable[[], Run]) -> tuple[Run, float
 def _step(run: Run, clients: int) -> dict[str, float]:
     return {
         "clients": clients,
-        "per_s": round(run.good / run.seconds, 1),
+        "per_s": round(_rate(run), 1),
         "p50_ms": round(run.ms(0.5), 1),
         "p99_ms": round(run.ms(0.99), 1),
         "indeterminate": run.indeterminate + run.refused,

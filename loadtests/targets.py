@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capacity import tail_of_one_server
+
 Figures = Mapping[str, Any]
 
 
@@ -117,6 +119,23 @@ def table(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def beside(figures: Figures) -> list[str]:
+    """Return what the table is to be read with: the same tail of others, and how this machine reads its memory."""
+    lines = []
+    if "central_p99_over_p50" in figures:
+        lines.append(
+            f"the central check by the same measure: p99 {figures['central_p99_over_p50']:.1f} times p50 at half of its"
+            f" saturation, {figures['central_per_s']:.0f} a second; one server that takes each as long, at half of its"
+            f" load: {tail_of_one_server(0.5):.1f} times (M/D/1)"
+        )
+    machine = figures.get("machine", {})
+    first, last = machine.get("read_ns_by_mb"), machine.get("read_ns_by_mb_at_the_end")
+    if first and last:
+        told = ", ".join(f"{first[size]:g} and {last[size]:g} ns in {size} MB" for size in first)
+        lines.append(f"a read of memory that nothing foretells, before and after: {told}")
+    return lines
+
+
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004  digits that say something
 
@@ -126,7 +145,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", type=Path, default=Path("build/bench.json"))
     args = parser.parse_args()
-    print(table(json.loads(args.figures.read_text(encoding="utf-8"))))
+    figures = json.loads(args.figures.read_text(encoding="utf-8"))
+    print("\n\n".join([table(figures), *beside(figures)]))
     return 0
 
 

@@ -8,12 +8,13 @@ from xml.etree import ElementTree as ET
 
 import central
 import http_servers
+import memory
 import psycopg
 import pytest
 from book import LIMIT, policies, questions
 from check_picture import REST, bars, picture
 from load import Blocks, Run
-from targets import TARGETS, table
+from targets import TARGETS, beside, table
 from verdicts import random_questions
 
 KEY = "a key of the test"
@@ -94,6 +95,25 @@ def test_the_table_says_what_was_not_measured() -> None:
     lines = table({"check_p50_ms_tls": 9.0, "central_p50_ms": 1.2, "batch_per_s": None}).splitlines()
     assert "| 10 times | 5 | 7.50 | - | 0.75 | met |" in lines[2]
     assert sum("not measured" in line for line in lines) == len(TARGETS) - 1
+
+
+def test_the_table_is_read_with_the_tail_of_others_and_with_how_memory_is_read() -> None:
+    assert beside({"machine": {"cores": 2, "read_ns_by_mb": {}, "read_ns_by_mb_at_the_end": {}}}) == []
+    reads = {"1": 9.25, "16": 160.0}
+    machine = {"read_ns_by_mb": reads, "read_ns_by_mb_at_the_end": {"1": 13.0, "16": 150.0}}
+    tail, read = beside({"machine": machine, "central_p99_over_p50": 6.61, "central_per_s": 780.6})
+    assert "p99 6.6 times p50" in tail
+    assert "781 a second" in tail
+    assert "4.3 times (M/D/1)" in tail
+    assert read.endswith("9.25 and 13 ns in 1 MB, 160 and 150 ns in 16 MB")
+
+
+def test_memory_is_read_by_size_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = memory.read_ns(reads=1000, rounds=1)
+    assert list(found) == ["0.25", "1", "4", "16"]
+    assert min(found.values()) > 0
+    monkeypatch.setenv("PATH", "")
+    assert memory.read_ns(reads=1000, rounds=1) == {}
 
 
 def test_the_picture_accounts_for_all_of_a_checks_time() -> None:

@@ -1,9 +1,10 @@
 """The arithmetic of the capacity model: queues as the books have them, loads that add up."""
 
 import math
+import random
 
 import pytest
-from capacity import CUSTODIANS, HEADERS, Cost, capacity, cost_of, erlang_c
+from capacity import CUSTODIANS, HEADERS, Cost, capacity, cost_of, erlang_c, tail_of_one_server, waits_at_most
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,30 @@ def test_who_waits_is_the_sum_over_the_states_of_the_queue(cores: int, part: flo
 def test_a_queue_that_cannot_keep_up_has_no_wait(load: float) -> None:
     with pytest.raises(ValueError, match="grows without end"):
         erlang_c(2, load)
+
+
+@given(busy=st.floats(0.05, 0.8), times=st.floats(0, 6))
+def test_waits_at_one_server_are_those_that_the_queue_itself_gives(busy: float, times: float) -> None:
+    # Takacs: the wait's distribution F has F'(t) = busy * (F(t) - F(t - 1)), and F(0) = 1 - busy.
+    assert waits_at_most(busy, 0) == pytest.approx(1 - busy)
+    assert 1 - busy - 1e-9 <= waits_at_most(busy, times) <= waits_at_most(busy, times + 0.5) + 1e-9 <= 1 + 2e-9
+    step, begin = 1e-5, math.floor(times) + 0.5  # where the distribution has no kink
+    slope = (waits_at_most(busy, begin + step) - waits_at_most(busy, begin - step)) / (2 * step)
+    before = waits_at_most(busy, begin - 1) if begin >= 1 else 0.0
+    assert slope == pytest.approx(busy * (waits_at_most(busy, begin) - before), abs=1e-6)
+
+
+def test_one_server_that_takes_each_as_long_has_a_long_tail_at_half_of_its_load() -> None:
+    # Half find it free, so p50 is one service; Lindley's recursion over 200,000 random arrivals says the same of p99.
+    random_ = random.Random(5)  # noqa: S311  no secret
+    wait, waits = 0.0, []
+    for _ in range(200_000):
+        wait = max(0.0, wait + 1 - random_.expovariate(0.5))
+        waits.append(wait)
+    waits.sort()
+    simulated = (1 + waits[int(0.99 * len(waits))]) / (1 + waits[len(waits) // 2])
+    assert tail_of_one_server(0.5) == pytest.approx(simulated, rel=0.05)
+    assert tail_of_one_server(0.5) == pytest.approx(4.34, abs=0.01)
 
 
 def test_a_check_is_one_question_one_relay_and_four_answers() -> None:
