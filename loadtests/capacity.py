@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 CUSTODIANS = 4
+_MOST_TIMES = 16.0
 SLOWEST = sum(1 / number for number in range(1, CUSTODIANS + 1))
 HEADERS = 400
 """Bytes of HTTP and TLS about a message, roughly."""
@@ -84,8 +85,11 @@ def erlang_c(cores: int, load: float) -> float:
 def waits_at_most(busy: float, times: float) -> float:
     """Return the probability that an arrival waits for no more than so many times of service (Erlang 1909).
 
-    One server that takes each as long, one at a time (M/D/1), busy for that part of the time, below 1.
+    One server that takes each as long, one at a time (M/D/1), busy for that part of the time. `busy` is up to 0.8 and
+    `times` up to 16, beyond which the sum's terms cancel each other's digits: else `ValueError`.
     """
+    if not (0 <= busy <= 0.8 and 0 <= times <= _MOST_TIMES):  # noqa: PLR2004  as above
+        raise ValueError("the sum has no digits left there")
     terms = [
         (-busy * (times - number)) ** number / math.factorial(number) * math.exp(busy * (times - number))
         for number in range(math.floor(times) + 1)
@@ -94,10 +98,10 @@ def waits_at_most(busy: float, times: float) -> float:
 
 
 def tail_of_one_server(busy: float) -> float:
-    """Return p99 over p50 of the time from arrival to answer, at such a server; `busy` up to 0.8."""
+    """Return p99 over p50 of the time from arrival to answer, at such a server; `busy` is up to 0.8."""
 
     def within(part: float) -> float:
-        least, most = 0.0, 64.0  # beyond what one in a hundred waits for; the sum loses digits further out
+        least, most = 0.0, _MOST_TIMES  # which fewer than one in a hundred wait for
         while most - least > 1e-6:  # noqa: PLR2004  digits that nobody reads
             middle = (least + most) / 2
             least, most = (least, middle) if waits_at_most(busy, middle) >= part else (middle, most)

@@ -1,11 +1,11 @@
-"""How long a read takes that nothing foretells, by how much memory the reads are spread over.
+"""How long dependent random reads take, by how much memory they are spread over.
 
     .venv/bin/python loadtests/memory.py
 
 Each read's place stands in what was read before (a ring over lines of 64 bytes in random order), so no processor can
-begin the next early: the figures step up where a cache ends. An alliance of six on one machine touches some megabytes a
-check in a dozen processes; where that is more than the caches hold, these reads are most of its time. A small C
-program, compiled for the run. Prints nanoseconds, medians of several rounds.
+begin the next early: the figures step up where a cache ends, and with it what the tables of pages need. It tells hours
+of a shared machine apart, whose last cache is others', too. A small C program, compiled for the run. Prints
+nanoseconds, medians of several rounds.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ SOURCE = """
 
 static uint64_t state = 88172645463325252u;
 
-static uint64_t drawn(uint64_t below) /* Marsaglia's xorshift: an order that nothing foretells, and no secret */
+static uint64_t drawn(uint64_t below) /* Marsaglia's xorshift: a random order, and no secret */
 {
     state ^= state << 13;
     state ^= state >> 7;
@@ -70,28 +70,29 @@ double read_ns(size_t bytes, size_t reads)
 
 
 def read_ns(reads: int = 400_000, rounds: int = ROUNDS) -> dict[str, float]:
-    """Return nanoseconds a read by megabytes; empty where there is no C compiler."""
+    """Return nanoseconds a read by megabytes; empty where that cannot be measured, as without a C compiler."""
     with tempfile.TemporaryDirectory() as directory:
         source, library = Path(directory) / "memory.c", Path(directory) / "memory.so"
         source.write_text(SOURCE, encoding="utf-8")
         line = ["cc", "-O2", "-std=gnu11", "-shared", "-fPIC", "-o", str(library), str(source)]
         try:
             subprocess.run(line, check=True, capture_output=True)
+            measure = ctypes.CDLL(str(library)).read_ns
         except (OSError, subprocess.CalledProcessError):
             return {}
-        measure = ctypes.CDLL(str(library)).read_ns
     measure.argtypes, measure.restype = [ctypes.c_size_t, ctypes.c_size_t], ctypes.c_double
-    return {
+    found = {
         f"{size:g}": round(statistics.median(measure(int(size * (1 << 20)), reads) for _ in range(rounds)), 1)
         for size in MEGABYTES
     }
+    return found if min(found.values()) > 0 else {}
 
 
 def main() -> int:
     """Measure and print."""
     found = read_ns()
     if not found:
-        print("there is no C compiler", file=sys.stderr)
+        print("it cannot be measured: is there a C compiler?", file=sys.stderr)
         return 1
     print(json.dumps(found, indent=1))
     return 0

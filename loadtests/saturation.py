@@ -4,6 +4,7 @@ And the same rate and tail of the central check, which says what a tail is worth
 """
 
 import json
+import os
 import statistics
 import time
 from collections import Counter
@@ -55,6 +56,7 @@ def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str
         "core_ms_per_check": round(statistics.median(core), 2),
         "core_ms_per_check_at_half": round(_median(1000 * spent / run.good for run, spent in halves), 2),
         "core_ms_noise_percent": _spread(core),
+        "half_of_cores": round(_median(_cores_used(run, spent) for run, spent in halves), 3),
         "half_p50_ms": round(_median(run.ms(0.5) for run, _ in halves), 2),
         "half_p99_ms": round(_median(run.ms(0.99) for run, _ in halves), 2),
         "p99_over_p50": round(statistics.median(tails), 2),
@@ -69,6 +71,9 @@ def measure_central(central: Central, effort: Effort, say: Say) -> dict[str, Any
     best = _best(_steps(doors, effort.steady_seconds / 6, lambda _: None))
     most = statistics.median(_rate(closed_loop(doors, best, effort.steady_seconds / 2)) for _ in range(effort.repeats))
     halves = [open_loop(doors, most / 2, effort.steady_seconds / 2) for _ in range(effort.repeats)]
+    lost = sum(run.indeterminate + run.refused for run in halves)
+    if lost:
+        raise RuntimeError(f"{lost} of the central check's answers have no verdict")
     tails = [run.ms(0.99) / run.ms(0.5) for run in halves]
     say(
         f"the central check: {most:.0f} a second with {best} clients; at half of that "
@@ -77,6 +82,9 @@ def measure_central(central: Central, effort: Effort, say: Say) -> dict[str, Any
     return {
         "central_per_s": round(most, 1),
         "central_clients": best,
+        "central_client_core_ms_at_half": round(
+            _median(1000 * run.client_core_seconds / run.good for run in halves), 3
+        ),
         "central_half_p50_ms": round(_median(run.ms(0.5) for run in halves), 2),
         "central_half_p99_ms": round(_median(run.ms(0.99) for run in halves), 2),
         "central_p99_over_p50": round(statistics.median(tails), 2),
@@ -96,6 +104,11 @@ def _steps(doors: Sequence[Door], seconds: float, say: Say) -> list[dict[str, fl
 def _best(steps: Sequence[dict[str, float]]) -> int:
     """Return with how many clients most was answered."""
     return int(max(steps, key=lambda step: step["per_s"])["clients"])
+
+
+def _cores_used(run: Run, spent: float) -> float:
+    """Return which part of the machine's cores a load and what makes it have used."""
+    return (spent + run.client_core_seconds) / run.seconds / (os.cpu_count() or 1)
 
 
 def _rate(run: Run) -> float:

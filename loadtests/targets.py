@@ -125,14 +125,19 @@ def beside(figures: Figures) -> list[str]:
     if "central_p99_over_p50" in figures:
         lines.append(
             f"the central check by the same measure: p99 {figures['central_p99_over_p50']:.1f} times p50 at half of its"
-            f" saturation, {figures['central_per_s']:.0f} a second; one server that takes each as long, at half of its"
-            f" load: {tail_of_one_server(0.5):.1f} times (M/D/1)"
+            f" saturation, {figures['central_per_s']:.0f} a second"
         )
+        busy = figures.get("half_of_cores", 1.0)
+        if busy <= 0.8:  # noqa: PLR2004  as far as the formula has digits
+            lines[-1] += (
+                f"; one server that takes each as long, busy for {busy:.2f} of the time as the cores are:"
+                f" {tail_of_one_server(busy):.1f} times (M/D/1)"
+            )
     machine = figures.get("machine", {})
     first, last = machine.get("read_ns_by_mb"), machine.get("read_ns_by_mb_at_the_end")
     if first and last:
         told = ", ".join(f"{first[size]:g} and {last[size]:g} ns in {size} MB" for size in first)
-        lines.append(f"a read of memory that nothing foretells, before and after: {told}")
+        lines.append(f"dependent random reads of memory, before and after: {told}")
     return lines
 
 

@@ -101,17 +101,18 @@ def test_the_table_is_read_with_the_tail_of_others_and_with_how_memory_is_read()
     assert beside({"machine": {"cores": 2, "read_ns_by_mb": {}, "read_ns_by_mb_at_the_end": {}}}) == []
     reads = {"1": 9.25, "16": 160.0}
     machine = {"read_ns_by_mb": reads, "read_ns_by_mb_at_the_end": {"1": 13.0, "16": 150.0}}
-    tail, read = beside({"machine": machine, "central_p99_over_p50": 6.61, "central_per_s": 780.6})
+    busy = {"half_of_cores": 0.72}
+    tail, read = beside({"machine": machine, "central_p99_over_p50": 6.61, "central_per_s": 780.6} | busy)
     assert "p99 6.6 times p50" in tail
     assert "781 a second" in tail
-    assert "4.3 times (M/D/1)" in tail
+    assert "busy for 0.72 of the time as the cores are: 4.5 times (M/D/1)" in tail
     assert read.endswith("9.25 and 13 ns in 1 MB, 160 and 150 ns in 16 MB")
 
 
 def test_memory_is_read_by_size_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = memory.read_ns(reads=1000, rounds=1)
+    found = memory.read_ns(reads=100_000, rounds=1)
     assert list(found) == ["0.25", "1", "4", "16"]
-    assert min(found.values()) > 0
+    assert min(found.values()) > 0.3  # no processor loads what the load before tells it of in less than a cycle
     monkeypatch.setenv("PATH", "")
     assert memory.read_ns(reads=1000, rounds=1) == {}
 
