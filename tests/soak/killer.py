@@ -110,14 +110,22 @@ class Killer:
 
     def _kill_postgres_backend(self) -> None:
         """Kill one of the server's processes, in a transaction if there is one: all others end, and it recovers."""
+        wait_until(self._has_killed_a_backend)
+
+    def _has_killed_a_backend(self) -> bool:
         query = (
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'insurer-agent'"
             " ORDER BY xact_start IS NULL, random() LIMIT 1"
         )
-        found: list[int] = []
         with psycopg.connect(self._postgres.dsn(), autocommit=True) as connection:
-            wait_until(lambda: found.extend(pid for (pid,) in connection.execute(query)) or found)
-        os.kill(found[0], signal.SIGKILL)
+            row = connection.execute(query).fetchone()
+        if row is None:
+            return False
+        try:
+            os.kill(row[0], signal.SIGKILL)
+        except ProcessLookupError:  # it ended meanwhile, as its agent was killed just before
+            return False
+        return True
 
     def _kill_postgres(self) -> None:
         process = self._postgres._process
