@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 CUSTODIANS = 4
-_MOST_TIMES = 16.0
 SLOWEST = sum(1 / number for number in range(1, CUSTODIANS + 1))
 HEADERS = 400
 """Bytes of HTTP and TLS about a message, roughly."""
+MOST_BUSY, _MOST_TIMES = 0.8, 16.0
+"""How busy a server, and how long a wait, `waits_at_most` knows of: beyond, its terms cancel each other's digits."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,9 @@ def waits_at_most(busy: float, times: float) -> float:
     """Return the probability that an arrival waits for no more than so many times of service (Erlang 1909).
 
     One server that takes each as long, one at a time (M/D/1), busy for that part of the time. `busy` is up to 0.8 and
-    `times` up to 16, beyond which the sum's terms cancel each other's digits: else `ValueError`.
+    `times` up to 16: else `ValueError`.
     """
-    if not (0 <= busy <= 0.8 and 0 <= times <= _MOST_TIMES):  # noqa: PLR2004  as above
+    if not (0 <= busy <= MOST_BUSY and 0 <= times <= _MOST_TIMES):
         raise ValueError("the sum has no digits left there")
     terms = [
         (-busy * (times - number)) ** number / math.factorial(number) * math.exp(busy * (times - number))

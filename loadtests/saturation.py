@@ -44,8 +44,8 @@ def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str
     halves = [
         _spent(alliance, lambda: open_loop(doors, most / 2, effort.steady_seconds)) for _ in range(effort.repeats)
     ]
-    tails = [run.ms(0.99) / run.ms(0.5) for run, _ in halves]
-    say(f"half of saturation: p50 {halves[-1][0].ms(0.5):.1f} ms, p99 {halves[-1][0].ms(0.99):.1f} ms")
+    tail = _tail([run for run, _ in halves])
+    say(f"half of saturation: p50 {tail['half_p50_ms']:.1f} ms, p99 {tail['half_p99_ms']:.1f} ms")
     core = [1000 * spent / run.good for run, spent in runs]
     return {
         "single_per_s": round(most, 1),
@@ -57,12 +57,8 @@ def measure_rates(alliance: LocalAlliance, effort: Effort, say: Say) -> dict[str
         "core_ms_per_check_at_half": round(_median(1000 * spent / run.good for run, spent in halves), 2),
         "core_ms_noise_percent": _spread(core),
         "half_of_cores": round(_median(_cores_used(run, spent) for run, spent in halves), 3),
-        "half_p50_ms": round(_median(run.ms(0.5) for run, _ in halves), 2),
-        "half_p99_ms": round(_median(run.ms(0.99) for run, _ in halves), 2),
-        "p99_over_p50": round(statistics.median(tails), 2),
-        "p99_over_p50_noise_percent": _spread(tails),
         "half_indeterminate": sum(run.indeterminate + run.refused for run, _ in halves),
-    }
+    } | tail
 
 
 def measure_central(central: Central, effort: Effort, say: Say) -> dict[str, Any]:
@@ -74,10 +70,10 @@ def measure_central(central: Central, effort: Effort, say: Say) -> dict[str, Any
     lost = sum(run.indeterminate + run.refused for run in halves)
     if lost:
         raise RuntimeError(f"{lost} of the central check's answers have no verdict")
-    tails = [run.ms(0.99) / run.ms(0.5) for run in halves]
+    tail = _tail(halves)
     say(
         f"the central check: {most:.0f} a second with {best} clients; at half of that "
-        f"p50 {_median(run.ms(0.5) for run in halves):.1f} ms, p99 {_median(run.ms(0.99) for run in halves):.1f} ms"
+        f"p50 {tail['half_p50_ms']:.1f} ms, p99 {tail['half_p99_ms']:.1f} ms"
     )
     return {
         "central_per_s": round(most, 1),
@@ -85,11 +81,7 @@ def measure_central(central: Central, effort: Effort, say: Say) -> dict[str, Any
         "central_client_core_ms_at_half": round(
             _median(1000 * run.client_core_seconds / run.good for run in halves), 3
         ),
-        "central_half_p50_ms": round(_median(run.ms(0.5) for run in halves), 2),
-        "central_half_p99_ms": round(_median(run.ms(0.99) for run in halves), 2),
-        "central_p99_over_p50": round(statistics.median(tails), 2),
-        "central_p99_over_p50_noise_percent": _spread(tails),
-    }
+    } | {f"central_{name}": value for name, value in tail.items()}
 
 
 def _steps(doors: Sequence[Door], seconds: float, say: Say) -> list[dict[str, float]]:
@@ -104,6 +96,17 @@ def _steps(doors: Sequence[Door], seconds: float, say: Say) -> list[dict[str, fl
 def _best(steps: Sequence[dict[str, float]]) -> int:
     """Return with how many clients most was answered."""
     return int(max(steps, key=lambda step: step["per_s"])["clients"])
+
+
+def _tail(halves: Sequence[Run]) -> dict[str, float]:
+    """Return p50 and p99 of loads at half of saturation, medians of theirs, and how much one is of the other."""
+    tails = [run.ms(0.99) / run.ms(0.5) for run in halves]
+    return {
+        "half_p50_ms": round(_median(run.ms(0.5) for run in halves), 2),
+        "half_p99_ms": round(_median(run.ms(0.99) for run in halves), 2),
+        "p99_over_p50": round(statistics.median(tails), 2),
+        "p99_over_p50_noise_percent": _spread(tails),
+    }
 
 
 def _cores_used(run: Run, spent: float) -> float:

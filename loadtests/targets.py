@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capacity import tail_of_one_server
+from capacity import MOST_BUSY, tail_of_one_server
 
 Figures = Mapping[str, Any]
 
@@ -128,7 +128,7 @@ def beside(figures: Figures) -> list[str]:
             f" saturation, {figures['central_per_s']:.0f} a second"
         )
         busy = figures.get("half_of_cores", 1.0)
-        if busy <= 0.8:  # noqa: PLR2004  as far as the formula has digits
+        if busy <= MOST_BUSY:
             lines[-1] += (
                 f"; one server that takes each as long, busy for {busy:.2f} of the time as the cores are:"
                 f" {tail_of_one_server(busy):.1f} times (M/D/1)"
